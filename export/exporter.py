@@ -1,0 +1,330 @@
+"""The export, from a checkpoint to a bundle, in the order it happens.
+
+Whatever can be refused is refused before the weights are read; everything is written in a staging
+directory; the last step is a rename.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from visprune.bundle import MANIFEST, SCHEMA_VERSION, Bundle, FileRecord, Manifest, Parity, Pruning, Source, Stage
+from visprune.errors import ExportError, UsageError
+from visprune.export.checkpoint import Checkpoint, find
+from visprune.export.targets import Target
+from visprune.export.targets import target as find_target
+from visprune.optional import require
+from visprune.pruning.base import VisionPruner
+from visprune.records import sha256
+from visprune.registry import load_method
+from visprune.staging import check_destination, staged
+
+if TYPE_CHECKING:
+    from visprune.bundle import Graph
+    from visprune.export.parts import Features
+
+__all__ = ["ExportOptions", "Progress", "export"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+_DTYPES = {"fp32": "float32", "fp16": "float16"}
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export, checked as far as that is possible without the model.
+
+    Attributes:
+        method: Name of a pruning method, or an instance of one with its own knobs.
+        ratio: Fraction of visual tokens kept, in (0, 1].
+        keep_tokens: Visual tokens kept of one image, instead of a ratio.
+        target: Platform, see `export.targets`.
+        dtype: "fp32" or "fp16"; the target's own if None.
+        verify: Whether to compare the graphs with PyTorch.
+        force: Whether an existing bundle may be replaced.
+    """
+
+    method: str | VisionPruner
+    ratio: float | None = None
+    keep_tokens: int | None = None
+    target: str = "onnxruntime"
+    dtype: Literal["fp32", "fp16"] | None = None
+    verify: bool = True
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.keep_tokens is not None:
+            raise UsageError("Both a ratio and a number of tokens were given.", "Give one of them.")
+        if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
+            raise UsageError(
+                f"The ratio {self.ratio:g} is outside (0, 1].",
+                "Give the fraction of visual tokens to keep, for example 0.25.",
+            )
+        if self.dtype is not None and self.dtype not in _DTYPES:
+            raise UsageError(f"There is no dtype {self.dtype!r}.", "Use fp32 or fp16.")
+
+    def pruner(self) -> VisionPruner:
+        """The method."""
+        return load_method(self.method)() if isinstance(self.method, str) else self.method
+
+
+def export(
+    model: str | Path | None = None,
+    *,
+    method: str | VisionPruner,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Bundle:
+    """Export a checkpoint with a pruning method into a new bundle.
+
+    Args:
+        model: A directory, a hub id, or None for the bundled demo model.
+        method: Name of a pruning method, or an instance of one.
+        output: The directory to make; by default named after model, method and budget.
+        progress: Called as the work goes on.
+        **options: The other fields of `ExportOptions`: ratio, keep_tokens, target, dtype, verify, force.
+
+    Raises:
+        UsageError: Options that make no sense, or an output that exists.
+        CheckpointError: The checkpoint is missing or broken.
+        UnsupportedError: The model, or the method on this model, cannot be exported.
+        ParityError: The graphs do not compute what PyTorch computes.
+        ExportError: The disk is full.
+        MissingExtraError: torch or another package of the `export` extra is missing.
+    """
+    settings = ExportOptions(method=method, **options)
+    pruner, target = settings.pruner(), find_target(settings.target)
+    if output is not None:
+        check_destination(Path(output), force=settings.force, marker=MANIFEST)
+    checkpoint = find(model)
+    for module in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
+        require(module, extra="export")
+    if settings.verify:
+        require("onnxruntime", extra="cpu")
+    _quiet_transformers()
+    from visprune.export import loading, models
+
+    config = loading.load_config(checkpoint)
+    features = models.family(checkpoint.model_type).features(config)
+    budget = pruner.budget(features.layout)
+    if settings.keep_tokens is not None:
+        keep = budget.from_tokens(settings.keep_tokens)
+    else:
+        keep = budget.from_ratio(1.0 if settings.ratio is None else settings.ratio)
+    name = method if isinstance(method, str) else type(pruner).__name__.lower()
+    suffix = "" if target.name == "onnxruntime" else f"-{target.name}"
+    kept = "" if keep == budget.visual_tokens else f"-keep{keep}"
+    destination = Path(output) if output is not None else Path(f"{checkpoint.short_name}-{name}{kept}{suffix}")
+    check_destination(destination, force=settings.force, marker=MANIFEST)
+    job = _Job(
+        checkpoint=checkpoint,
+        config=config,
+        features=features,
+        pruner=pruner,
+        pruning=Pruning(
+            method=name,
+            options={key: getattr(pruner, key) for key in getattr(pruner, "__dataclass_fields__", {})},
+            keep_tokens=keep,
+            budget=budget,
+            grid=None if features.side == 0 else (features.side, features.side),
+            grid_offset=features.skipped_patches,
+            always_kept=features.always_kept,
+            positions=pruner.positions,
+        ),
+        target=target,
+        dtype=_DTYPES[settings.dtype] if settings.dtype else target.dtype,
+        progress=progress or (lambda what, done, total: None),
+    )
+    _check_space(checkpoint, job.dtype, destination)
+    with staged(destination) as folder:
+        job.write(folder, verify=settings.verify)
+    return Bundle.open(destination)
+
+
+def _quiet_transformers() -> None:
+    """Its notes on processors and kernels are not the user's concern; its errors still show."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _check_space(checkpoint: Checkpoint, dtype: str, destination: Path) -> None:
+    """Refuse early where the disk cannot hold even the weights. Config dtypes vary, so half is assumed."""
+    parent = destination.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    needed = checkpoint.size() if dtype == "float32" else checkpoint.size() // 2
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ExportError(
+            f"The bundle needs about {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free.",
+            "Free some space, or choose another disk with -o.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All decisions made; what is left is to write."""
+
+    checkpoint: Checkpoint
+    config: Any
+    features: Features
+    pruner: VisionPruner
+    pruning: Pruning
+    target: Target
+    dtype: str
+    progress: Progress
+
+    def write(self, folder: Path, *, verify: bool) -> None:
+        """Write a complete bundle into an empty folder."""
+        from visprune.export import loading, models
+
+        family = models.family(self.checkpoint.model_type)
+        self.progress("loading the checkpoint", 0, 1)
+        processor = loading.load_processor(self.checkpoint, self.config)
+        _check_image_processor(processor.image_processor, self.features)
+        model = loading.load_model(self.checkpoint)
+        parts = family.parts(model)
+        self.progress("loading the checkpoint", 1, 1)
+
+        loading.write_processor(processor, folder)
+        graphs = self._write_graphs(model, family, folder)
+        parity = Parity(verified=False)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            source=self._source(model),
+            target=self.target.name,
+            flavour=self.target.flavour,
+            dtype=self.dtype,
+            opset=self.target.opset,
+            graphs=graphs,
+            stages=_stages(graphs),
+            pruning=self.pruning,
+            decoder=loading.decoder_facts(model, self.dtype),
+            text=processor.text,
+            image_processor="preprocessor_config.json",
+            parity=parity,
+            files={},
+        )
+        manifest = replace(manifest, files=self._hash(folder))
+        if verify:
+            from visprune.export.verify import verify as compare
+
+            count = 0
+
+            def report(name: str) -> None:
+                nonlocal count
+                count += 1
+                self.progress("comparing with PyTorch", count, count + 1)
+
+            self.progress("comparing with PyTorch", 0, 1)
+            parity = compare(Bundle(folder, manifest), model, parts, self.features, self.pruner, report)
+            self.progress("comparing with PyTorch", 1, 1)
+            manifest = replace(manifest, parity=parity)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+    def _write_graphs(self, model: Any, family: Any, folder: Path) -> dict[str, Graph]:
+        import torch
+
+        from visprune.export import loading
+        from visprune.export.plan import plan
+        from visprune.export.trace import trace
+        from visprune.export.write import write_graph
+
+        dtype = getattr(torch, self.dtype)
+        bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
+        steps = plan(self.config, self.features, self.pruner, dtype)
+        written = {}
+        for index, step in enumerate(steps):
+            self.progress("tracing the graphs", index, len(steps))
+            with fake:
+                skeleton = step.build(family.parts(bare)).eval()
+            weights = step.build(family.parts(model)).eval()
+            graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
+            total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
+            done = 0
+
+            def advance(count: int, name: str = step.name, total: int = total) -> None:
+                nonlocal done
+                done += count
+                self.progress(f"writing {name}", min(done, total), total)
+
+            written[step.name] = write_graph(graph, weights, folder, step.name, advance)
+        self.progress("tracing the graphs", len(steps), len(steps))
+        return written
+
+    def _hash(self, folder: Path) -> dict[str, FileRecord]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        records = {}
+        for index, path in enumerate(files):
+            self.progress("hashing the files", index, len(files))
+            records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
+        self.progress("hashing the files", len(files), len(files))
+        return records
+
+    def _source(self, model: Any) -> Source:
+        versions = {"visprune": _version("visprune"), "python": platform.python_version()}
+        versions |= {name: _version(name) for name in _PACKAGES if _version(name)}
+        return Source(
+            model=self.checkpoint.name,
+            model_type=self.checkpoint.model_type,
+            vision_type=self.config.vision_config.model_type,
+            text_type=self.config.text_config.model_type,
+            parameters=sum(p.numel() for p in model.parameters()),
+            weights_dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            weights_sha256=self.checkpoint.weights_sha256(),
+            versions=versions,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _check_image_processor(config: dict[str, Any], features: Features) -> None:
+    """Refuse here what the runtime would refuse, or what the vision encoder would not take."""
+    import numpy as np
+    from PIL import Image
+
+    from visprune.runtime.preprocess import ImageProcessor
+
+    size = features.image_size
+    pixels = ImageProcessor.from_config(config)(Image.fromarray(np.zeros((size, size + 2, 3), np.uint8)))
+    if pixels.shape[1:] != (features.channels, size, size):
+        raise ExportError(
+            f"The image processor makes pictures of {pixels.shape[3]} x {pixels.shape[2]} pixels, and the vision "
+            f"tower takes {size} x {size}.",
+            "Correct preprocessor_config.json.",
+        )
+
+
+def _stages(graphs: dict[str, Graph]) -> tuple[Stage, ...]:
+    """The program: every graph once, its tensors' names being the values' names.
+
+    One name is taken twice: the features before and after the pruner.
+    """
+    renamed = {("vision_encoder", "image_features"): "vision_features"}
+    return tuple(
+        Stage(
+            graph=name,
+            when="visual" if name in ("vision_encoder", "token_pruner") else "always",
+            inputs={spec.name: spec.name for spec in graph.inputs},
+            outputs={spec.name: renamed.get((name, spec.name), spec.name) for spec in graph.outputs},
+        )
+        for name, graph in graphs.items()
+    )

@@ -1,0 +1,153 @@
+"""The modules that become graphs: thin wrappers around the checkpoint's own.
+
+Each wrapper is built twice: around weightless modules, to be traced; and around the loaded ones, as
+the reference the trace is checked against and the source of its weights, which have equal names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visprune.export.parts import Features, Parts
+from visprune.pruning.base import VisionPruner
+from visprune.pruning.select import gather_tokens
+from visprune.pruning.signals import SIGNALS, LayerAttention
+
+__all__ = ["Decoder", "Embedding", "TokenPruner", "VisionEncoder"]
+
+
+class VisionEncoder(nn.Module):
+    """pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then one [T, N] for each signal.
+
+    Layers after the last one that the projector takes are not part of it.
+    """
+
+    def __init__(self, parts: Parts, tower: ModuleType, features: Features, signals: Sequence[str]) -> None:
+        super().__init__()
+        self.depth = max(features.layer_counts)
+        self.tower = parts.tower
+        self.family = tower
+        self.features = features
+        self.signals = [SIGNALS[name] for name in signals]
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Run the tower as far as the projector's features."""
+        hidden = self.family.embed(self.tower, pixel_values)
+        states = [hidden]
+        recorder: list[Tensor] = []
+        for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
+            scored = bool(self.signals) and index == self.depth - 1
+            hidden = layer(hidden, None, recorder=recorder if scored else None)
+            states.append(hidden)
+        chosen = [states[count][:, self.features.dropped_tokens :] for count in self.features.layer_counts]
+        image_features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+        if not self.signals:
+            return (image_features,)
+        attention = LayerAttention(recorder[0], self.features.prefix_tokens, self.features.skipped_patches)
+        return (image_features, *(signal(attention) for signal in self.signals))
+
+
+class TokenPruner(nn.Module):
+    """Select, gather, then project, so that dropped tokens are never projected.
+
+    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] ->
+    image_features [T * (A + K), D], keep_indices [T, K]
+    """
+
+    def __init__(self, parts: Parts, features: Features, pruner: VisionPruner) -> None:
+        super().__init__()
+        self.projector = parts.projector
+        self.pruner = pruner
+        self.features = features
+        self.names = list(pruner.signals)
+        constants = pruner.constants(features.layout)
+        self.constant_names = list(constants)
+        for name, array in constants.items():
+            self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
+
+    def forward(self, vision_features: Tensor, keep_tokens: Tensor, signals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Prune and project."""
+        layout, always_kept = self.features.layout, self.features.always_kept
+        count = int(keep_tokens.item())
+        torch._check(count >= 1)
+        torch._check(count <= layout.visual_tokens)
+        known = dict(zip(self.names, signals, strict=True))
+        known |= {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
+        indices = self.pruner.select(vision_features[:, always_kept:], known, count, layout)  # [T, K]
+        kept = gather_tokens(vision_features, indices, always_kept)  # [T * (A + K), Dv]
+        return self.projector(kept), indices
+
+
+class Embedding(nn.Module):
+    """input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D].
+
+    Placeholders take the M visual tokens in order. M may be 0: the row of zeros that is appended
+    gives every other position something to gather, so no shape depends on data.
+    """
+
+    def __init__(self, parts: Parts, image_token_id: int) -> None:
+        super().__init__()
+        self.embed_tokens = parts.language_model.get_input_embeddings()
+        self.image_token_id = image_token_id
+
+    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        """Look up text, put visual tokens in place."""
+        is_visual = input_ids == self.image_token_id  # [B, S]
+        text = self.embed_tokens(input_ids.masked_fill(is_visual, 0))
+        order = is_visual.long().cumsum(dim=1) - 1
+        order = torch.where(is_visual, order, image_features.shape[0])
+        padded = torch.cat([image_features, torch.zeros_like(image_features[:1].sum(0, keepdim=True))])
+        visual = padded.index_select(0, order.reshape(-1)).reshape(text.shape)
+        return torch.where(is_visual.unsqueeze(-1), visual, text)
+
+
+class _Cache:
+    """What a decoder layer calls to extend its keys and values: concatenation, and nothing kept."""
+
+    def __init__(self, past: Sequence[Tensor]) -> None:
+        self.past = past
+        self.present: list[Tensor] = []
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        key = torch.cat([self.past[2 * layer_idx], key], dim=2)  # [B, Hkv, P + S, Dh]
+        value = torch.cat([self.past[2 * layer_idx + 1], value], dim=2)
+        self.present += [key, value]
+        return key, value
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.past[0].shape[2]
+
+
+class Decoder(nn.Module):
+    """inputs_embeds [B, S, D], position_ids [B, S], past -> logits [B, 1, V], present.
+
+    The model's own forward runs, so whatever a family does between layers is kept. The causal mask
+    is made here from S and P: it counts cached tokens, and positions may have gaps.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.language_model = parts.language_model
+        self.lm_head = parts.lm_head
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+        """Prefill when P is 0, decode when S is 1; anything between is a later turn."""
+        length, before = inputs_embeds.shape[1], past[0].shape[2]
+        query = torch.arange(length).unsqueeze(1) + before  # [S, 1]
+        hidden_from = torch.arange(before + length).unsqueeze(0) > query  # [S, P + S]
+        lowest = torch.finfo(inputs_embeds.dtype).min
+        mask = torch.zeros((), dtype=inputs_embeds.dtype).masked_fill(hidden_from, lowest)
+        cache = _Cache(past)
+        hidden = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask[None, None],
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return (self.lm_head(hidden[:, -1:]), *cache.present)

@@ -1,0 +1,188 @@
+"""Load what a checkpoint holds: configuration, modules, tokenizer, processor.
+
+The model is loaded twice: once as it is on disk, weights memory-mapped; and once weightless in the
+target's dtype and attention flavour, to be traced. This file is the only one that asks transformers
+for files.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from visprune.bundle import Decoder, Text
+from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export import attention, models
+from visprune.export.checkpoint import Checkpoint
+from visprune.export.targets import Target
+
+__all__ = ["Processor", "decoder_facts", "load_config", "load_model", "load_processor", "skeleton"]
+
+# Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
+_DYNAMIC_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Text and image processing of a checkpoint, as text to write into a bundle."""
+
+    tokenizer: str
+    chat_template: str | None
+    image_processor: dict[str, Any]
+    text: Text
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The configuration, checked for what cannot be exported.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        UnsupportedError: The decoder's positions cannot be put into a static graph.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # a config can fail in as many ways as it has fields
+        raise CheckpointError(
+            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}", "Correct config.json."
+        ) from None
+    rope = getattr(config.text_config, "rope_parameters", None) or {}
+    nested = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for entry in nested:
+        if entry.get("rope_type") in _DYNAMIC_ROPE:
+            raise UnsupportedError(
+                f"The decoder's rotary embedding is of type {entry['rope_type']!r}, which changes with the length.",
+                "Choose a model with default, linear, llama3 or yarn positions.",
+            )
+    return config
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The model in the dtype it has on disk, in eval mode, weights mapped and not copied.
+
+    Raises:
+        CheckpointError: Weights are missing or do not fit the configuration.
+    """
+    auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
+    try:
+        model, info = auto.from_pretrained(
+            checkpoint.path,
+            dtype="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"The weights of {checkpoint.path} cannot be loaded: {_first_line(error)}",
+            "Download the checkpoint again.",
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"The weights of {checkpoint.path} lack {len(missing)} tensors, such as {missing[0]}.",
+            "Download the checkpoint again.",
+        )
+    if not model.model.language_model._supports_attention_backend:
+        raise UnsupportedError(
+            f"The decoder {model.config.text_config.model_type!r} does not use transformers' attention interface.",
+            "Choose a model with another decoder, such as llama, qwen2 or mistral.",
+        )
+    return model.eval()
+
+
+def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
+    """The model without weights, in a target's dtype and attention flavour, and the mode it lives in."""
+    attention.register()
+    auto = getattr(transformers, models.family(model_type).AUTO_CLASS)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        model = auto._from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation=attention.IMPLEMENTATION[target.flavour]
+        )
+    return model.eval(), fake
+
+
+def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
+    """Tokenizer, chat template and image processor, as transformers resolves them.
+
+    Raises:
+        CheckpointError: One of them is missing or does not fit the model.
+    """
+    hint = "Put the checkpoint's tokenizer and processor files beside its weights."
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}", hint) from None
+    tokenizer = getattr(processor, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if tokenizer is None or backend is None:
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", hint)
+    fast = type(backend).from_str(backend.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    image_token_id = int(config.image_token_id)
+    image_token = fast.id_to_token(image_token_id)
+    if image_token is None or fast.encode(image_token, add_special_tokens=False).ids != [image_token_id]:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.path} does not encode the image placeholder as token {image_token_id}.",
+            "Correct image_token_id in config.json, or take the tokenizer that belongs to the model.",
+        )
+    template = processor.chat_template or tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()))
+    return Processor(
+        tokenizer=fast.to_str(pretty=True),
+        chat_template=template,
+        image_processor=json.loads(processor.image_processor.to_json_string()),
+        text=Text(
+            tokenizer="tokenizer.json",
+            chat_template="chat_template.jinja" if template else None,
+            image_token=image_token,
+            image_token_id=image_token_id,
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+        ),
+    )
+
+
+def decoder_facts(model: Any, dtype: str) -> Decoder:
+    """What the manifest says of the LLM."""
+    config = model.config.text_config
+    heads = config.num_attention_heads
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        window = None
+    eos = model.generation_config.eos_token_id
+    eos = config.eos_token_id if eos is None else eos
+    return Decoder(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        cache_dtype=dtype,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        sliding_window=window,
+        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def write_processor(processor: Processor, folder: Path) -> None:
+    """Write the files that `processor.text` and the manifest name."""
+    (folder / processor.text.tokenizer).write_text(processor.tokenizer, encoding="utf-8")
+    if processor.text.chat_template is not None and processor.chat_template is not None:
+        (folder / processor.text.chat_template).write_text(processor.chat_template, encoding="utf-8")
+    config = json.dumps(processor.image_processor, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(config, encoding="utf-8")

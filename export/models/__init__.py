@@ -1,0 +1,43 @@
+"""The model families visprune exports. One file a Hugging Face `model_type`; this is the list.
+
+`MODELS` are whole checkpoints, `TOWERS` the vision encoders inside them. A decoder needs no file: any
+that transformers implements through its attention interface is traced as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from visprune.errors import UnsupportedError
+
+__all__ = ["MODELS", "TOWERS", "family", "tower"]
+
+MODELS = ("llava",)
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+def family(model_type: str) -> Any:
+    """The module that knows a checkpoint family.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if model_type not in MODELS:
+        raise UnsupportedError(
+            f"The model type {model_type!r} is not supported.", f"Supported model types: {', '.join(MODELS)}."
+        )
+    return importlib.import_module(f"visprune.export.models.{model_type}")
+
+
+def tower(model_type: str) -> Any:
+    """The module that knows a vision tower.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    if model_type not in TOWERS:
+        raise UnsupportedError(
+            f"The vision tower {model_type!r} is not supported.", f"Supported towers: {', '.join(TOWERS)}."
+        )
+    return importlib.import_module(f"visprune.export.models.{model_type}")

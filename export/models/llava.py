@@ -1,0 +1,62 @@
+"""LLaVA 1.5: one tile an image, an MLP projector, any decoder.
+
+What is read off the configuration: which encoder layers the projector takes, and whether the first
+token is dropped. `vision_feature_layer` indexes transformers' `hidden_states`, whose entry 0 is the
+input of the first layer, so -2 means the output of the last layer but one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export import models
+from visprune.export.parts import Features, Parts
+
+__all__ = ["AUTO_CLASS", "features", "parts"]
+
+AUTO_CLASS = "LlavaForConditionalGeneration"
+
+
+def parts(model: Any) -> Parts:
+    """The modules of a loaded `LlavaForConditionalGeneration`."""
+    return Parts(
+        tower=model.model.vision_tower,
+        projector=model.model.multi_modal_projector,
+        language_model=model.model.language_model,
+        lm_head=model.lm_head,
+    )
+
+
+def features(config: Any) -> Features:
+    """Which hidden states of the tower become visual tokens.
+
+    Raises:
+        UnsupportedError: A tower or a selection strategy without an implementation here.
+        CheckpointError: A feature layer that the tower does not have.
+    """
+    vision = config.vision_config
+    prefix = models.tower(vision.model_type).PREFIX_TOKENS
+    strategy = config.vision_feature_select_strategy
+    if strategy not in ("default", "full"):
+        raise UnsupportedError(
+            f"The feature strategy {strategy!r} is not supported.", "Supported strategies: default, full."
+        )
+    chosen = config.vision_feature_layer
+    depth = vision.num_hidden_layers
+    indices = []
+    for index in [chosen] if isinstance(chosen, int) else list(chosen):
+        if not -depth - 1 <= index <= depth:
+            raise CheckpointError(
+                f"The configuration takes hidden state {index} of a tower with {depth} layers.",
+                "Correct vision_feature_layer in config.json.",
+            )
+        indices.append(index % (depth + 1))
+    return Features(
+        layer_counts=tuple(indices),
+        prefix_tokens=prefix,
+        dropped_tokens=1 if strategy == "default" else 0,
+        side=vision.image_size // vision.patch_size,
+        image_size=vision.image_size,
+        channels=vision.num_channels,
+    )

@@ -1,0 +1,23 @@
+"""SigLIP's vision tower: patches alone, no CLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["PREFIX_TOKENS", "embed", "layers"]
+
+PREFIX_TOKENS = 0
+
+
+def embed(tower: Any, pixel_values: Tensor) -> Tensor:
+    """The input of the first layer: [T, 3, H, W] -> [T, patches, Dv]."""
+    hidden: Tensor = tower.embeddings(pixel_values)
+    return hidden
+
+
+def layers(tower: Any) -> nn.ModuleList:
+    """The encoder layers, first to last."""
+    found: nn.ModuleList = tower.encoder.layers
+    return found

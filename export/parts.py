@@ -1,0 +1,58 @@
+"""What a checkpoint family tells the exporter: its modules, and which tokens are visual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from visprune.pruning.base import Layout
+
+__all__ = ["Features", "Parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The modules of a model, under names that all families share."""
+
+    tower: nn.Module
+    projector: nn.Module
+    language_model: nn.Module
+    lm_head: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Which tokens of the tower become visual tokens.
+
+    Attributes:
+        layer_counts: For each hidden state the projector takes, the number of layers before it.
+        prefix_tokens: Tokens before the patches (1 for CLIP's CLS).
+        dropped_tokens: Leading tokens that the projector does not take.
+        side: Patches along a side of the square image.
+        image_size: Pixels along a side.
+        channels: Of the image.
+    """
+
+    layer_counts: tuple[int, ...]
+    prefix_tokens: int
+    dropped_tokens: int
+    side: int
+    image_size: int
+    channels: int
+
+    @property
+    def always_kept(self) -> int:
+        """Prefix tokens that reach the LLM whatever is pruned."""
+        return max(0, self.prefix_tokens - self.dropped_tokens)
+
+    @property
+    def skipped_patches(self) -> int:
+        """Leading patches that are dropped: 1 where `default` meets a tower without a CLS."""
+        return max(0, self.dropped_tokens - self.prefix_tokens)
+
+    @property
+    def layout(self) -> Layout:
+        """The visual tokens of one image."""
+        count = self.side * self.side - self.skipped_patches
+        return Layout(count, None if self.skipped_patches else (self.side, self.side))

@@ -1,0 +1,237 @@
+"""The self-check of an export: what ONNX Runtime computes against what PyTorch computes.
+
+Each graph is fed the same inputs as the checkpoint's own modules, then the whole chain is compared
+with transformers: the logits of an unpruned prompt, and greedy tokens with the same tokens pruned.
+Differences are relative to the largest value of the reference, because vision towers have features
+of very different sizes. Graphs are opened one after another, so that memory holds one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from visprune.bundle import Bundle, Parity, ParityRow
+from visprune.errors import ParityError
+from visprune.export import attention, graphs, models
+from visprune.export.parts import Features, Parts
+from visprune.pruning.base import VisionPruner
+from visprune.runtime.backends import backend
+from visprune.runtime.runner import BackendOptions, to_numpy
+
+__all__ = ["verify"]
+
+# Largest difference, relative to the largest reference value; float32 rounding through some dozens of
+# layers stays near 1e-5, float16 near 1e-2.
+TOLERANCE = {"float32": 5e-4, "float16": 4e-2}
+# Share of kept tokens that may differ, where scores near the cut are equal up to rounding.
+KEPT_TOLERANCE = {"float32": 0.02, "float16": 0.1}
+NEW_TOKENS = 8
+IMAGES = 2
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class _Check:
+    """Collects rows; stops at the first that failed, because later ones follow from it."""
+
+    def __init__(self, dtype: str, report: Callable[[str], None]) -> None:
+        self.tolerance = TOLERANCE[dtype]
+        self.report = report
+        self.rows: list[ParityRow] = []
+
+    def close(self, name: str, got: NDArray[Any], want: Tensor, note: str = "") -> None:
+        reference = want.detach().float().numpy()
+        if got.shape != reference.shape:
+            self.add(name, float("inf"), self.tolerance, f"shape {got.shape} instead of {reference.shape}")
+        scale = float(np.abs(reference).max(initial=0.0)) or 1.0
+        error = float(np.abs(got.astype(np.float32) - reference).max(initial=0.0)) / scale
+        self.add(name, error if np.isfinite(got).all() else float("inf"), self.tolerance, note)
+
+    def add(self, name: str, difference: float, tolerance: float, note: str) -> None:
+        passed = difference <= tolerance
+        self.rows.append(ParityRow(name, difference, tolerance, passed, note))
+        self.report(name)
+        if not passed:
+            raise ParityError(
+                f"The exported {name} differs from PyTorch by {difference:.3g}, and {tolerance:.3g} is allowed"
+                f"{': ' + note if note else ''}.",
+                "Nothing was written; try --dtype fp32, or export with --no-verify to look into it.",
+            )
+
+
+class _Graphs:
+    """Runs graphs of the bundle on the CPU, each open only while it is used."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        import os
+
+        self.bundle = bundle
+        self.open = backend("cpu")
+        self.options = BackendOptions(provider="cpu", threads=len(os.sched_getaffinity(0)))
+
+    def run(self, name: str, feeds: Sequence[Arrays]) -> list[Arrays]:
+        specs = {spec.name: spec.dtype for spec in self.bundle.manifest.graphs[name].inputs}
+        with self.open(self.bundle, name, self.options) as runner:
+            results = []
+            for feed in feeds:
+                typed = {key: np.ascontiguousarray(value, dtype=specs[key]) for key, value in feed.items()}
+                results.append({key: to_numpy(value) for key, value in runner.infer(typed).items()})
+            return results
+
+
+@torch.no_grad()
+def verify(
+    bundle: Bundle, model: Any, parts: Parts, features: Features, pruner: VisionPruner, report: Callable[[str], None]
+) -> Parity:
+    """Compare a written bundle with the model it came from.
+
+    Args:
+        bundle: Complete but for its parity result.
+        model: The loaded checkpoint; its weights are widened to float32 in place.
+        parts: Its modules.
+        features: Which tokens are visual.
+        pruner: The method.
+        report: Called with the name of each comparison made.
+
+    Raises:
+        ParityError: A difference is larger than the tolerance.
+    """
+    manifest = bundle.manifest
+    check, run = _Check(manifest.dtype, report), _Graphs(bundle)
+    # The reference is float32, whatever the checkpoint and the target are.
+    model.float()
+    keep, total = manifest.pruning.keep_tokens, features.layout.visual_tokens
+    pixels = _pictures(features)
+
+    model.model.vision_tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
+    tower = models.tower(model.config.vision_config.model_type)
+    want = graphs.VisionEncoder(parts, tower, features, pruner.signals)(pixels)
+    (vision,) = run.run("vision_encoder", [{"pixel_values": pixels.numpy()}])
+    for name, value in zip(("image_features", *pruner.signals), want, strict=True):
+        check.close(f"vision_encoder {name}", vision[name], value)
+
+    wrapper = graphs.TokenPruner(parts, features, pruner)
+    signals = {name: vision[name] for name in pruner.signals}
+    feeds = [{"vision_features": vision["image_features"], "keep_tokens": np.array(k), **signals} for k in (keep, total)]
+    pruned, whole = run.run("token_pruner", feeds)
+    mine = [torch.from_numpy(np.ascontiguousarray(signals[name])) for name in pruner.signals]
+    seen = torch.from_numpy(vision["image_features"].astype(np.float32))
+    expected, indices = wrapper(seen, torch.tensor(keep), mine)
+    _check_kept(check, "token_pruner keep_indices, same scores", pruned["keep_indices"], indices, 0.0)
+    check.close("token_pruner image_features", pruned["image_features"], expected)
+    _, indices = wrapper(want[0], torch.tensor(keep), list(want[1:]))
+    _check_kept(check, "kept set", pruned["keep_indices"], indices, KEPT_TOLERANCE[manifest.dtype])
+    chosen = [_gather(want[0], torch.from_numpy(pruned["keep_indices"]), features)]
+    chosen.append(want[0].flatten(0, 1))
+    image_features = [parts.projector(tokens) for tokens in chosen]
+
+    prompts = [_prompt(bundle, keep + features.always_kept), _prompt(bundle, total + features.always_kept)]
+    embedded = run.run(
+        "embedding",
+        [
+            {"input_ids": ids.numpy(), "image_features": part["image_features"]}
+            for ids, part in zip(prompts, (pruned, whole), strict=True)
+        ],
+    )
+    embed = graphs.Embedding(parts, manifest.text.image_token_id)
+    wanted = [embed(ids, part) for ids, part in zip(prompts, image_features, strict=True)]
+    check.close("embedding inputs_embeds", embedded[0]["inputs_embeds"], wanted[0])
+
+    model.model.vision_tower.set_attn_implementation("eager")
+    reference = model(input_ids=prompts[1], pixel_values=pixels, logits_to_keep=1).logits
+    _check_decoder(check, run, embedded, (parts, wanted[0], reference))
+    return Parity(verified=True, rows=tuple(check.rows))
+
+
+def _gather(vision_features: Tensor, indices: Tensor, features: Features) -> Tensor:
+    """The kept tokens of PyTorch's own features, by plain indexing."""
+    fixed = torch.arange(features.always_kept).expand(len(indices), -1)
+    order = torch.cat([fixed, indices + features.always_kept], dim=1)
+    return torch.cat([tile[kept] for tile, kept in zip(vision_features, order, strict=True)])
+
+
+def _check_kept(check: _Check, name: str, got: NDArray[Any], want: Tensor, tolerance: float) -> None:
+    sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(got, want.numpy(), strict=True)]
+    differ = sum(len(a - b) for a, b in sets)
+    count = sum(len(b) for _, b in sets)
+    ascending = bool((np.diff(got, axis=1) > 0).all())
+    note = f"{differ} of {count} differ" if ascending else "indices are not ascending"
+    check.add(name, differ / count if ascending else float("inf"), tolerance, note)
+
+
+def _check_decoder(
+    check: _Check, run: _Graphs, embedded: Sequence[Arrays], reference: tuple[Parts, Tensor, Tensor]
+) -> None:
+    """Unpruned logits against transformers' own forward; then greedy tokens of the pruned prompt.
+
+    Decoding is fed PyTorch's tokens, so that one near tie does not hide what follows it.
+    """
+    parts, embeds, unpruned = reference
+    cache = DynamicCache()
+    vector = parts.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    logits = [parts.lm_head(vector)]
+    for _ in range(NEW_TOKENS - 1):
+        token = logits[-1].argmax(dim=-1)
+        hidden = parts.language_model(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
+        logits.append(parts.lm_head(hidden))
+    tokens = torch.cat([step.argmax(dim=-1) for step in logits], dim=1)  # [1, NEW_TOKENS]
+    table = parts.language_model.get_input_embeddings()
+
+    manifest = run.bundle.manifest
+    empty = np.zeros((1, manifest.decoder.num_kv_heads, 0, manifest.decoder.head_dim), manifest.decoder.cache_dtype)
+    name = next(n for n in manifest.graphs if n.startswith("decoder"))
+    specs = {spec.name: spec.dtype for spec in manifest.graphs[name].inputs}
+    with run.open(run.bundle, name, run.options) as runner:
+
+        def step(inputs: NDArray[Any], start: int, past: dict[str, Any]) -> dict[str, Any]:
+            feeds = {
+                "inputs_embeds": inputs.astype(specs["inputs_embeds"]),
+                "position_ids": np.arange(start, start + inputs.shape[1], dtype=np.int64)[None],
+            }
+            for key in specs.keys() - feeds.keys():
+                feeds[key] = past.get(key.replace("past_key_values", "present"), empty)
+            return dict(runner.infer(feeds))
+
+        whole = step(embedded[1]["inputs_embeds"], 0, {})
+        check.close("prefill logits, nothing pruned", to_numpy(whole["logits"]), unpruned, "against transformers")
+        out = step(embedded[0]["inputs_embeds"], 0, {})
+        check.close("prefill logits, pruned", to_numpy(out["logits"]), logits[0])
+        wrong, worst, position = 0, 0.0, embeds.shape[1]
+        for index in range(NEW_TOKENS):
+            got, want = to_numpy(out["logits"]).astype(np.float32)[0, -1], logits[index][0, -1].numpy()
+            scale = float(np.abs(want).max()) or 1.0
+            worst = max(worst, float(np.abs(got - want).max()) / scale)
+            # A tie is no difference: the other token must be worse by more than rounding.
+            wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * check.tolerance
+            if index + 1 < NEW_TOKENS:
+                out = step(table(tokens[:, index : index + 1]).numpy(), position + index, out)
+        check.add("decode logits", worst, check.tolerance, f"{NEW_TOKENS} cached steps")
+        check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
+
+
+def _pictures(features: Features) -> Tensor:
+    """Two pictures with structure: smooth waves and noise, in the range of normalised pixels."""
+    generator = torch.Generator().manual_seed(0)
+    size = features.image_size
+    line = torch.linspace(0, 6.28, size)
+    waves = torch.sin(line[:, None] * 2) + torch.cos(line[None, :] * 3)
+    noise = torch.randn(IMAGES, features.channels, size, size, generator=generator)
+    return waves * torch.tensor([0.5, -0.5]).view(IMAGES, 1, 1, 1) + 0.5 * noise
+
+
+def _prompt(bundle: Bundle, tokens_per_image: int) -> Tensor:
+    """Some text, a picture, some text, a picture, some text: [1, S]."""
+    text, decoder = bundle.manifest.text, bundle.manifest.decoder
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(0, decoder.vocab_size, (12,), generator=generator)
+    other = 1 if text.image_token_id == 0 else 0
+    words = torch.where(words == text.image_token_id, other, words)
+    image = torch.full((tokens_per_image,), text.image_token_id)
+    return torch.cat([words[:4], image, words[4:8], image, words[8:]]).unsqueeze(0)

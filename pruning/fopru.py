@@ -1,0 +1,130 @@
+"""FoPru: focal pruning by the attention a visual token receives (arXiv 2411.14164).
+
+Before the LLM, from the vision layer whose output the projector takes (`vision_feature_layer`; later
+layers are never run). With P the softmax probabilities of that layer [H, n, n]:
+
+    A        = mean over heads of P, without the CLS row and column
+    s_key[j] = mean_i A[i, j]       attention received
+    s_qry[i] = mean_j A[i, j]       attention given
+    score    = the one of larger variance over the image
+
+The rows of a softmax sum to one, so s_qry is almost constant and the rule nearly always means
+s_key. That is the default and needs one vector; `direction="variance"` applies the rule itself.
+A public implementation scores logits instead of probabilities: `scores="logits"`.
+
+Rank keeps the K = floor(N r) largest scores. Row sums the scores of each row of the patch grid and
+keeps the floor(side r) best rows whole. Kept indices are sorted, gathered, then projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import Budget
+from visprune.errors import UnsupportedError, UsageError
+from visprune.pruning.base import Layout
+from visprune.pruning.select import top_indices
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["FoPruRank", "FoPruRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class _FoPru:
+    """What rank and row share: the scores.
+
+    Attributes:
+        scores: Softmax probabilities, as the paper's words say, or the logits before it.
+        direction: Attention received, or whichever of received and given varies more.
+    """
+
+    place: ClassVar[str] = "before the LLM"
+    paper: ClassVar[str] = "FoPru, arXiv 2411.14164"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+
+    scores: Literal["probabilities", "logits"] = "probabilities"
+    direction: Literal["received", "variance"] = "received"
+
+    def __post_init__(self) -> None:
+        if self.scores not in ("probabilities", "logits") or self.direction not in ("received", "variance"):
+            raise UsageError(
+                f"FoPru has no scores={self.scores!r} with direction={self.direction!r}.",
+                "Use scores 'probabilities' or 'logits', and direction 'received' or 'variance'.",
+            )
+        if self.scores == "logits" and self.direction == "variance":
+            raise UsageError(
+                "FoPru's variance rule compares probabilities, not logits.",
+                "Use direction 'received' with scores 'logits'.",
+            )
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The vectors `score` reads."""
+        if self.scores == "logits":
+            return ("logits_received",)
+        return ("attention_received",) if self.direction == "received" else ("attention_received", "attention_given")
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
+
+    def score(self, signals: Mapping[str, Tensor]) -> Tensor:
+        """The score of each visual token: [T, N] float32."""
+        if self.scores == "logits":
+            return signals["logits_received"]
+        received = signals["attention_received"]
+        if self.direction == "received":
+            return received
+        given = signals["attention_given"]
+        # Decided per tile, so the choice is a Where and not a branch: [T, 1].
+        wider = received.var(dim=-1, keepdim=True) >= given.var(dim=-1, keepdim=True)
+        return received.where(wider, given)
+
+
+@dataclass(frozen=True, slots=True)
+class FoPruRank(_FoPru):
+    """Keep the tokens that receive most attention."""
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts single tokens."""
+        return Budget(layout.visual_tokens)
+
+    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+        """[T, K]: the K largest scores, in ascending order of position."""
+        return top_indices(self.score(signals), keep_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class FoPruRow(_FoPru):
+    """Keep the rows of the patch grid that receive most attention, whole."""
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts whole rows.
+
+        Raises:
+            UnsupportedError: The visual tokens are not a square grid.
+        """
+        if layout.grid is None or layout.grid[0] != layout.grid[1]:
+            raise UnsupportedError(
+                f"fopru-row needs a square grid of patches, and this model's {layout.visual_tokens} visual tokens "
+                "are not one.",
+                "Use fopru-rank, which keeps single tokens.",
+            )
+        return Budget(layout.visual_tokens, unit="row", unit_tokens=layout.grid[1])
+
+    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+        """[T, K]: the tokens of the K / side best rows, in ascending order of position."""
+        import torch
+
+        side = self.budget(layout).unit_tokens
+        score = self.score(signals)
+        row_scores = score.reshape(-1, side, side).sum(dim=-1)  # [T, rows]
+        kept = top_indices(row_scores, keep_tokens // side)  # [T, kept rows]
+        tokens = kept.unsqueeze(-1) * side + torch.arange(side)  # [T, kept rows, side]
+        return tokens.flatten(1)

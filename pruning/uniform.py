@@ -1,0 +1,50 @@
+"""Uniform: every (N / K)-th token in reading order, a baseline that covers the whole picture.
+
+    kept[i] = floor((i + 1/2) N / K),  i = 0 .. K - 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import Budget
+from visprune.pruning.base import Layout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Keep evenly spaced tokens."""
+
+    place: ClassVar[str] = "before the LLM"
+    paper: ClassVar[str] = "baseline"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts single tokens."""
+        return Budget(layout.visual_tokens)
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
+
+    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+        """[T, K]: the same evenly spaced tokens for each tile; integers throughout, so exact."""
+        import torch
+
+        step = torch.arange(keep_tokens)
+        kept = ((2 * step + 1) * layout.visual_tokens) // (2 * keep_tokens)
+        return kept.unsqueeze(0).expand(features.shape[0], -1)

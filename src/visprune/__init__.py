@@ -1,0 +1,41 @@
+"""visprune: export LLaVA models with visual-token pruning to ONNX, and run them on small devices.
+
+The two verbs most programs need, each importing only what it uses:
+
+    bundle = visprune.export("llava-hf/llava-1.5-7b-hf", method="fopru-rank", ratio=0.25)
+    pipeline = visprune.load(bundle.path)
+    print(pipeline.generate("cat.png", "What is in the picture?").text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visprune.bundle import Bundle
+    from visprune.errors import VispruneError
+    from visprune.export import export
+    from visprune.runtime import load
+
+__all__ = ["Bundle", "VispruneError", "__version__", "export", "load"]
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Bundle": "visprune.bundle",
+    "VispruneError": "visprune.errors",
+    "export": "visprune.export",
+    "load": "visprune.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'visprune' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,90 @@
+"""How many visual tokens to keep: the one place where a ratio becomes a count.
+
+A ratio is the fraction KEPT, of the visual tokens of one image. Methods keep whole units: a token,
+or a row of the patch grid. `units = floor(total_units * ratio)`, at least `minimum`; a unit count
+is never rounded up otherwise, so a budget is never exceeded. This file knows no method by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from visprune.errors import UsageError
+
+__all__ = ["Budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How a method counts.
+
+    Attributes:
+        visual_tokens: N, the visual tokens of one image before pruning.
+        unit: What is kept or dropped as a whole.
+        unit_tokens: Visual tokens in one unit.
+        prunable: False for a method that keeps everything.
+        minimum: Units kept at the least.
+        rounding: How `ratio` times units becomes an integer.
+        scope: What a count is counted over.
+    """
+
+    visual_tokens: int
+    unit: Literal["token", "row"] = "token"
+    unit_tokens: int = 1
+    prunable: bool = True
+    minimum: int = 1
+    rounding: Literal["floor"] = "floor"
+    scope: Literal["image"] = "image"
+
+    def from_ratio(self, ratio: float) -> int:
+        """K, the visual tokens kept of one image, for a fraction kept in (0, 1].
+
+        Raises:
+            UsageError: The ratio is outside (0, 1], or below 1 for a method that keeps everything.
+        """
+        if not 0.0 < ratio <= 1.0:  # also refuses NaN
+            raise UsageError(
+                f"The ratio {ratio:g} is outside (0, 1].",
+                "Give the fraction of visual tokens to keep, for example 0.25.",
+            )
+        units = self.visual_tokens // self.unit_tokens
+        # 0.29 * 100 is 28.999...: a product that should be whole is taken as whole.
+        kept = max(self.minimum, math.floor(units * ratio + 1e-9))
+        return self._checked(kept * self.unit_tokens)
+
+    def from_tokens(self, keep_tokens: int) -> int:
+        """K for an explicit count, which must be reachable exactly.
+
+        Raises:
+            UsageError: The count is outside [1, N] or not a whole number of units.
+        """
+        if not 1 <= keep_tokens <= self.visual_tokens:
+            raise UsageError(
+                f"Cannot keep {keep_tokens} of {self.visual_tokens} visual tokens.",
+                f"Give a count from {self.minimum * self.unit_tokens} to {self.visual_tokens}.",
+            )
+        if keep_tokens % self.unit_tokens:
+            below = max(self.minimum, keep_tokens // self.unit_tokens) * self.unit_tokens
+            above = (keep_tokens // self.unit_tokens + 1) * self.unit_tokens
+            counts = " or ".join(str(c) for c in sorted({below, above}))
+            raise UsageError(
+                f"This method keeps whole {self.unit}s of {self.unit_tokens} tokens, and {keep_tokens} is not "
+                f"a multiple of {self.unit_tokens}.",
+                f"Keep {counts} tokens.",
+            )
+        return self._checked(keep_tokens)
+
+    def _checked(self, keep_tokens: int) -> int:
+        if not self.prunable and keep_tokens != self.visual_tokens:
+            raise UsageError(
+                f"This method keeps all {self.visual_tokens} visual tokens, so it cannot keep {keep_tokens}.",
+                "Leave the ratio out, or choose a method that prunes (see `visprune methods`).",
+            )
+        return keep_tokens
+
+    def describe(self, keep_tokens: int) -> str:
+        """The sentence every command prints, such as 'kept 144 of 576 visual tokens, 75% removed'."""
+        removed = 100.0 * (1.0 - keep_tokens / self.visual_tokens)
+        return f"kept {keep_tokens} of {self.visual_tokens} visual tokens, {removed:.4g}% removed"

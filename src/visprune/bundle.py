@@ -1,0 +1,303 @@
+"""The bundle: a directory whose manifest, `visprune.json`, is the only contract between the stages.
+
+The manifest is a small dataflow program. Its stages run in order; each is one ONNX graph with an
+explicit map {graph tensor: value name} for inputs and outputs, and every value is assigned once.
+The runtime supplies these values and knows nothing else of the model:
+
+    pixel_values              [T, 3, H, W]    when new images arrive
+    keep_tokens               []  int64       visual tokens kept of one image
+    input_ids                 [B, S]  int64   one placeholder for each kept visual token
+    position_ids              [B, S]  int64
+    past_key_values.{i}.key   [B, Hkv, P, Dh] and .value; P is 0 at first
+
+and takes `logits` [B, 1, V], `keep_indices` [T, K], and `present.{i}.key` / `.value`, which are the
+next step's `past_key_values`. A stage marked `visual` runs only when new images arrive; the values
+it would have assigned are then empty (their symbolic dimensions are 0).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from visprune.budget import Budget
+from visprune.errors import BundleError
+from visprune.records import from_json, sha256
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "Decoder",
+    "FileRecord",
+    "Graph",
+    "Manifest",
+    "Parity",
+    "ParityRow",
+    "Pruning",
+    "Source",
+    "Stage",
+    "TensorSpec",
+    "Text",
+]
+
+MANIFEST = "visprune.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph. `dtype` is NumPy's name; a string in `shape` is a symbolic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """An ONNX file, its external data beside it, and its interface."""
+
+    file: str
+    data: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the program. Maps go from the graph's tensor names to value names."""
+
+    graph: str
+    when: Literal["always", "visual"]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What was asked for and how it counts.
+
+    Attributes:
+        method: Name in the registry.
+        options: The method's own knobs, as exported.
+        keep_tokens: K by default; another may be asked for at run time.
+        budget: How ratios become counts.
+        grid: Rows and columns of patches, where the visual tokens are a whole grid.
+        grid_offset: Index in the grid of visual token 0 (1 where a tower's first patch is not taken).
+        always_kept: Tokens of an image kept besides, and not counted (a CLS that a `full` strategy keeps).
+        positions: How survivors are numbered for the LLM.
+    """
+
+    method: str
+    options: dict[str, Any]
+    keep_tokens: int
+    budget: Budget
+    grid: tuple[int, int] | None
+    grid_offset: int
+    always_kept: int
+    positions: Literal["contiguous", "original"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What the runtime must know of the LLM."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    cache_dtype: str
+    vocab_size: int
+    context_length: int
+    sliding_window: int | None
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Tokenizer and chat template, as files of the bundle."""
+
+    tokenizer: str
+    chat_template: str | None
+    image_token: str
+    image_token_id: int
+    bos_token: str | None
+    eos_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights came from, and what wrote the bundle."""
+
+    model: str
+    model_type: str
+    vision_type: str
+    text_type: str
+    parameters: int
+    weights_dtype: str
+    weights_sha256: str
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRow:
+    """One comparison of the exported graphs with PyTorch."""
+
+    name: str
+    difference: float
+    tolerance: float
+    passed: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The self-check of an export. `verified` is False where the user asked for none."""
+
+    verified: bool
+    rows: tuple[ParityRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All of `visprune.json`."""
+
+    schema_version: int
+    source: Source
+    target: str
+    flavour: Literal["native", "primitive"]
+    dtype: str
+    opset: int
+    graphs: dict[str, Graph]
+    stages: tuple[Stage, ...]
+    pruning: Pruning
+    decoder: Decoder
+    text: Text
+    image_processor: str
+    parity: Parity
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of `visprune.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk. `open` reads and checks the manifest; `verify` reads every file."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read a bundle's manifest and check that every file it names is there, whole, and inside.
+
+        Sizes are compared, contents are not: see `verify`.
+
+        Raises:
+            BundleError: No bundle, a manifest that cannot be read or is newer, a path that leaves the
+                bundle, a missing or truncated file.
+        """
+        root = Path(path)
+        file = root / MANIFEST
+        if not file.is_file():
+            raise BundleError(
+                f"{root} is not a bundle: it has no {MANIFEST}.", "Give a directory that `visprune export` wrote."
+            )
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{file} cannot be read: {error}.", "Export the model again.") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise BundleError(f"{file} has no schema version.", "Export the model again.")
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{file} has schema {version}, and this visprune reads up to {SCHEMA_VERSION}.",
+                "Update it with: pip install -U visprune.",
+            )
+        bundle = cls(root, from_json(Manifest, data, MANIFEST))
+        bundle._check_program()
+        bundle._check_files()
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names.
+
+        Raises:
+            BundleError: The name is absolute, climbs out of the bundle, or follows a link out of it.
+        """
+        pure = PurePosixPath(name)
+        inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
+        if inside:
+            path = self.path / pure
+            inside = path.resolve().is_relative_to(self.path.resolve())
+        if not inside:
+            raise BundleError(
+                f"{MANIFEST} names {name!r}, which lies outside the bundle.",
+                "Do not use this bundle; get it again from a source you trust.",
+            )
+        return path
+
+    def _check_program(self) -> None:
+        """Each stage names a known graph and its own tensors, and every value is assigned once."""
+        assigned: set[str] = set()
+        for stage in self.manifest.stages:
+            graph = self.manifest.graphs.get(stage.graph)
+            if graph is None:
+                raise BundleError(f"{MANIFEST} has a stage for the unknown graph {stage.graph!r}.", "Export again.")
+            names = ({t.name for t in graph.inputs}, {t.name for t in graph.outputs})
+            if set(stage.inputs) != names[0] or not set(stage.outputs) <= names[1]:
+                raise BundleError(f"The stage {stage.graph!r} does not fit its graph's tensors.", "Export again.")
+            again = assigned & set(stage.outputs.values())
+            if again:
+                raise BundleError(f"{MANIFEST} assigns {sorted(again)[0]!r} twice.", "Export again.")
+            assigned |= set(stage.outputs.values())
+
+    def _check_files(self) -> None:
+        manifest = self.manifest
+        named = [manifest.text.tokenizer, manifest.image_processor]
+        named += [name for name in [manifest.text.chat_template] if name]
+        for graph in manifest.graphs.values():
+            named += [graph.file, *([graph.data] if graph.data else [])]
+        for name in {*named, *manifest.files}:
+            path = self.file(name)
+            record = manifest.files.get(name)
+            if record is None:
+                raise BundleError(f"{MANIFEST} has no hash for {name}.", "Export the model again.")
+            if not path.is_file():
+                raise BundleError(f"The bundle's file {name} is missing.", "Copy the bundle again, or export again.")
+            size = path.stat().st_size
+            if size != record.size:
+                raise BundleError(
+                    f"The bundle's file {name} has {size} bytes instead of {record.size}.",
+                    "Copy the bundle again, or export again.",
+                )
+
+    def verify(self, names: list[str] | None = None) -> None:
+        """Hash files and compare with the manifest.
+
+        Args:
+            names: The files to read; all of them if None.
+
+        Raises:
+            BundleError: A file was altered.
+        """
+        for name in self.manifest.files if names is None else names:
+            if sha256(self.file(name)) != self.manifest.files[name].sha256:
+                raise BundleError(
+                    f"The bundle's file {name} was altered: its SHA-256 is not the manifest's.",
+                    "Copy the bundle again, or export again.",
+                )

@@ -1,0 +1,99 @@
+"""Frozen dataclasses from JSON, strictly; and the hash of a file.
+
+`from_json` is the reader of every JSON file visprune writes: an unknown, missing or mistyped field
+is an error that names its place, so that a hand-edited manifest fails at its own line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import types
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from visprune.errors import BundleError
+
+__all__ = ["from_json", "sha256"]
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], data: Any, where: str) -> T:
+    """Build the dataclass `kind` from parsed JSON.
+
+    Args:
+        kind: A dataclass of plain fields, dataclasses, tuples, string-keyed dicts, unions, literals.
+        data: What `json.loads` gave.
+        where: The place to name in errors, such as `visprune.json`.
+
+    Raises:
+        BundleError: A field is unknown, missing or of the wrong type.
+    """
+    return cast(T, _convert(kind, data, where))
+
+
+def _wrong(where: str, kind: Any, data: Any) -> BundleError:
+    wanted = getattr(kind, "__name__", str(kind))
+    return BundleError(
+        f"{where} should be {wanted}, and is {type(data).__name__}.", "Write the file again instead of editing it."
+    )
+
+
+def _convert(kind: Any, data: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(cast(type, kind), data, where)
+    if origin in (Union, types.UnionType):
+        for option in get_args(kind):
+            try:
+                return _convert(option, data, where)
+            except BundleError:
+                continue
+        raise _wrong(where, kind, data)
+    if origin is Literal:
+        if data in get_args(kind):
+            return data
+        raise _wrong(where, kind, data)
+    if origin is tuple:
+        args = get_args(kind)
+        if not isinstance(data, list) or (args[-1] is not Ellipsis and len(data) != len(args)):
+            raise _wrong(where, kind, data)
+        items = args if args[-1] is not Ellipsis else (args[0],) * len(data)
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, data, strict=True)))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise _wrong(where, kind, data)
+        return {key: _convert(get_args(kind)[1], value, f"{where}.{key}") for key, value in data.items()}
+    if kind is Any:
+        return data
+    if kind is float and type(data) is int:
+        return float(data)
+    if type(data) is not kind:  # bool is not int here
+        raise _wrong(where, kind, data)
+    return data
+
+
+def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise _wrong(where, kind, data)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    hint = "Write the file again instead of editing it."
+    for name in data:
+        if name not in fields:
+            raise BundleError(f"{where} has an unknown field {name!r}.", hint)
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise BundleError(f"{where} has no {name!r}.", hint)
+    return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""The pruning methods by name.
+
+A method is one file and one line in `BUILTIN`. A package of somebody else adds its own through the
+entry-point group `visprune.pruning_methods`, with the same `module:Class` form. Loading a method
+imports its module, which imports torch only when it computes something.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from visprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from visprune.pruning.base import VisionPruner
+
+__all__ = ["BUILTIN", "load_method", "method_names"]
+
+GROUP = "visprune.pruning_methods"
+
+BUILTIN = {
+    "fopru-rank": "visprune.pruning.fopru:FoPruRank",
+    "fopru-row": "visprune.pruning.fopru:FoPruRow",
+    "none": "visprune.pruning.keep_all:KeepAll",
+    "random": "visprune.pruning.random_draw:Random",
+    "uniform": "visprune.pruning.uniform:Uniform",
+}
+
+
+def _table() -> dict[str, str]:
+    """Names to `module:Class`; a built-in name cannot be taken over by another package."""
+    added = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
+    return added | BUILTIN
+
+
+def method_names() -> list[str]:
+    """All known names, sorted."""
+    return sorted(_table())
+
+
+def load_method(name: str) -> type[VisionPruner]:
+    """The class of a method.
+
+    Raises:
+        UsageError: No method has this name.
+    """
+    table = _table()
+    if name not in table:
+        close = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Known methods: {', '.join(sorted(table))}."
+        raise UsageError(f"There is no pruning method {name!r}.", hint)
+    module, _, attribute = table[name].partition(":")
+    method: type[VisionPruner] = getattr(importlib.import_module(module), attribute)
+    return method
