@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from visprune.bundle import MANIFEST, SCHEMA_VERSION, Bundle, FileRecord, Manifest, Parity, Pruning, Source, Stage
-from visprune.errors import ExportError, UsageError
+from visprune.errors import ExportError, UnsupportedError, UsageError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.targets import Target
 from visprune.export.targets import target as find_target
@@ -116,6 +116,11 @@ def export(
 
     config = loading.load_config(checkpoint)
     features = models.family(checkpoint.model_type).features(config)
+    if pruner.signals and max(features.layer_counts) == 0:
+        raise UnsupportedError(
+            "This model takes the patch embeddings as features, so there is no attention layer to score with.",
+            "Use a method without scores: uniform or random.",
+        )
     budget = pruner.budget(features.layout)
     if settings.keep_tokens is not None:
         keep = budget.from_tokens(settings.keep_tokens)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
 
 from visprune.bundle import Decoder, Text
 from visprune.errors import CheckpointError, UnsupportedError
@@ -102,7 +103,8 @@ def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -
     attention.register()
     auto = getattr(transformers, models.family(model_type).AUTO_CLASS)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    # Initialisation would be wasted on fake weights, and some of it looks at values they do not have.
+    with fake, no_init_weights():
         model = auto._from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation=attention.IMPLEMENTATION[target.flavour]
         )

@@ -28,6 +28,9 @@ class Budget:
         minimum: Units kept at the least.
         rounding: How `ratio` times units becomes an integer.
         scope: What a count is counted over.
+
+    Raises:
+        UsageError: The numbers do not describe whole units.
     """
 
     visual_tokens: int
@@ -37,6 +40,15 @@ class Budget:
     minimum: int = 1
     rounding: Literal["floor"] = "floor"
     scope: Literal["image"] = "image"
+
+    def __post_init__(self) -> None:
+        whole = self.unit_tokens >= 1 and self.visual_tokens % self.unit_tokens == 0
+        if not whole or not 1 <= self.minimum <= self.visual_tokens // self.unit_tokens:
+            raise UsageError(
+                f"{self.visual_tokens} visual tokens cannot be counted in {self.unit}s of {self.unit_tokens} "
+                f"with at least {self.minimum} kept.",
+                "Give a multiple of the unit, and a minimum within it.",
+            )
 
     def from_ratio(self, ratio: float) -> int:
         """K, the visual tokens kept of one image, for a fraction kept in (0, 1].
@@ -58,21 +70,19 @@ class Budget:
         """K for an explicit count, which must be reachable exactly.
 
         Raises:
-            UsageError: The count is outside [1, N] or not a whole number of units.
+            UsageError: The count is below the minimum, above N, or not a whole number of units.
         """
-        if not 1 <= keep_tokens <= self.visual_tokens:
+        if not self.minimum * self.unit_tokens <= keep_tokens <= self.visual_tokens:
             raise UsageError(
                 f"Cannot keep {keep_tokens} of {self.visual_tokens} visual tokens.",
                 f"Give a count from {self.minimum * self.unit_tokens} to {self.visual_tokens}.",
             )
         if keep_tokens % self.unit_tokens:
-            below = max(self.minimum, keep_tokens // self.unit_tokens) * self.unit_tokens
-            above = (keep_tokens // self.unit_tokens + 1) * self.unit_tokens
-            counts = " or ".join(str(c) for c in sorted({below, above}))
+            below = keep_tokens - keep_tokens % self.unit_tokens
             raise UsageError(
-                f"This method keeps whole {self.unit}s of {self.unit_tokens} tokens, and {keep_tokens} is not "
-                f"a multiple of {self.unit_tokens}.",
-                f"Keep {counts} tokens.",
+                f"This method keeps whole {self.unit}s of {self.unit_tokens} tokens, "
+                f"and {keep_tokens} is not a multiple of {self.unit_tokens}.",
+                f"Keep {below} or {below + self.unit_tokens} tokens.",
             )
         return self._checked(keep_tokens)
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from visprune.budget import Budget
-from visprune.errors import BundleError
+from visprune.errors import BundleError, UsageError
 from visprune.records import from_json, sha256
 
 __all__ = [
@@ -46,10 +46,16 @@ __all__ = [
 MANIFEST = "visprune.json"
 SCHEMA_VERSION = 1
 
+# What the runtime supplies beside the cache; no stage may assign it.
+_SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a graph. `dtype` is NumPy's name; a string in `shape` is a symbolic dimension."""
+    """One input or output of a graph.
+
+    `dtype` is NumPy's name; a string in `shape` is a symbolic dimension.
+    """
 
     name: str
     dtype: str
@@ -212,16 +218,17 @@ class Bundle:
         """
         root = Path(path)
         file = root / MANIFEST
-        if not file.is_file():
-            raise BundleError(
-                f"{root} is not a bundle: it has no {MANIFEST}.", "Give a directory that `visprune export` wrote."
-            )
         try:
+            if not file.is_file():
+                raise BundleError(
+                    f"{root} is not a bundle: it has no {MANIFEST}.",
+                    "Give a directory that `visprune export` wrote.",
+                )
             data = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{file} cannot be read: {error}.", "Export the model again.") from None
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(version, int) or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise BundleError(f"{file} has no schema version.", "Export the model again.")
         if version > SCHEMA_VERSION:
             raise BundleError(
@@ -230,6 +237,7 @@ class Bundle:
             )
         bundle = cls(root, from_json(Manifest, data, MANIFEST))
         bundle._check_program()
+        bundle._check_pruning()
         bundle._check_files()
         return bundle
 
@@ -240,10 +248,12 @@ class Bundle:
             BundleError: The name is absolute, climbs out of the bundle, or follows a link out of it.
         """
         pure = PurePosixPath(name)
+        path = self.path / pure
         inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
-        if inside:
-            path = self.path / pure
-            inside = path.resolve().is_relative_to(self.path.resolve())
+        try:
+            inside = inside and path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
+            inside = False
         if not inside:
             raise BundleError(
                 f"{MANIFEST} names {name!r}, which lies outside the bundle.",
@@ -253,18 +263,29 @@ class Bundle:
 
     def _check_program(self) -> None:
         """Each stage names a known graph and its own tensors, and every value is assigned once."""
-        assigned: set[str] = set()
+        assigned = set(_SUPPLIED)
         for stage in self.manifest.stages:
             graph = self.manifest.graphs.get(stage.graph)
             if graph is None:
-                raise BundleError(f"{MANIFEST} has a stage for the unknown graph {stage.graph!r}.", "Export again.")
+                raise BundleError(
+                    f"{MANIFEST} has a stage for the unknown graph {stage.graph!r}.", "Export again."
+                )
             names = ({t.name for t in graph.inputs}, {t.name for t in graph.outputs})
             if set(stage.inputs) != names[0] or not set(stage.outputs) <= names[1]:
-                raise BundleError(f"The stage {stage.graph!r} does not fit its graph's tensors.", "Export again.")
-            again = assigned & set(stage.outputs.values())
-            if again:
-                raise BundleError(f"{MANIFEST} assigns {sorted(again)[0]!r} twice.", "Export again.")
-            assigned |= set(stage.outputs.values())
+                raise BundleError(
+                    f"The stage {stage.graph!r} does not fit its graph's tensors.", "Export again."
+                )
+            for value in stage.outputs.values():
+                if value in assigned or value.startswith("past_key_values."):
+                    raise BundleError(f"{MANIFEST} assigns {value!r} twice.", "Export again.")
+                assigned.add(value)
+
+    def _check_pruning(self) -> None:
+        pruning = self.manifest.pruning
+        try:
+            pruning.budget.from_tokens(pruning.keep_tokens)
+        except UsageError as error:
+            raise BundleError(f"{MANIFEST} cannot be used: {error.what}", "Export again.") from None
 
     def _check_files(self) -> None:
         manifest = self.manifest
@@ -272,14 +293,19 @@ class Bundle:
         named += [name for name in [manifest.text.chat_template] if name]
         for graph in manifest.graphs.values():
             named += [graph.file, *([graph.data] if graph.data else [])]
-        for name in {*named, *manifest.files}:
+        for name in dict.fromkeys([*named, *manifest.files]):
             path = self.file(name)
             record = manifest.files.get(name)
             if record is None:
                 raise BundleError(f"{MANIFEST} has no hash for {name}.", "Export the model again.")
-            if not path.is_file():
-                raise BundleError(f"The bundle's file {name} is missing.", "Copy the bundle again, or export again.")
-            size = path.stat().st_size
+            try:
+                size = path.stat().st_size if path.is_file() else -1
+            except OSError:
+                size = -1
+            if size < 0:
+                raise BundleError(
+                    f"The bundle's file {name} is missing.", "Copy the bundle again, or export again."
+                )
             if size != record.size:
                 raise BundleError(
                     f"The bundle's file {name} has {size} bytes instead of {record.size}.",

@@ -38,7 +38,7 @@ class VispruneError(Exception):
     """
 
     def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
+        super().__init__(what, hint)  # both, so that an error can be pickled
         self.what = what
         self.hint = hint
 

@@ -24,10 +24,10 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
         # A package that is there and misses one of its own parts is another problem: let it show.
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        if error.name != package:
             raise
-        package = module.split(".")[0]
         raise MissingExtraError(
             f"The package {package!r} is not installed.",
             f'Install it with: pip install "visprune[{extra}]".',
@@ -36,4 +36,7 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 def have(module: str) -> bool:
     """Whether `module` could be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # no parent of a dotted name; a module without a spec
+        return False

@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from visprune.errors import BundleError
+from visprune.errors import BundleError, UsageError
 
 __all__ = ["from_json", "sha256"]
 
@@ -28,7 +28,7 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
         where: The place to name in errors, such as `visprune.json`.
 
     Raises:
-        BundleError: A field is unknown, missing or of the wrong type.
+        BundleError: A field is unknown, missing, of the wrong type, or refused by the dataclass's own checks.
     """
     return cast(T, _convert(kind, data, where))
 
@@ -36,7 +36,8 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
 def _wrong(where: str, kind: Any, data: Any) -> BundleError:
     wanted = getattr(kind, "__name__", str(kind))
     return BundleError(
-        f"{where} should be {wanted}, and is {type(data).__name__}.", "Write the file again instead of editing it."
+        f"{where} should be {wanted}, and is {type(data).__name__}.",
+        "Write the file again instead of editing it.",
     )
 
 
@@ -56,22 +57,26 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
             return data
         raise _wrong(where, kind, data)
     if origin is tuple:
-        args = get_args(kind)
-        if not isinstance(data, list) or (args[-1] is not Ellipsis and len(data) != len(args)):
-            raise _wrong(where, kind, data)
-        items = args if args[-1] is not Ellipsis else (args[0],) * len(data)
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, data, strict=True)))
+        return _convert_tuple(kind, data, where)
     if origin is dict:
         if not isinstance(data, dict):
             raise _wrong(where, kind, data)
         return {key: _convert(get_args(kind)[1], value, f"{where}.{key}") for key, value in data.items()}
     if kind is Any:
         return data
-    if kind is float and type(data) is int:
+    if kind is float and type(data) is int and abs(data) < 2**53:
         return float(data)
     if type(data) is not kind:  # bool is not int here
         raise _wrong(where, kind, data)
     return data
+
+
+def _convert_tuple(kind: Any, data: Any, where: str) -> tuple[Any, ...]:
+    args = get_args(kind)
+    if not isinstance(data, list) or (args[-1] is not Ellipsis and len(data) != len(args)):
+        raise _wrong(where, kind, data)
+    items = args if args[-1] is not Ellipsis else (args[0],) * len(data)
+    return tuple(_convert(item, data[i], f"{where}[{i}]") for i, item in enumerate(items))
 
 
 def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
@@ -87,7 +92,11 @@ def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and name not in data:
             raise BundleError(f"{where} has no {name!r}.", hint)
-    return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except UsageError as error:  # from the checks of a `__post_init__`
+        raise BundleError(f"{where} cannot be used: {error.what}", hint) from None
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from visprune.errors import UsageError
+from visprune.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from visprune.pruning.base import VisionPruner
@@ -46,6 +46,7 @@ def load_method(name: str) -> type[VisionPruner]:
 
     Raises:
         UsageError: No method has this name.
+        UnsupportedError: Another package's method cannot be imported.
     """
     table = _table()
     if name not in table:
@@ -53,5 +54,13 @@ def load_method(name: str) -> type[VisionPruner]:
         hint = f"Did you mean {close[0]!r}?" if close else f"Known methods: {', '.join(sorted(table))}."
         raise UsageError(f"There is no pruning method {name!r}.", hint)
     module, _, attribute = table[name].partition(":")
-    method: type[VisionPruner] = getattr(importlib.import_module(module), attribute)
+    try:
+        method: type[VisionPruner] = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        if name in BUILTIN:
+            raise
+        raise UnsupportedError(
+            f"The pruning method {name!r} of another package ({table[name]}) cannot be loaded: {error}.",
+            "Update that package, or remove it.",
+        ) from error
     return method

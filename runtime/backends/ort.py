@@ -1,0 +1,183 @@
+"""ONNX Runtime, on the CPU and on an NVIDIA GPU.
+
+Outputs are bound to the device and handed on as `OrtValue`s, so what flows between graphs, the cache
+above all, is neither copied nor seen by Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from visprune.bundle import Bundle, TensorSpec
+from visprune.errors import BundleError, MissingExtraError, UnsupportedError
+from visprune.optional import require
+from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
+
+__all__ = ["OrtRunner", "open_cpu", "open_cuda"]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}
+
+
+def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
+    """Load a graph on the CPU.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BundleError: It cannot read the graph.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    return _open(ort, bundle, graph, options, [_CPU])
+
+
+def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
+    """Load a graph on the first NVIDIA GPU.
+
+    Raises:
+        MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
+        UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
+        BundleError: ONNX Runtime cannot read the graph.
+    """
+    ort = require("onnxruntime", extra="gpu")
+    if _CUDA not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"The installed ONNX Runtime {ort.__version__} has no CUDA in it.",
+            "The two builds clash, so run: pip uninstall -y onnxruntime onnxruntime-gpu; "
+            'then: pip install "visprune[gpu]".',
+        )
+    if hasattr(ort, "preload_dlls"):  # finds the CUDA and cuDNN libraries that pip installed
+        ort.preload_dlls()
+    runner = _open(ort, bundle, graph, options, [_CUDA, _CPU])
+    if _CUDA not in runner.providers:  # ONNX Runtime warns on stderr and goes on with the CPU
+        raise UnsupportedError(
+            "ONNX Runtime could not start CUDA and would have used the CPU.",
+            "Check driver, CUDA and cuDNN (`visprune doctor` shows what is found), or use --provider cpu.",
+        )
+    return runner
+
+
+def _open(
+    ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, providers: list[str]
+) -> OrtRunner:
+    settings = ort.SessionOptions()
+    # Errors come as exceptions, except why CUDA did not start, which is only logged.
+    settings.log_severity_level = 3 if _CUDA in providers else 4
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Each graph has its own pool of threads. Between two runs they must not spin against another graph's.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # A pattern is kept for each new set of shapes, and decoding has a new one at every token.
+    settings.enable_mem_pattern = False
+    path = bundle.file(bundle.manifest.graphs[graph].file)
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=providers)
+    except Exception as error:  # the package's exceptions have no common base of their own
+        text = _first_line(error)
+        if _out_of_memory(error):
+            raise _no_memory(graph) from None
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load the graph {graph!r}: {text}",
+            "Update it with: pip install -U onnxruntime; or export the model again.",
+        ) from None
+    return OrtRunner(ort, session, graph)
+
+
+class OrtRunner:
+    """One session with I/O binding.
+
+    Args:
+        ort: The module.
+        session: Its `InferenceSession`.
+        graph: Name for messages.
+    """
+
+    def __init__(self, ort: ModuleType, session: Any, graph: str) -> None:
+        self._ort = ort
+        self._session = session
+        self._graph = graph
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self._device = "cuda" if _CUDA in self.providers else "cpu"
+        self._specs = Specs(
+            tuple(_spec(node) for node in session.get_inputs()),
+            tuple(_spec(node) for node in session.get_outputs()),
+        )
+
+    @property
+    def specs(self) -> Specs:
+        """Inputs and outputs."""
+        return self._specs
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; see `Runner.infer`. Host arrays are bound where they lie if they are contiguous.
+
+        Raises:
+            UnsupportedError: There is not enough memory.
+        """
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            # The OrtValue points into the array and holds a reference to it; the binding copies to a GPU.
+            bound = (
+                self._ort.OrtValue.ortvalue_from_numpy(_ready(value))
+                if isinstance(value, np.ndarray)
+                else value
+            )
+            binding.bind_ortvalue_input(name, bound)
+        names = [spec.name for spec in self._specs.outputs]
+        for name in names:
+            binding.bind_output(name, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            if _out_of_memory(error):
+                raise _no_memory(self._graph) from None
+            raise
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def _ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array if array.flags.c_contiguous else array.copy()  # ascontiguousarray would make a scalar 1-d
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0]
+    return line.rstrip(".") + "."
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "failed to allocate memory" in text or "bad_alloc" in text
+
+
+def _no_memory(graph: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"There is not enough memory for the graph {graph!r}.",
+        "Keep fewer visual tokens, shorten the prompt, or take a smaller model or a narrower dtype.",
+    )

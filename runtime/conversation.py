@@ -1,0 +1,216 @@
+"""A conversation: messages and pictures in, answers out, on one cache.
+
+Every turn renders the whole conversation and hands all of its tokens to the session, which feeds what
+the cache does not hold. So a turn gives what a fresh start with the same messages would give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visprune.bundle import Manifest
+from visprune.errors import InputError
+from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.runtime.executor import Executor
+from visprune.runtime.generation import FinishReason, Generation, Limits, Stream
+from visprune.runtime.images import decode
+from visprune.runtime.kv_cache import present_names
+from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.sampling import Sampler, Sampling
+from visprune.runtime.session import Picture, Session
+from visprune.runtime.text import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    ImageSource = str | Path | bytes | Image.Image
+
+__all__ = ["Chat", "Model"]
+
+_GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The loaded parts of a bundle, shared by all conversations with it."""
+
+    manifest: Manifest
+    executor: Executor
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    processor: ImageProcessor
+
+
+class Chat:
+    """One conversation. Make it with `Pipeline.chat`.
+
+    Args:
+        model: What answers.
+        keep_tokens: Visual tokens kept of every image; fixed, as cached images keep theirs.
+    """
+
+    def __init__(self, model: Model, keep_tokens: int) -> None:
+        self._model = model
+        self._session = Session(model.executor, model.manifest, keep_tokens)
+        self._messages: list[Message] = []
+        self._pictures: list[Picture] = []
+        self._open: Stream | None = None
+        self.keep_tokens = keep_tokens
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The finished turns."""
+        return tuple(self._messages)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the next turn need not compute again, as far as they are part of it."""
+        return self._session.length
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._end_open_turn()
+        self._messages, self._pictures = [], []
+        self._session.clear()
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """One turn; see `stream`."""
+        return self.stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop).result
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """One turn, its answer as it comes.
+
+        Everything about the input is checked before this returns. The turn becomes part of the
+        conversation when the stream has ended; a new turn ends an unfinished one, which is then dropped.
+
+        Args:
+            prompt: What the user says.
+            images: New pictures, shown before the text of this turn.
+            max_new_tokens: Most tokens generated.
+            sampling: How tokens are chosen; greedy by default.
+            stop: Texts that end the answer.
+
+        Raises:
+            InputError: An empty prompt, one that contains the image token, a picture that cannot be read,
+                a conversation longer than the model's context.
+            UsageError: A limit that means nothing.
+        """
+        start = time.perf_counter()
+        limits = Limits(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        self._end_open_turn()
+        self._check_prompt(prompt)
+        question = Message("user", prompt, images=len(images))
+        pictures = [*self._pictures, *(Picture.of(self._model.processor(decode(image))) for image in images)]
+        ids = self._tokens([*self._messages, question], len(pictures))
+        self._session.check(ids, pictures)
+        preprocess = (time.perf_counter() - start) * 1e3
+        self._open = Stream(self._turn(question, ids, pictures, limits, Sampler(sampling), preprocess))
+        return self._open
+
+    def _turn(
+        self,
+        question: Message,
+        ids: list[int],
+        pictures: list[Picture],
+        limits: Limits,
+        sampler: Sampler,
+        preprocess_ms: float,
+    ) -> Generator[str, None, Generation]:
+        manifest, session = self._model.manifest, self._session
+        text = TextStream(self._model.tokenizer, limits.stop)
+        pieces: list[str] = []
+        history = list(ids)
+
+        # Only what happens here is timed: between two pieces the time is the caller's.
+        start = time.perf_counter()
+        prefill = session.prefill(ids, pictures)
+        token = sampler(prefill.logits, history)
+        prefill_ms, decode_ms = (time.perf_counter() - start) * 1e3, 0.0
+
+        while True:
+            history.append(token)
+            generated = len(history) - len(ids)
+            reason: FinishReason | None = None
+            if token in manifest.decoder.eos_token_ids:
+                reason = "eos"
+            else:
+                piece = text.push(token)
+                if piece:
+                    pieces.append(piece)
+                    yield piece
+                if text.stopped:
+                    reason = "stop"
+                elif generated == limits.max_new_tokens or session.length == session.limit:
+                    reason = "length"
+            if reason:
+                break
+            start = time.perf_counter()
+            token = sampler(session.decode(token), history)
+            decode_ms += (time.perf_counter() - start) * 1e3
+
+        if piece := text.finish():
+            pieces.append(piece)
+            yield piece
+        answer = "".join(pieces)
+        self._messages += [question, Message("assistant", answer)]
+        self._pictures = pictures
+        timings = {"preprocess": preprocess_ms, **_named(prefill.timings_ms, manifest), "decode": decode_ms}
+        timings["decode_per_token"] = decode_ms / max(1, generated - 1)
+        timings["total"] = preprocess_ms + prefill_ms + decode_ms
+        return Generation(
+            text=answer,
+            token_ids=tuple(history[len(ids) :]),
+            tokens_in=len(ids),
+            tokens_kept=sum(len(kept) for kept in prefill.keep_indices),
+            visual_tokens=len(prefill.keep_indices) * manifest.pruning.budget.visual_tokens,
+            keep_indices=prefill.keep_indices,
+            finish_reason=reason,
+            timings_ms=timings,
+        )
+
+    def _check_prompt(self, prompt: str) -> None:
+        if not prompt.strip():
+            raise InputError("The prompt is empty.", "Give a question or an instruction.")
+        token = self._model.tokenizer.image_token
+        if token in prompt:
+            raise InputError(
+                f"The prompt contains {token!r}, which stands for an image.",
+                "Leave it out: pictures are put before the text of their turn.",
+            )
+
+    def _tokens(self, messages: Sequence[Message], images: int) -> list[int]:
+        ids = self._model.tokenizer.encode(self._model.template.render(messages))
+        return self._model.tokenizer.expand_images(ids, [self._session.image_length] * images)
+
+    def _end_open_turn(self) -> None:
+        if self._open:
+            self._open.close()
+            self._open = None
+
+
+def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:
+    """The graphs that extend the cache are `prefill`, with their names where there are several."""
+    cached = set(present_names(manifest.decoder))
+    decoders = [s.graph for s in manifest.stages if cached & set(s.outputs.values())]
+    names = {graph: "prefill" if len(decoders) == 1 else f"prefill.{graph}" for graph in decoders}
+    return {names.get(graph, graph): ms for graph, ms in timings.items()}

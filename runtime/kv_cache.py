@@ -1,0 +1,85 @@
+"""The key-value cache: one pair of opaque values a layer, replaced by the graph's own outputs at each step.
+
+The graphs concatenate; nothing here copies, except `crop`, which runs at most once a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from visprune.bundle import Decoder
+from visprune.errors import UnsupportedError
+from visprune.runtime.runner import Value, to_numpy
+
+__all__ = ["KVCache", "past_names", "present_names"]
+
+
+def past_names(decoder: Decoder) -> list[str]:
+    """Value names that the cache supplies, key and value of each layer in turn."""
+    return [f"past_key_values.{i}.{part}" for i in range(decoder.num_layers) for part in ("key", "value")]
+
+
+def present_names(decoder: Decoder) -> list[str]:
+    """Value names that the cache takes, in the order of `past_names`."""
+    return [f"present.{i}.{part}" for i in range(decoder.num_layers) for part in ("key", "value")]
+
+
+class KVCache:
+    """Keys and values of all layers, each [1, Hkv, P, Dh].
+
+    Args:
+        decoder: Gives the layers and their shapes; the cache starts empty, with P = 0.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._past = past_names(decoder)
+        self._present = present_names(decoder)
+        shape = (1, decoder.num_kv_heads, 0, decoder.head_dim)
+        self._empty = np.zeros(shape, dtype=decoder.cache_dtype)
+        self._values: list[Value] = []
+        self.clear()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """P of each layer. They are equal unless tokens are dropped inside the LLM."""
+        return tuple(_length(value) for value in self._values[::2])
+
+    def feeds(self) -> dict[str, Value]:
+        """The past, by value name."""
+        return dict(zip(self._past, self._values, strict=True))
+
+    def update(self, outputs: Mapping[str, Value]) -> None:
+        """Take what a step left as the past of the next one."""
+        self._values = [outputs[name] for name in self._present]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values = [self._empty] * len(self._past)
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            UnsupportedError: Layers hold different tokens, so a count means nothing.
+        """
+        lengths = set(self.lengths)
+        if len(lengths) > 1:
+            raise UnsupportedError(
+                "The layers of this cache hold different tokens, so it cannot be cut to a common length.",
+                "Start a new conversation.",
+            )
+        if length >= max(lengths):
+            return
+        if length == 0:
+            self.clear()
+            return
+        # Through host memory: cutting needs no operator of the backend, and happens once a turn at most.
+        # The copy frees the rest of the buffer.
+        self._values = [np.ascontiguousarray(to_numpy(value)[:, :, :length]) for value in self._values]
+
+
+def _length(value: Value) -> int:
+    shape = value.shape if isinstance(value, np.ndarray) else value.shape()
+    return int(shape[2])

@@ -1,0 +1,250 @@
+"""The public face of the runtime: a loaded bundle that answers questions about pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from visprune.bundle import Bundle, Manifest, Pruning
+from visprune.errors import BundleError, UnsupportedError, UsageError
+from visprune.runtime.backends import backend
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.conversation import Chat, Model
+from visprune.runtime.cores import usable_cores
+from visprune.runtime.executor import Executor
+from visprune.runtime.generation import Generation, Stream
+from visprune.runtime.images import decode, overlay
+from visprune.runtime.kv_cache import past_names, present_names
+from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.runner import BackendOptions, Runner
+from visprune.runtime.sampling import Sampling
+from visprune.runtime.session import check_positions
+from visprune.runtime.text import Tokenizer
+from visprune.runtime.verified import verify as verify_files
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from visprune.runtime.conversation import ImageSource
+
+__all__ = ["Pipeline", "keep_tokens_for", "load"]
+
+_GREEDY = Sampling()
+_SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+
+
+def load(
+    path: str | Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    verify: bool = True,
+    on_file: Callable[[str, int], None] | None = None,
+) -> Pipeline:
+    """Load a bundle to run it.
+
+    Args:
+        path: Its directory.
+        provider: What runs the graphs: "cpu" or "cuda".
+        threads: Processor threads; by default as many as this process may use.
+        verify: Compare every file with its hash. Files that were good before and have not changed since
+            are not read again.
+        on_file: Called with name and size of each file that is about to be hashed, for a progress display.
+
+    Raises:
+        BundleError: The bundle is incomplete, altered, newer, or asks for what this runtime does not supply.
+        UsageError: No such provider, or no thread.
+        UnsupportedError: The provider or the method's positions cannot be had in this version.
+        MissingExtraError: The provider's package is not installed.
+    """
+    bundle = Bundle.open(path)
+    opener = backend(provider)
+    if threads is not None and threads < 1:
+        raise UsageError(f"Cannot run on {threads} threads.", "Give a number of at least 1, or leave it out.")
+    check_positions(bundle.manifest)
+    if verify:
+        verify_files(bundle, on_file)
+    options = BackendOptions(provider, threads or usable_cores())
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(opener(bundle, name, options))
+            for name in {stage.graph: None for stage in bundle.manifest.stages}
+        }
+        pipeline = Pipeline(bundle, runners, options)
+        stack.pop_all()  # all is well: the pipeline closes them
+    return pipeline
+
+
+class Pipeline:
+    """A bundle with its graphs loaded. Make it with `load`; close it, or use it in a `with`.
+
+    Calls must not overlap. Several chats may be open at a time, each with its own cache.
+
+    Args:
+        bundle: The bundle.
+        runners: One for each graph that a stage names.
+        options: What they were opened with.
+
+    Raises:
+        BundleError: The program reads or lacks a value that the runtime supplies or needs.
+    """
+
+    def __init__(self, bundle: Bundle, runners: dict[str, Runner], options: BackendOptions) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.options = options
+        self._runners = runners
+        present = present_names(manifest.decoder)
+        executor = Executor(manifest.stages, manifest.graphs, runners, ("logits", "keep_indices", *present))
+        unknown = set(executor.inputs) - {*_SUPPLIED, *past_names(manifest.decoder)}
+        missing = {"logits", *present} - executor.outputs
+        if unknown or missing:
+            what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
+            raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
+        text = manifest.text
+        source = bundle.file(text.chat_template).read_text(encoding="utf-8") if text.chat_template else None
+        self._model = Model(
+            manifest,
+            executor,
+            Tokenizer.from_file(
+                bundle.file(text.tokenizer),
+                text.image_token,
+                text.image_token_id,
+                text.bos_token,
+                manifest.decoder.eos_token_ids,
+            ),
+            ChatTemplate(source, text.bos_token, text.eos_token, text.image_token),
+            ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor))),
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+    def generate(
+        self,
+        images: ImageSource | Sequence[ImageSource] | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+        ratio: float | None = None,
+        keep_tokens: int | None = None,
+    ) -> Generation:
+        """Answer one prompt; see `stream`."""
+        chat = self.chat(ratio=ratio, keep_tokens=keep_tokens)
+        return chat.generate(
+            prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+        )
+
+    def stream(
+        self,
+        images: ImageSource | Sequence[ImageSource] | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+        ratio: float | None = None,
+        keep_tokens: int | None = None,
+    ) -> Stream:
+        """Answer one prompt, the text as it comes; `.result` of what this returns has the figures.
+
+        Args:
+            images: One picture, several in order, or None: a path, the bytes of a file, or a Pillow image.
+            prompt: The question; pictures stand before it.
+            max_new_tokens: Most tokens generated.
+            sampling: How tokens are chosen; greedy by default.
+            stop: Texts that end the answer and are not part of it.
+            ratio: Fraction of visual tokens to keep, in (0, 1].
+            keep_tokens: The same as a count. Without either, what the bundle was exported for.
+
+        Raises:
+            UsageError: Both ratio and keep_tokens, a count or a limit that cannot be.
+            InputError: An empty prompt, one that contains the image token, a picture that cannot be read,
+                a prompt longer than the model's context.
+        """
+        chat = self.chat(ratio=ratio, keep_tokens=keep_tokens)
+        return chat.stream(
+            prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+        )
+
+    def chat(self, *, ratio: float | None = None, keep_tokens: int | None = None) -> Chat:
+        """Begin a conversation, whose turns share a cache.
+
+        Raises:
+            UsageError: As for `keep_tokens`.
+        """
+        return Chat(self._model, self.keep_tokens(ratio=ratio, keep_tokens=keep_tokens))
+
+    def keep_tokens(self, *, ratio: float | None = None, keep_tokens: int | None = None) -> int:
+        """See `keep_tokens_for`."""
+        return keep_tokens_for(self.manifest.pruning, ratio=ratio, keep_tokens=keep_tokens)
+
+    def overlay(self, image: ImageSource, keep_indices: Sequence[int]) -> Image.Image:
+        """The picture as the model saw it, with dropped patches dimmed.
+
+        Args:
+            image: The picture.
+            keep_indices: Of this picture, from a `Generation`.
+
+        Raises:
+            UnsupportedError: The visual tokens of this model are not a grid of patches.
+        """
+        pruning = self.manifest.pruning
+        if pruning.grid is None:
+            raise UnsupportedError(
+                "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
+            )
+        patches = np.array(keep_indices, dtype=np.int64) + pruning.grid_offset
+        return overlay(self._model.processor.crop(decode(image)), patches, pruning.grid)
+
+    def close(self) -> None:
+        """Free the graphs. Nothing can be generated after that."""
+        for runner in self._runners.values():
+            runner.__exit__(None, None, None)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def keep_tokens_for(pruning: Pruning, *, ratio: float | None = None, keep_tokens: int | None = None) -> int:
+    """How many visual tokens of one image are kept for a request; without one, the bundle's own number.
+
+    Raises:
+        UsageError: Both are given, or the number cannot be reached.
+    """
+    if ratio is not None and keep_tokens is not None:
+        raise UsageError("Both a ratio and a number of tokens to keep are given.", "Give one of them.")
+    if ratio is not None:
+        return pruning.budget.from_ratio(ratio)
+    return pruning.keep_tokens if keep_tokens is None else pruning.budget.from_tokens(keep_tokens)
+
+
+def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
+    if not isinstance(data, dict):
+        raise BundleError(f"{path} is not an object.", "Export the model again.")
+    return data

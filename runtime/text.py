@@ -1,0 +1,232 @@
+"""Text to token ids and back, with image placeholders and a stream that never shows half a character.
+
+Wraps the `tokenizers` file of a checkpoint. Knows the ids it is told of and no model; rendering a
+conversation into text is in `chat_template`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from visprune.errors import BundleError, InputError, UsageError
+
+__all__ = ["TextStream", "Tokenizer"]
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are not (yet) a character
+_MAX_HELD = (
+    8  # tokens; a character has at most 4 bytes, so a longer tail is garbage, not an unfinished character
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A tokenizer file with the few ids that generating needs.
+
+    Attributes:
+        backend: The tokenizer of the `tokenizers` package, without truncation and padding.
+        image_token: Text of the image placeholder.
+        image_token_id: Its id.
+        bos_token: Text of the token that begins a sequence, or None.
+        eos_token_ids: Tokens that end an answer.
+        hidden_ids: Ids of the special tokens, which decoding leaves out.
+        byte_ids: Ids of single bytes (`<0x00>` to `<0xFF>`), if the decoder joins such bytes to characters.
+    """
+
+    backend: tokenizers.Tokenizer
+    image_token: str
+    image_token_id: int
+    bos_token: str | None
+    eos_token_ids: tuple[int, ...]
+    hidden_ids: frozenset[int]
+    byte_ids: frozenset[int]
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        image_token: str,
+        image_token_id: int,
+        bos_token: str | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> Tokenizer:
+        """Reads a `tokenizer.json`.
+
+        Args:
+            path: The file.
+            image_token: Text of the image placeholder, as the chat template writes it.
+            image_token_id: The id the model knows it by.
+            bos_token: Text of the token that begins a sequence, or None.
+            eos_token_ids: Tokens that end an answer.
+
+        Raises:
+            BundleError: The file cannot be read, or gives the image placeholder another id.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises plain Exception, for a missing file too
+            raise BundleError(
+                f"The tokenizer {path} cannot be read: {error}.", "Export the model again."
+            ) from None
+        backend.no_truncation()
+        backend.no_padding()
+        if image_token_id not in backend.encode(image_token, add_special_tokens=False).ids:
+            raise BundleError(
+                f"The tokenizer {path} does not turn {image_token!r} into the token {image_token_id}.",
+                "Give the checkpoint the tokenizer that it was trained with and export again.",
+            )
+        added = backend.get_added_tokens_decoder()
+        return cls(
+            backend=backend,
+            image_token=image_token,
+            image_token_id=image_token_id,
+            bos_token=bos_token,
+            eos_token_ids=eos_token_ids,
+            hidden_ids=frozenset(i for i, token in added.items() if token.special),
+            byte_ids=_byte_ids(backend),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt.
+
+        The special tokens of the tokenizer (usually the one that begins a sequence) are added unless the
+        text begins with the BOS text already: the rule of `ProcessorMixin.apply_chat_template`.
+        """
+        begun = self.bos_token is not None and text.startswith(self.bos_token)
+        return self.backend.encode(text, add_special_tokens=not begun).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def is_hidden(self, token_id: int) -> bool:
+        """Whether decoding leaves a token out: a special one, or an id that only the model's head has."""
+        return token_id in self.hidden_ids or self.backend.id_to_token(token_id) is None
+
+    def expand_images(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """Repeats each image placeholder as often as its image has tokens.
+
+        Args:
+            ids: A prompt with one placeholder for each image.
+            counts: Number of tokens of each image, in the order of the placeholders.
+
+        Raises:
+            InputError: There are more or fewer placeholders than images.
+        """
+        found = sum(token == self.image_token_id for token in ids)
+        if found != len(counts):
+            raise InputError(
+                f"The prompt has {found} placeholder(s) {self.image_token!r} for {len(counts)} image(s).",
+                "Give one image for each placeholder, and do not write the placeholder in the text yourself.",
+            )
+        remaining = iter(counts)
+        expanded: list[int] = []
+        for token in ids:
+            expanded.extend([token] * next(remaining) if token == self.image_token_id else [token])
+        return expanded
+
+
+class TextStream:
+    """Turns tokens into text one at a time; what it has given out never changes.
+
+    The texts of all pushes and of `finish` are together what `Tokenizer.decode` makes of all tokens, up to
+    the stop string that is completed first. Only a short window of the last tokens is decoded at each push.
+
+    Held back are: an unfinished UTF-8 character; a run of byte tokens (`<0xE4>`...) until it ends, because
+    the decoder reads the run as a whole and one wrong byte spoils all of it; and text that may be the
+    beginning of a stop string.
+
+    Args:
+        tokenizer: Decodes.
+        stops: Texts that end the answer; they are not part of it.
+
+    Raises:
+        UsageError: A stop string is empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
+        if "" in stops:
+            raise UsageError("A stop string is empty.", "Leave it out.")
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ids: list[int] = []  # the window: some tokens whose text is out, for context, then the others
+        self._out = 0  # number of the former
+        self._out_length = 0  # length of their text, decoded alone
+        self._held = ""  # text that may begin a stop string
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been completed."""
+        return self._stopped
+
+    def push(self, token_id: int) -> str:
+        """Takes one token.
+
+        Returns:
+            The text that is now final, often empty.
+        """
+        # Decoding leaves special and unknown tokens out *before* it joins the others, so they must not be in
+        # the window: as its only context they would make the next word lose its leading space.
+        if self._stopped or self._tokenizer.is_hidden(token_id):
+            return ""
+        self._ids.append(token_id)
+        if token_id in self._tokenizer.byte_ids:
+            return ""
+        text = self._tokenizer.decode(self._ids)
+        if not text.endswith(_UNFINISHED):
+            return self._release(self._advance(text, len(self._ids)))
+        if len(self._ids) - self._out > _MAX_HELD:
+            end = self._clean_cut(text)
+            return self._release(self._advance(self._tokenizer.decode(self._ids[:end]), end))
+        return ""
+
+    def finish(self) -> str:
+        """Gives out what was held back; the stream is at its end then."""
+        if self._stopped:
+            return ""
+        text = self._release(self._advance(self._tokenizer.decode(self._ids), len(self._ids)))
+        text, self._held = text + self._held, ""
+        return text
+
+    def _advance(self, text: str, end: int) -> str:
+        """Makes `text`, that of the window's tokens up to `end`, final, and those tokens the new context."""
+        new = text[self._out_length :]
+        if new:  # a token without text is no context: it stays in the window
+            self._ids, self._out = self._ids[self._out :], end - self._out
+            self._out_length = len(self._tokenizer.decode(self._ids[: self._out]))
+        return new
+
+    def _clean_cut(self, text: str) -> int:
+        """The last place, at most 4 tokens back, that lies between two characters."""
+        for end in range(len(self._ids) - 1, len(self._ids) - 5, -1):
+            if self._tokenizer.decode(self._ids[:end]) + self._tokenizer.decode(self._ids[end:]) == text:
+                return end
+        return self._out
+
+    def _release(self, text: str) -> str:
+        if not self._stops:
+            return text
+        text = self._held + text
+        # The stop that ends first, so that the result does not depend on where tokens end.
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self._stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        held = max(
+            (size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
+            default=0,
+        )
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    ids = (backend.token_to_id(f"<0x{value:02X}>") for value in range(256))
+    found = frozenset(i for i in ids if i is not None)
+    letter = backend.token_to_id("<0x41>")
+    joins = letter is not None and backend.decode([letter, letter]).replace(" ", "") == "AA"
+    return found if joins else frozenset()

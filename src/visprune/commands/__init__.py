@@ -1,0 +1,1 @@
+"""One file a verb. Each imports heavy packages inside its function, so that `--help` comes at once."""

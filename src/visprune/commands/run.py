@@ -1,0 +1,161 @@
+"""`visprune run`: one question about pictures, the answer as it comes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visprune.commands.terminal import busy, note, print_json, size
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from visprune.bundle import Pruning
+    from visprune.runtime import Generation, Pipeline
+
+__all__ = ["open_pipeline", "run"]
+
+_OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def run(  # noqa: PLR0913 - a command line's options
+    bundle: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False),
+    ],
+    *,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The question.", show_default=False)
+    ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="A picture; may be given several times."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens generated.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Randomness; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the tokens that make up this probability.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages what was said.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes random answers repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that ends the answer; may be given several times."),
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
+    ] = None,
+    keep_tokens: Annotated[int | None, typer.Option(help="The same as a number of tokens an image.")] = None,
+    provider: Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads.", show_default="physical cores")
+    ] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the picture with dropped patches dimmed.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --overlay replace a file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Answer a question about pictures.
+
+    Example: visprune-run llava-fopru --image cat.png --prompt "What is in the picture?"
+    """
+    from visprune.bundle import Bundle
+    from visprune.runtime.images import decode
+    from visprune.runtime.pipeline import keep_tokens_for
+    from visprune.runtime.sampling import Sampling
+
+    # Whatever can be refused is refused before gigabytes are hashed and loaded.
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    pruning = Bundle.open(bundle).manifest.pruning
+    keep = keep_tokens_for(pruning, ratio=ratio, keep_tokens=keep_tokens)
+    pictures = [decode(path) for path in image or []]
+    targets = _overlay_targets(overlay, len(pictures), pruning, force=force) if overlay else []
+
+    with open_pipeline(bundle, provider, threads) as pipeline:
+        stream = pipeline.stream(
+            pictures,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
+            keep_tokens=keep,
+        )
+        if not as_json:
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print(flush=True)
+        answer = stream.result
+        for target, picture, kept in zip(targets, pictures, answer.keep_indices, strict=bool(targets)):
+            _write_overlay(pipeline, picture, kept, target)
+    if as_json:
+        print_json(asdict(answer), lines=True)
+        return
+    if pictures:
+        each = f" (each of {len(pictures)} images)" if len(pictures) > 1 else ""
+        note(pruning.budget.describe(keep) + each)
+    note(_timing_line(answer))
+
+
+def open_pipeline(bundle: Path, provider: str, threads: int | None) -> Pipeline:
+    """Load a bundle with a spinner; shared with `chat`."""
+    from visprune.runtime import load
+
+    with busy(f"Loading {bundle}") as update:
+        return load(
+            bundle,
+            provider=provider,
+            threads=threads,
+            on_file=lambda name, count: update(f"Checking {name} ({size(count)}), once"),
+        )
+
+
+def _timing_line(answer: Generation) -> str:
+    times = dict(answer.timings_ms)
+    total, decode, per_token = (times.pop(name) for name in ("total", "decode", "decode_per_token"))
+    stages = ", ".join(f"{name} {ms:.0f}" for name, ms in times.items())
+    speed = f", decode {decode:.0f} ({per_token:.1f} a token)" if decode else ""
+    return f"{answer.tokens_in} tokens in, {len(answer.token_ids)} out, {total:.0f} ms: {stages}{speed}"
+
+
+def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: bool) -> list[Path]:
+    """Where the overlays go: the name given, numbered where there are several images."""
+    from visprune.errors import UnsupportedError, UsageError
+
+    if not images:
+        raise UsageError("An overlay needs a picture.", "Give one with --image, or leave --overlay out.")
+    if pruning.grid is None:
+        raise UnsupportedError(
+            "The visual tokens of this model are not a grid of patches.", "Leave --overlay out."
+        )
+    if overlay.suffix.lower() not in _OVERLAY_SUFFIXES:
+        raise UsageError(
+            f"{overlay} does not end in the name of a picture format.", f"End it in {_OVERLAY_SUFFIXES[0]}."
+        )
+    if not overlay.parent.is_dir():
+        raise UsageError(f"There is no directory {overlay.parent}.", "Create it first.")
+    if images == 1:
+        targets = [overlay]
+    else:
+        targets = [overlay.with_stem(f"{overlay.stem}-{number}") for number in range(1, images + 1)]
+    for target in targets:
+        if target.is_dir():
+            raise UsageError(f"{target} is a directory.", "Name a file.")
+        if target.exists() and not force:
+            raise UsageError(f"{target} exists.", "Give another name, or --force to replace it.")
+    return targets
+
+
+def _write_overlay(pipeline: Pipeline, picture: Image.Image, kept: tuple[int, ...], target: Path) -> None:
+    """Written beside its place and renamed when whole, so that a full disk leaves no half a picture."""
+    temporary = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        pipeline.overlay(picture, kept).save(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

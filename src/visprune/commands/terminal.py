@@ -1,0 +1,43 @@
+"""What the verbs share: answers go to stdout, everything about them to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["busy", "note", "print_json", "size"]
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any, *, lines: bool = False) -> None:
+    """One JSON value on stdout, on a single line if `lines`."""
+    print(json.dumps(data, ensure_ascii=False, indent=None if lines else 2), flush=True)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in the decimal units that disks are sold by."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+@contextmanager
+def busy(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while the block runs, if a person is looking; gives what changes its text."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) as status:
+        yield status.update

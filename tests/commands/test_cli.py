@@ -1,0 +1,377 @@
+"""The command lines, as processes where that is what is tested, in this one otherwise."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from visprune import __version__, cli
+from visprune.errors import UsageError
+
+
+@pytest.fixture
+def call(capfd):
+    """Run a verb in this process: (exit code, stdout, stderr)."""
+
+    def run(verb, *arguments):
+        code = cli.run_command(verb, [str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def cat(tmp_path, picture):
+    path = tmp_path / "cat.png"
+    picture(0).resize((90, 70)).save(path)
+    return path
+
+
+def process(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "visprune", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+class TestHelp:
+    def test_is_quick_and_light(self):
+        code = (
+            "import sys; from visprune.cli import run_command; run_command(None, ['--help']);"
+            "heavy = {'numpy', 'onnxruntime', 'torch', 'transformers', 'PIL', 'onnx'} & set(sys.modules);"
+            "sys.exit(f'imported {heavy}' if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        for verb in cli.VERBS:
+            assert verb in done.stdout
+
+    def test_takes_less_than_half_a_second(self):
+        process("--help")
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            process("--help")
+            times.append(time.perf_counter() - start)
+        # A loaded machine is not what is tested: compare with what an empty Python takes now.
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        empty = time.perf_counter() - start
+        assert min(times) < max(0.5, 20 * empty)
+
+    @pytest.mark.parametrize("verb", cli.VERBS)
+    def test_every_verb_has_an_example(self, call, verb):
+        code, out, err = call(verb, "--help")
+        assert (code, err) == (0, "")
+        assert f"Usage: visprune-{verb}" in out
+        assert "Example" in out
+
+    def test_usage_of_the_umbrella(self, call):
+        assert "Usage: visprune run" in call(None, "run", "--help")[1]
+
+    def test_bare_umbrella_helps(self, call):
+        code, out, _ = call(None)
+        assert code == 0
+        assert "Usage: visprune" in out
+
+    def test_version(self, call):
+        assert call(None, "--version") == (0, f"visprune {__version__}\n", "")
+
+    def test_each_entry_point_names_its_verb(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(cli, "run_command", lambda verb, arguments: asked.append(verb) or 0)
+        for verb in cli.VERBS:
+            with pytest.raises(SystemExit):
+                getattr(cli, f"{verb}_main")()
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert asked == [*cli.VERBS, None]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "what"),
+        [
+            ([], "DIR"),
+            (["--no-such-option"], "No such option"),
+            (["x", "-p", "q", "--threads", "many"], "many"),
+        ],
+    )
+    def test_usage_is_two_lines_and_exit_2(self, call, arguments, what):
+        code, out, err = call("run", *arguments)
+        assert (code, out) == (2, "")
+        first, second = err.splitlines()
+        assert first.startswith("error: ")
+        assert what in first
+        assert second == "  See: visprune-run --help"
+
+    def test_unknown_verb(self, call):
+        code, _, err = call(None, "rnu")
+        assert code == 2
+        assert "rnu" in err
+        assert len(err.splitlines()) == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "what"),
+        [
+            (["-p", ""], "The prompt is empty."),
+            (["-p", "q", "--image", "/nowhere.png"], "no picture at"),
+            (["-p", "q", "--ratio", "0"], "outside (0, 1]"),
+            (["-p", "q", "--ratio", "nan"], "outside (0, 1]"),
+            (["-p", "q", "--ratio", "0.5", "--keep-tokens", "3"], "Both"),
+            (["-p", "q", "--provider", "cudda"], "no provider"),
+            (["-p", "q", "--provider", "tensorrt"], "not part of this version"),
+            (["-p", "q", "--temperature", "-1"], "temperature"),
+            (["-p", "q", "--max-new-tokens", "0"], "Cannot generate 0"),
+            (["-p", "q", "--threads", "0"], "0 threads"),
+            (["-p", "x" * 400], "context"),
+        ],
+    )
+    @pytest.mark.parametrize("json_too", [False, True])
+    def test_bad_input(self, call, tiny_bundle, arguments, what, json_too):
+        code, out, err = call("run", tiny_bundle, *arguments, *(["--json"] if json_too else []))
+        assert (code, out) == (2, "")
+        first, second = err.splitlines()
+        assert first.startswith("error: ")
+        assert what in first
+        assert second.startswith("  ")
+
+    def test_no_bundle(self, call, tmp_path):
+        code, _, err = call("run", tmp_path, "-p", "q")
+        assert code == 2
+        assert "is not a bundle" in err
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "said"),
+        [
+            (UsageError("What.", "Hint."), 2, "error: What.\n  Hint.\n"),
+            (KeyboardInterrupt(), 130, ""),
+            (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+            (
+                OSError(errno.ENOSPC, "No space left on device", "/x"),
+                2,
+                "error: No space left on device (/x).\n  Free",
+            ),
+            (
+                PermissionError(errno.EACCES, "Permission denied", "/x"),
+                2,
+                "error: Permission denied (/x).\n  Choose",
+            ),
+        ],
+    )
+    def test_what_commands_raise(self, call, monkeypatch, raised, code, said):
+        def fail(_):
+            raise raised
+
+        monkeypatch.setattr("visprune.commands.methods._row", fail)
+        monkeypatch.setattr("os.dup2", lambda *_: None)
+        got, out, err = call("methods")
+        assert (got, out) == (code, "")
+        assert err.startswith(said)
+        assert bool(err) == bool(said)
+
+    def test_a_bug_shows_itself(self, call, monkeypatch):
+        monkeypatch.setattr("visprune.commands.methods._row", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call("methods")
+
+    def test_reader_that_goes_away(self, tiny_bundle):
+        command = f"'{sys.executable}' -m visprune inspect '{tiny_bundle}' --json | head -c 1"
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.stderr) == ("{", "")
+
+
+class TestRun:
+    def test_answers(self, call, tiny_bundle, cat):
+        code, out, err = call("run", tiny_bundle, "--image", cat, "--prompt", "What?", "--max-new-tokens", 5)
+        assert code == 0
+        assert out.endswith("\n")
+        first, second = err.splitlines()
+        assert first == "kept 4 of 16 visual tokens, 75% removed"
+        assert "vision_encoder" in second
+
+    def test_json_is_the_generation(self, call, tiny_bundle, cat):
+        code, out, err = call(
+            "run", tiny_bundle, "-i", cat, "-i", cat, "-p", "What?", "--ratio", 0.5, "--json"
+        )
+        assert (code, err) == (0, "")
+        answer = json.loads(out)
+        assert list(answer) == [
+            "text",
+            "token_ids",
+            "tokens_in",
+            "tokens_kept",
+            "visual_tokens",
+            "keep_indices",
+            "finish_reason",
+            "timings_ms",
+        ]
+        assert (answer["tokens_kept"], answer["visual_tokens"]) == (16, 32)
+        assert [len(kept) for kept in answer["keep_indices"]] == [8, 8]
+
+    def test_text_only(self, call, tiny_bundle):
+        code, _, err = call("run", tiny_bundle, "-p", "What?", "--max-new-tokens", 2)
+        assert code == 0
+        assert "kept" not in err
+
+    def test_overlay(self, call, tiny_bundle, cat, tmp_path):
+        target = tmp_path / "kept.png"
+        arguments = ("run", tiny_bundle, "-i", cat, "-p", "q", "--max-new-tokens", 1, "--overlay", target)
+        assert call(*arguments)[0] == 0
+        before = target.read_bytes()
+        assert Image.open(io.BytesIO(before)).width >= 480
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert "exists" in err
+        assert call(*arguments, "--force", "--ratio", 1)[0] == 0
+        assert target.read_bytes() != before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.png", "kept.png"]
+
+    def test_overlays_of_several_images_are_numbered(self, call, tiny_bundle, cat, tmp_path):
+        options = ("-p", "q", "--max-new-tokens", 1, "--overlay", tmp_path / "kept.png")
+        assert call("run", tiny_bundle, "-i", cat, "-i", cat, *options)[0] == 0
+        assert sorted(p.name for p in tmp_path.glob("kept*")) == ["kept-1.png", "kept-2.png"]
+
+    @pytest.mark.parametrize("name", ["kept", "kept.xyz", "missing/kept.png"])
+    def test_overlay_that_cannot_be_written(self, call, tiny_bundle, cat, tmp_path, name):
+        code, out, _ = call("run", tiny_bundle, "-i", cat, "-p", "q", "--overlay", tmp_path / name)
+        assert (code, out) == (2, "")
+        assert [p.name for p in tmp_path.iterdir()] == ["cat.png"]
+
+    def test_overlay_without_a_picture_or_a_grid(self, call, tiny_copy, edit_manifest, cat, tmp_path):
+        overlay = ("--overlay", tmp_path / "kept.png")
+        assert "needs a picture" in call("run", tiny_copy, "-p", "q", *overlay)[2]
+        edit_manifest(tiny_copy, "pruning", grid=None)
+        assert "not a grid" in call("run", tiny_copy, "-i", cat, "-p", "q", *overlay)[2]
+
+
+class TestChat:
+    @pytest.fixture
+    def talk(self, call, monkeypatch):
+        def run(lines, *arguments):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+            return call("chat", *arguments)
+
+        return run
+
+    def test_one_json_line_a_turn(self, talk, tiny_bundle, cat):
+        lines = ["hello", "", f"/image {cat}", "and this?", "/reset", "hello", "/quit", "never"]
+        code, out, err = talk(lines, tiny_bundle, "-i", cat, "--json", "--max-new-tokens", 4)
+        assert (code, err) == (0, "")
+        turns = [json.loads(line) for line in out.splitlines()]
+        assert [len(turn["keep_indices"]) for turn in turns] == [1, 1, 1]
+        assert turns[0]["token_ids"] == turns[2]["token_ids"]
+        assert turns[1]["tokens_in"] > turns[0]["tokens_in"]
+
+    def test_plain(self, talk, tiny_bundle, cat):
+        code, out, err = talk(["one", "two"], tiny_bundle, "-i", cat, "--max-new-tokens", 3)
+        assert code == 0
+        assert out.count("\n") >= 2
+        assert "you>" not in out
+        assert err.splitlines()[0] == "kept 4 of 16 visual tokens, 75% removed"
+
+    @pytest.mark.parametrize("line", ["/image /nowhere.png", "/foo", "/image"])
+    def test_a_mistake_ends_a_script(self, talk, tiny_bundle, line):
+        code, out, err = talk(["hello", line, "again"], tiny_bundle, "--json", "--max-new-tokens", 2)
+        assert code == 2
+        assert len(out.splitlines()) == 1
+        assert len(err.splitlines()) == 2
+
+    def test_a_mistake_does_not_end_a_persons_talk(self, call, monkeypatch, tiny_bundle):
+        lines = iter(["/foo", "hello", EOFError()])
+
+        def answer(_):
+            line = next(lines)
+            if isinstance(line, Exception):
+                raise line
+            return line
+
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr(builtins, "input", answer)
+        code, out, err = call("chat", tiny_bundle, "--json", "--max-new-tokens", 2)
+        assert code == 0
+        assert len(out.splitlines()) == 1
+        assert "/foo" in err
+
+
+class TestMethods:
+    def test_table(self, call):
+        code, out, _ = call("methods")
+        assert code == 0
+        for name in ("fopru-rank", "fopru-row", "none", "random", "uniform"):
+            assert name in out
+
+    def test_json(self, call):
+        rows = json.loads(call("methods", "--json")[1])
+        assert {"name", "place", "about", "source"} == set(rows[0])
+        assert all(row["place"] == "before the LLM" for row in rows)
+
+    def test_a_broken_plugin_hides_nothing(self, call, monkeypatch):
+        monkeypatch.setattr(
+            "visprune.registry._table", lambda: {"none": "visprune.pruning.keep_all:KeepAll", "x": "y:z"}
+        )
+        rows = {row["name"]: row for row in json.loads(call("methods", "--json")[1])}
+        assert "cannot be loaded" in rows["x"]["about"]
+        assert rows["none"]["place"] == "before the LLM"
+
+    def test_without_torch(self):
+        code = (
+            "import sys; from visprune.cli import run_command; code = run_command('methods', []);"
+            "sys.exit(code or 'torch' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+class TestInspect:
+    def test_shows_the_bundle(self, call, tiny_bundle):
+        code, out, err = call("inspect", tiny_bundle, "--verify")
+        assert (code, err) == (0, "")
+        for part in ("token_pruner", "kept 4 of 16 visual tokens, 75% removed", "vision_encoder", "hashes"):
+            assert part in out
+
+    def test_json(self, call, tiny_bundle):
+        data = json.loads(call("inspect", tiny_bundle, "--json")[1])
+        assert data["pruning"]["keep_tokens"] == 4
+        assert data["verified"] is False
+
+    def test_altered_file(self, call, tiny_copy):
+        path = tiny_copy / "tokenizer.json"
+        path.write_text(path.read_text().replace("<eos>", "<sos>"))
+        assert call("inspect", tiny_copy)[0] == 0
+        code, out, err = call("inspect", tiny_copy, "--verify")
+        assert (code, out) == (2, "")
+        assert "was altered" in err
+
+
+class TestDoctor:
+    def test_tells_what_works(self, call):
+        code, out, err = call("doctor")
+        assert (code, err) == (0, "")
+        for part in ("run on CPU", "run on CUDA", "export", "build engines", "cache"):
+            assert part in out
+
+    def test_survives_missing_packages(self, call, monkeypatch):
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        monkeypatch.setattr("importlib.metadata.version", lambda name: (_ for _ in ()).throw(KeyError(name)))
+        code, out, _ = call("doctor", "--json")
+        assert code == 0
+        data = json.loads(out)
+        assert all(package["version"] is None for package in data["packages"])
+        assert not any(feature["works"] for feature in data["features"])
+        assert 'pip install "visprune[cpu]"' in data["features"][0]["note"]

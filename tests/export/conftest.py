@@ -1,0 +1,151 @@
+"""Tiny random LLaVA checkpoints, complete with tokenizer and processor, written to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | upper }}: "
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}</s>{% else %} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """What may vary in a tiny checkpoint."""
+
+    tower: str = "clip"
+    text: str = "llama"
+    strategy: str = "default"
+    feature_layer: int | tuple[int, ...] = -2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int | None = None
+    side: int = 4
+    tower_layers: int = 3
+    layers: int = 2
+    tied: bool = False
+    dtype: str = "float32"
+    text_extra: tuple[tuple[str, object], ...] = ()
+    seed: int = 0
+
+
+def tokenizer():
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    fast = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(t, special=True) for t in ("<pad>", "<s>", "</s>", "<image>")])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE
+    )
+
+
+def config(tiny: Tiny):
+    size = tiny.side * 14
+    common = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": tiny.tower_layers,
+        "num_attention_heads": 2,
+        "image_size": size,
+        "patch_size": 14,
+    }
+    if tiny.tower == "clip":
+        vision = transformers.CLIPVisionConfig(**common, projection_dim=16)
+    else:
+        vision = transformers.SiglipVisionConfig(**common, vision_use_head=False)
+    kind = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}.get(tiny.text, tiny.text)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "num_key_value_heads": tiny.kv_heads,
+        "vocab_size": 320,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tiny.tied,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if tiny.head_dim:
+        text["head_dim"] = tiny.head_dim
+    text |= {key: dict(value) if isinstance(value, tuple) else value for key, value in tiny.text_extra}
+    layer = tiny.feature_layer
+    return transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=getattr(transformers, kind)(**text),
+        image_token_id=259,
+        vision_feature_layer=layer if isinstance(layer, int) else list(layer),
+        vision_feature_select_strategy=tiny.strategy,
+        tie_word_embeddings=tiny.tied,
+    )
+
+
+def write(tiny: Tiny, path: Path) -> Path:
+    torch.manual_seed(tiny.seed)
+    settings = config(tiny)
+    model = transformers.LlavaForConditionalGeneration(settings).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # livelier than the default initialisation
+            if "tower" in name or "projector" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if "norm" in name else 0.0))
+    model.to(getattr(torch, tiny.dtype)).save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    size = tiny.side * 14
+    kind = {"clip": "CLIPImageProcessorPil", "siglip": "SiglipImageProcessorPil"}[tiny.tower]
+    image_processor = getattr(transformers, kind)(
+        size={"shortest_edge": size} if tiny.tower == "clip" else {"height": size, "width": size},
+        **({"crop_size": {"height": size, "width": size}} if tiny.tower == "clip" else {}),
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy=tiny.strategy,
+        chat_template=TEMPLATE,
+        num_additional_image_tokens=1 if tiny.tower == "clip" else 0,
+    )
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Make a tiny checkpoint once for each configuration: `checkpoint(Tiny(...)) -> Path`."""
+    made: dict[Tiny, Path] = {}
+
+    def make(tiny: Tiny) -> Path:
+        if tiny not in made:
+            made[tiny] = write(tiny, tmp_path_factory.mktemp("checkpoint"))
+        return made[tiny]
+
+    make.Tiny = Tiny
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Three small pictures of different shapes."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 255, (40 + 9 * i, 64 - 7 * i, 3), dtype=np.uint8)).resize((90, 70 + i))
+        for i in range(3)
+    ]

@@ -1,0 +1,148 @@
+"""What can be wrong with a model or an export's options: one error each, and nothing on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from visprune.errors import CheckpointError, UnsupportedError, UsageError, VispruneError
+from visprune.export import export
+
+
+@pytest.fixture(scope="module")
+def good(checkpoint):
+    return checkpoint(checkpoint.Tiny())
+
+
+@pytest.fixture
+def copy(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "model")
+
+
+def edit(path, **changes):
+    config = json.loads((path / "config.json").read_text())
+    config.update(changes)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def refused(kind, match, model, tmp_path, **options):
+    before = sorted(p for p in tmp_path.rglob("*"))
+    with pytest.raises(kind, match=match) as caught:
+        export(model, output=tmp_path / "made" / "here", **({"method": "fopru-rank"} | options))
+    assert isinstance(caught.value, VispruneError)
+    assert caught.value.hint.endswith((".", "?"))
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_options(good, tmp_path):
+    refused(UsageError, "fopru-rnk", good, tmp_path, method="fopru-rnk")
+    for ratio in (0.0, -0.1, 1.01, float("nan"), float("inf")):
+        refused(UsageError, "outside", good, tmp_path, ratio=ratio)
+    refused(UsageError, "Both", good, tmp_path, ratio=0.5, keep_tokens=4)
+    for count in (0, -1, 17):
+        refused(UsageError, "Cannot keep", good, tmp_path, keep_tokens=count)
+    refused(UsageError, "whole rows", good, tmp_path, method="fopru-row", keep_tokens=6)
+    refused(UsageError, "keeps all", good, tmp_path, method="none", ratio=0.5)
+    refused(UsageError, "jetpack5", good, tmp_path, target="jetpack5")
+    refused(UsageError, "int3", good, tmp_path, dtype="int3")
+
+
+def test_not_there(tmp_path):
+    refused(CheckpointError, "no directory", tmp_path / "nowhere", tmp_path)
+    (tmp_path / "empty").mkdir()
+    refused(CheckpointError, "no config.json", tmp_path / "empty", tmp_path)
+    (tmp_path / "file").write_text("x")
+    refused(CheckpointError, "is a file", tmp_path / "file", tmp_path)
+
+
+def test_hub_id_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with pytest.raises(CheckpointError, match="could not be downloaded"):
+        export("nobody/nothing-at-all", method="none", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_models(copy, tmp_path):
+    edit(copy, model_type="qwen2_vl")
+    refused(UnsupportedError, "'qwen2_vl' is not supported", copy, tmp_path)
+    edit(copy, model_type="llava", architectures=["LlavaLlamaForCausalLM"], mm_vision_tower="clip")
+    refused(UnsupportedError, "original format", copy, tmp_path)
+
+
+def test_unsupported_parts(copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    edit(copy, vision_feature_select_strategy="middle")
+    refused(VispruneError, "strategy|configuration", copy, tmp_path)
+    edit(copy, vision_feature_select_strategy="default", vision_feature_layer=-9)
+    refused(CheckpointError, "hidden state -9", copy, tmp_path)
+    edit(copy, vision_feature_layer=-2, quantization_config={"bits": 4})
+    refused(UnsupportedError, "quantized", copy, tmp_path)
+    config["text_config"]["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(UnsupportedError, "rotary", copy, tmp_path)
+
+
+def test_row_pruning_without_a_square(checkpoint, tmp_path):
+    path = checkpoint(checkpoint.Tiny(tower="siglip"))
+    refused(UnsupportedError, "square grid", path, tmp_path, method="fopru-row")
+
+
+def test_an_attention_method_without_a_layer(checkpoint, tmp_path):
+    path = checkpoint(checkpoint.Tiny(feature_layer=0))
+    refused(UnsupportedError, "no attention layer", path, tmp_path)
+
+
+def test_weights(copy, tmp_path):
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    refused(CheckpointError, "header promises", copy, tmp_path)
+    weights.write_bytes(whole[:6])
+    refused(CheckpointError, "not safetensors", copy, tmp_path)
+    weights.write_bytes(b"\xff" * 100)
+    refused(CheckpointError, "truncated", copy, tmp_path)
+    weights.unlink()
+    refused(CheckpointError, "no weights", copy, tmp_path)
+    (copy / "pytorch_model.bin").write_bytes(b"pickle")
+    refused(CheckpointError, "pickles", copy, tmp_path)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(CheckpointError, "missing", copy, tmp_path)
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    refused(CheckpointError, "outside", copy, tmp_path)
+
+
+def test_weights_of_another_model(copy, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    refused(CheckpointError, "lack 1 tensors", copy, tmp_path)
+
+
+def test_processor(copy, tmp_path):
+    (copy / "tokenizer.json").unlink()
+    refused(CheckpointError, "processor|tokenizer", copy, tmp_path)
+
+
+def test_placeholder_of_another_tokenizer(copy, tmp_path):
+    edit(copy, image_token_id=300)
+    refused(CheckpointError, "placeholder", copy, tmp_path)
+
+
+def test_output_that_exists(good, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("keep me")
+    with pytest.raises(UsageError, match="exists"):
+        export(good, method="none", output=out)
+    with pytest.raises(UsageError, match="not a bundle"):
+        export(good, method="none", output=out, force=True)
+    assert (out / "precious").read_text() == "keep me"

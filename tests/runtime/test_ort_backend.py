@@ -1,0 +1,124 @@
+"""ONNX Runtime behind the seam."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from visprune.bundle import Bundle
+from visprune.errors import BundleError, MissingExtraError, UnsupportedError
+from visprune.runtime.backends import PLANNED, PROVIDERS, backend, ort
+from visprune.runtime.runner import BackendOptions, to_numpy
+
+OPTIONS = BackendOptions("cpu", 1)
+
+
+@pytest.fixture
+def embedding(tiny_bundle):
+    with ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS) as runner:
+        yield runner
+
+
+def test_specs_are_the_manifests(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    for name, graph in bundle.manifest.graphs.items():
+        with ort.open_cpu(bundle, name, OPTIONS) as runner:
+            assert runner.specs.inputs == graph.inputs
+            assert runner.specs.outputs == graph.outputs
+
+
+def test_outputs_stay_with_the_backend_and_feed_back(embedding):
+    import onnxruntime
+
+    ids = np.array([[5, 6]], dtype=np.int64)
+    out = embedding.infer({"input_ids": ids, "image_features": np.zeros((0, 8), np.float32)})
+    value = out["inputs_embeds"]
+    assert isinstance(value, onnxruntime.OrtValue)
+    assert to_numpy(value).shape == (1, 2, 8)
+    again = embedding.infer({"input_ids": np.array([[2, 2]]), "image_features": to_numpy(value)[0]})
+    np.testing.assert_array_equal(to_numpy(again["inputs_embeds"]), to_numpy(value))
+
+
+def test_strided_arrays_and_scalars(tiny_bundle, embedding):
+    strided = np.arange(3, 23, dtype=np.int64).reshape(1, 20)[:, ::2]
+    blank = np.zeros((0, 8), np.float32)
+    got = embedding.infer({"input_ids": strided, "image_features": blank})["inputs_embeds"]
+    want = embedding.infer({"input_ids": strided.copy(), "image_features": blank})["inputs_embeds"]
+    np.testing.assert_array_equal(to_numpy(got), to_numpy(want))
+    with ort.open_cpu(Bundle.open(tiny_bundle), "token_pruner", OPTIONS) as pruner:
+        features = np.random.default_rng(0).random((2, 16, 3)).astype(np.float32)
+        out = pruner.infer({"vision_features": features, "keep_tokens": np.array(3)})
+        assert to_numpy(out["keep_indices"]).shape == (2, 3)
+
+
+def test_a_graph_that_cannot_be_read(tiny_copy):
+    (tiny_copy / "onnx" / "embedding.onnx").write_bytes(b"no graph")
+    bundle = Bundle.open
+    with pytest.raises(BundleError):
+        bundle(tiny_copy)  # the size is noticed first
+    size = (tiny_copy / "onnx" / "embedding.onnx").stat().st_size
+    text = (tiny_copy / "visprune.json").read_text()
+    import json
+
+    data = json.loads(text)
+    data["files"]["onnx/embedding.onnx"]["size"] = size
+    (tiny_copy / "visprune.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="cannot load the graph 'embedding'"):
+        ort.open_cpu(bundle(tiny_copy), "embedding", OPTIONS)
+
+
+def test_cuda_without_its_package(tiny_bundle):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(MissingExtraError) as caught:
+        backend("cuda")(Bundle.open(tiny_bundle), "embedding", BackendOptions("cuda", 1))
+    assert 'pip install "visprune[gpu]"' in caught.value.hint
+    assert "pip uninstall" in caught.value.hint
+
+
+def test_cuda_that_falls_back_is_an_error(tiny_bundle, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, settings, providers: real(path, settings, providers=providers[-1:]),
+    )
+    with pytest.raises(UnsupportedError, match="would have used the CPU"):
+        ort.open_cuda(Bundle.open(tiny_bundle), "embedding", BackendOptions("cuda", 1))
+
+
+def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError) as caught:
+        ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
+    assert "visprune[cpu]" in caught.value.hint
+
+
+def test_running_out_of_memory_is_said(embedding):
+    def fail(binding):
+        raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
+
+    embedding._session = SimpleNamespace(io_binding=embedding._session.io_binding, run_with_iobinding=fail)
+    with pytest.raises(UnsupportedError, match="not enough memory for the graph 'embedding'"):
+        embedding.infer({"input_ids": np.array([[5]]), "image_features": np.zeros((0, 8), np.float32)})
+
+
+def test_every_provider_can_be_imported():
+    assert not set(PROVIDERS) & set(PLANNED)
+    for target in PROVIDERS.values():
+        module, _, name = target.partition(":")
+        assert importlib.util.find_spec(module) is not None
+        assert callable(getattr(importlib.import_module(module), name))
