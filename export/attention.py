@@ -25,7 +25,9 @@ def _native(
     """The ONNX `Attention` operator: one output, no past (the cache is concatenated outside)."""
     if kwargs.get("recorder") is not None:
         return _primitive(module, query, key, value, attention_mask, **kwargs)
-    out = torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=_scale(query, kwargs))[0]
+    out = torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=_scale(query, kwargs))[
+        0
+    ]
     return out.transpose(1, 2), None  # [B, S, H, Dh]
 
 
@@ -33,17 +35,21 @@ def _primitive(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """MatMul, Softmax, MatMul. Grouped heads share keys by broadcasting, so no cache is copied."""
-    batch, heads, length, head_dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = (query * _scale(query, kwargs)).reshape(batch, kv_heads, heads // kv_heads, length, head_dim)
-    logits = (grouped @ key.unsqueeze(2).transpose(-1, -2)).float()  # [B, Hkv, G, S, P + S]
+    batch, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
+    query = query * _scale(query, kwargs)
+    if groups > 1:
+        query = query.unflatten(1, (-1, groups))  # [B, Hkv, G, S, Dh]
+        key, value = key.unsqueeze(2), value.unsqueeze(2)  # [B, Hkv, 1, P + S, Dh]
+    logits = (query @ key.transpose(-1, -2)).float()  # [..., S, P + S]
     if attention_mask is not None:
-        logits = logits + attention_mask.unsqueeze(2).float()
+        mask = attention_mask.float()
+        logits = logits + (mask.unsqueeze(2) if groups > 1 else mask)
     recorder: list[Tensor] | None = kwargs.get("recorder")
     if recorder is not None:
-        recorder.append(logits.flatten(1, 2))  # [B, H, S, P + S]
-    out = logits.softmax(dim=-1).to(value.dtype) @ value.unsqueeze(2)
-    return out.reshape(batch, heads, length, -1).transpose(1, 2), None
+        recorder.append(logits.flatten(1, 2) if groups > 1 else logits)  # [B, H, S, P + S]
+    out = logits.softmax(dim=-1).to(value.dtype) @ value
+    return out.reshape(batch, heads, length, -1).transpose(1, 2), None  # [B, S, H, Dh]
 
 
 def _scale(query: Tensor, kwargs: dict[str, Any]) -> float:

@@ -102,7 +102,9 @@ def _download(hub_id: str) -> Path:
 def _check(path: Path, name: str) -> Checkpoint:
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint.")
+        raise CheckpointError(
+            f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint."
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -141,7 +143,9 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         except (ValueError, KeyError, AttributeError, TypeError):
             raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
         if any(Path(str(name)).name != name for name in names):
-            raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
+            raise CheckpointError(
+                f"{index} names files outside the checkpoint.", "Download it from its source."
+            )
         files = tuple(path / name for name in names)
     else:
         files = tuple(sorted(path.glob("model*.safetensors")))
@@ -170,7 +174,9 @@ def _check_safetensors(file: Path) -> None:
             if length > size:
                 raise CheckpointError(f"The weight file {file} is truncated.", hint)
             header = json.loads(stream.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        end = max(
+            (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0
+        )
     except (struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise CheckpointError(f"The weight file {file} is not safetensors, or is truncated.", hint) from None
     if size != 8 + length + end:

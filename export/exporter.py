@@ -9,13 +9,23 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from visprune.bundle import MANIFEST, SCHEMA_VERSION, Bundle, FileRecord, Manifest, Parity, Pruning, Source, Stage
+from visprune.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Bundle,
+    FileRecord,
+    Manifest,
+    Parity,
+    Pruning,
+    Source,
+    Stage,
+)
 from visprune.errors import ExportError, UnsupportedError, UsageError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.targets import Target
@@ -118,7 +128,7 @@ def export(
     features = models.family(checkpoint.model_type).features(config)
     if pruner.signals and max(features.layer_counts) == 0:
         raise UnsupportedError(
-            "This model takes the patch embeddings as features, so there is no attention layer to score with.",
+            "This model takes the patch embeddings as features: there is no attention layer to score with.",
             "Use a method without scores: uniform or random.",
         )
     budget = pruner.budget(features.layout)
@@ -129,7 +139,9 @@ def export(
     name = method if isinstance(method, str) else type(pruner).__name__.lower()
     suffix = "" if target.name == "onnxruntime" else f"-{target.name}"
     kept = "" if keep == budget.visual_tokens else f"-keep{keep}"
-    destination = Path(output) if output is not None else Path(f"{checkpoint.short_name}-{name}{kept}{suffix}")
+    destination = (
+        Path(output) if output is not None else Path(f"{checkpoint.short_name}-{name}{kept}{suffix}")
+    )
     check_destination(destination, force=settings.force, marker=MANIFEST)
     job = _Job(
         checkpoint=checkpoint,
@@ -138,7 +150,7 @@ def export(
         pruner=pruner,
         pruning=Pruning(
             method=name,
-            options={key: getattr(pruner, key) for key in getattr(pruner, "__dataclass_fields__", {})},
+            options={f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {},
             keep_tokens=keep,
             budget=budget,
             grid=None if features.side == 0 else (features.side, features.side),
@@ -193,19 +205,16 @@ class _Job:
 
     def write(self, folder: Path, *, verify: bool) -> None:
         """Write a complete bundle into an empty folder."""
-        from visprune.export import loading, models
+        from visprune.export import loading
 
-        family = models.family(self.checkpoint.model_type)
         self.progress("loading the checkpoint", 0, 1)
         processor = loading.load_processor(self.checkpoint, self.config)
         _check_image_processor(processor.image_processor, self.features)
+        loading.write_processor(processor, folder)
         model = loading.load_model(self.checkpoint)
-        parts = family.parts(model)
         self.progress("loading the checkpoint", 1, 1)
 
-        loading.write_processor(processor, folder)
-        graphs = self._write_graphs(model, family, folder)
-        parity = Parity(verified=False)
+        graphs = self._write_graphs(model, folder)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             source=self._source(model),
@@ -219,34 +228,36 @@ class _Job:
             decoder=loading.decoder_facts(model, self.dtype),
             text=processor.text,
             image_processor="preprocessor_config.json",
-            parity=parity,
-            files={},
+            parity=Parity(verified=False),
+            files=self._hash(folder),
         )
-        manifest = replace(manifest, files=self._hash(folder))
+        del model  # the self-check maps the weights anew, when it needs them, and for as long
         if verify:
-            from visprune.export.verify import verify as compare
-
-            count = 0
-
-            def report(name: str) -> None:
-                nonlocal count
-                count += 1
-                self.progress("comparing with PyTorch", count, count + 1)
-
-            self.progress("comparing with PyTorch", 0, 1)
-            parity = compare(Bundle(folder, manifest), model, parts, self.features, self.pruner, report)
-            self.progress("comparing with PyTorch", 1, 1)
-            manifest = replace(manifest, parity=parity)
+            manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
-    def _write_graphs(self, model: Any, family: Any, folder: Path) -> dict[str, Graph]:
+    def _verify(self, bundle: Bundle) -> Parity:
+        from visprune.export.verify import ROWS, verify
+
+        count = 0
+
+        def report(name: str) -> None:
+            nonlocal count
+            count += 1
+            self.progress("comparing with PyTorch", count, ROWS + len(self.pruner.signals))
+
+        self.progress("comparing with PyTorch", 0, 1)
+        return verify(bundle, self.checkpoint, self.features, self.pruner, report)
+
+    def _write_graphs(self, model: Any, folder: Path) -> dict[str, Graph]:
         import torch
 
-        from visprune.export import loading
+        from visprune.export import loading, models
         from visprune.export.plan import plan
         from visprune.export.trace import trace
         from visprune.export.write import write_graph
 
+        family = models.family(self.checkpoint.model_type)
         dtype = getattr(torch, self.dtype)
         bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
         steps = plan(self.config, self.features, self.pruner, dtype)
@@ -312,8 +323,8 @@ def _check_image_processor(config: dict[str, Any], features: Features) -> None:
     pixels = ImageProcessor.from_config(config)(Image.fromarray(np.zeros((size, size + 2, 3), np.uint8)))
     if pixels.shape[1:] != (features.channels, size, size):
         raise ExportError(
-            f"The image processor makes pictures of {pixels.shape[3]} x {pixels.shape[2]} pixels, and the vision "
-            f"tower takes {size} x {size}.",
+            f"The image processor makes pictures of {pixels.shape[3]} x {pixels.shape[2]} pixels, and the "
+            f"vision tower takes {size} x {size}.",
             "Correct preprocessor_config.json.",
         )
 

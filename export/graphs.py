@@ -37,7 +37,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Run the tower as far as the projector's features."""
-        hidden = self.family.embed(self.tower, pixel_values)
+        hidden: Tensor = self.family.embed(self.tower, pixel_values)
         states = [hidden]
         recorder: list[Tensor] = []
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
@@ -70,7 +70,9 @@ class TokenPruner(nn.Module):
         for name, array in constants.items():
             self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
 
-    def forward(self, vision_features: Tensor, keep_tokens: Tensor, signals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, vision_features: Tensor, keep_tokens: Tensor, signals: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Prune and project."""
         layout, always_kept = self.features.layout, self.features.always_kept
         count = int(keep_tokens.item())
@@ -86,8 +88,9 @@ class TokenPruner(nn.Module):
 class Embedding(nn.Module):
     """input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D].
 
-    Placeholders take the M visual tokens in order. M may be 0: the row of zeros that is appended
-    gives every other position something to gather, so no shape depends on data.
+    The first M placeholders take the visual tokens in order. A placeholder beyond them, such as one
+    that the model itself generated, is text, as in transformers. M may be 0: the row of zeros that is
+    appended gives every other position something to gather, so no shape depends on data.
     """
 
     def __init__(self, parts: Parts, image_token_id: int) -> None:
@@ -97,11 +100,12 @@ class Embedding(nn.Module):
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
         """Look up text, put visual tokens in place."""
-        is_visual = input_ids == self.image_token_id  # [B, S]
-        text = self.embed_tokens(input_ids.masked_fill(is_visual, 0))
-        order = is_visual.long().cumsum(dim=1) - 1
+        text = self.embed_tokens(input_ids)
+        placeholder = input_ids == self.image_token_id  # [B, S]
+        order = placeholder.long().cumsum(dim=1) - 1
+        is_visual = placeholder & (order < image_features.shape[0])
         order = torch.where(is_visual, order, image_features.shape[0])
-        padded = torch.cat([image_features, torch.zeros_like(image_features[:1].sum(0, keepdim=True))])
+        padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])
         visual = padded.index_select(0, order.reshape(-1)).reshape(text.shape)
         return torch.where(is_visual.unsqueeze(-1), visual, text)
 

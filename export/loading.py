@@ -51,14 +51,15 @@ def load_config(checkpoint: Checkpoint) -> Any:
         config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:  # a config can fail in as many ways as it has fields
         raise CheckpointError(
-            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}", "Correct config.json."
+            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}",
+            "Correct config.json.",
         ) from None
     rope = getattr(config.text_config, "rope_parameters", None) or {}
     nested = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for entry in nested:
         if entry.get("rope_type") in _DYNAMIC_ROPE:
             raise UnsupportedError(
-                f"The decoder's rotary embedding is of type {entry['rope_type']!r}, which changes with the length.",
+                f"The decoder's rotary embedding is {entry['rope_type']!r}, which changes with the length.",
                 "Choose a model with default, linear, llama3 or yarn positions.",
             )
     return config
@@ -92,7 +93,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
         )
     if not model.model.language_model._supports_attention_backend:
         raise UnsupportedError(
-            f"The decoder {model.config.text_config.model_type!r} does not use transformers' attention interface.",
+            f"The decoder {model.config.text_config.model_type!r} lacks transformers' attention interface.",
             "Choose a model with another decoder, such as llama, qwen2 or mistral.",
         )
     return model.eval()
@@ -121,7 +122,9 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     try:
         processor = transformers.AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}", hint) from None
+        raise CheckpointError(
+            f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}", hint
+        ) from None
     tokenizer = getattr(processor, "tokenizer", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is None or backend is None:
@@ -133,7 +136,7 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     image_token = fast.id_to_token(image_token_id)
     if image_token is None or fast.encode(image_token, add_special_tokens=False).ids != [image_token_id]:
         raise CheckpointError(
-            f"The tokenizer of {checkpoint.path} does not encode the image placeholder as token {image_token_id}.",
+            f"The tokenizer of {checkpoint.path} has no image placeholder with the id {image_token_id}.",
             "Correct image_token_id in config.json, or take the tokenizer that belongs to the model.",
         )
     template = processor.chat_template or tokenizer.chat_template

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from visprune.pruning.base import Layout
 
@@ -15,9 +16,9 @@ __all__ = ["Features", "Parts"]
 class Parts:
     """The modules of a model, under names that all families share."""
 
-    tower: nn.Module
+    tower: PreTrainedModel
     projector: nn.Module
-    language_model: nn.Module
+    language_model: PreTrainedModel
     lm_head: nn.Module
 
 

@@ -74,7 +74,10 @@ def plan(config: Any, features: Features, pruner: VisionPruner, dtype: torch.dty
             [
                 GraphInput("inputs_embeds", (1, _S, text.hidden_size), dtype, {1: "S"}),
                 GraphInput("position_ids", (1, _S), torch.int64, {1: "S"}),
-                [GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"}) for n in cache],
+                [
+                    GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"})
+                    for n in cache
+                ],
             ],
             {"logits": {}, **{f"present.{name}": {2: "P + S"} for name in cache}},
         ),

@@ -93,12 +93,14 @@ def trace(
             dynamo=True,
             optimize=False,
             opset_version=max(target.opset, 18),
-            dynamic_shapes=tuple([i.dims for i in item] if isinstance(item, list) else item.dims for item in inputs),
+            dynamic_shapes=tuple(
+                [i.dims for i in item] if isinstance(item, list) else item.dims for item in inputs
+            ),
             input_names=[i.name for i in flat],
             output_names=list(outputs),
             verbose=False,
         )
-    assert program is not None  # noqa: S101 - only a file argument makes it None
+    assert program is not None
     model = program.model
     _lift_weights(model, _tensors(weights))
     optimizer.optimize(model)

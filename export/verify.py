@@ -9,6 +9,7 @@ of very different sizes. Graphs are opened one after another, so that memory hol
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from transformers import DynamicCache
 from visprune.bundle import Bundle, Parity, ParityRow
 from visprune.errors import ParityError
 from visprune.export import attention, graphs, models
-from visprune.export.parts import Features, Parts
+from visprune.export.checkpoint import Checkpoint
+from visprune.export.loading import load_model
+from visprune.export.parts import Features
 from visprune.pruning.base import VisionPruner
 from visprune.runtime.backends import backend
 from visprune.runtime.runner import BackendOptions, to_numpy
 
-__all__ = ["verify"]
+__all__ = ["ROWS", "verify"]
 
 # Largest difference, relative to the largest reference value; float32 rounding through some dozens of
 # layers stays near 1e-5, float16 near 1e-2.
@@ -33,6 +36,8 @@ TOLERANCE = {"float32": 5e-4, "float16": 4e-2}
 # Share of kept tokens that may differ, where scores near the cut are equal up to rounding.
 KEPT_TOLERANCE = {"float32": 0.02, "float16": 0.1}
 NEW_TOKENS = 8
+# Comparisons made besides one for each signal, for a progress display.
+ROWS = 9
 IMAGES = 2
 
 Arrays = dict[str, NDArray[Any]]
@@ -42,6 +47,7 @@ class _Check:
     """Collects rows; stops at the first that failed, because later ones follow from it."""
 
     def __init__(self, dtype: str, report: Callable[[str], None]) -> None:
+        self.dtype = dtype
         self.tolerance = TOLERANCE[dtype]
         self.report = report
         self.rows: list[ParityRow] = []
@@ -60,7 +66,7 @@ class _Check:
         self.report(name)
         if not passed:
             raise ParityError(
-                f"The exported {name} differs from PyTorch by {difference:.3g}, and {tolerance:.3g} is allowed"
+                f"The exported {name} differs from PyTorch by {difference:.3g}; {tolerance:.3g} is allowed"
                 f"{': ' + note if note else ''}.",
                 "Nothing was written; try --dtype fp32, or export with --no-verify to look into it.",
             )
@@ -86,16 +92,35 @@ class _Graphs:
             return results
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What transformers computes, kept after its weights are gone.
+
+    Attributes:
+        unpruned: Logits after the prompt with every visual token.
+        logits: [NEW_TOKENS, V], after the pruned prompt and after each greedy token.
+        embeds: [NEW_TOKENS - 1, D], the input embeddings of these tokens.
+    """
+
+    unpruned: Tensor
+    logits: Tensor
+    embeds: Tensor
+
+
 @torch.no_grad()
 def verify(
-    bundle: Bundle, model: Any, parts: Parts, features: Features, pruner: VisionPruner, report: Callable[[str], None]
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    features: Features,
+    pruner: VisionPruner,
+    report: Callable[[str], None],
 ) -> Parity:
-    """Compare a written bundle with the model it came from.
+    """Compare a written bundle with the checkpoint it came from.
 
     Args:
         bundle: Complete but for its parity result.
-        model: The loaded checkpoint; its weights are widened to float32 in place.
-        parts: Its modules.
+        checkpoint: Loaded here, between the small graphs and the decoder, so that never both the
+            decoder and its reference are in memory.
         features: Which tokens are visual.
         pruner: The method.
         report: Called with the name of each comparison made.
@@ -105,49 +130,114 @@ def verify(
     """
     manifest = bundle.manifest
     check, run = _Check(manifest.dtype, report), _Graphs(bundle)
-    # The reference is float32, whatever the checkpoint and the target are.
-    model.float()
-    keep, total = manifest.pruning.keep_tokens, features.layout.visual_tokens
     pixels = _pictures(features)
+    counts = (manifest.pruning.keep_tokens, features.layout.visual_tokens)
+    prompts = [_prompt(bundle, count + features.always_kept) for count in counts]
 
-    model.model.vision_tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
-    tower = models.tower(model.config.vision_config.model_type)
-    want = graphs.VisionEncoder(parts, tower, features, pruner.signals)(pixels)
     (vision,) = run.run("vision_encoder", [{"pixel_values": pixels.numpy()}])
-    for name, value in zip(("image_features", *pruner.signals), want, strict=True):
-        check.close(f"vision_encoder {name}", vision[name], value)
-
-    wrapper = graphs.TokenPruner(parts, features, pruner)
-    signals = {name: vision[name] for name in pruner.signals}
-    feeds = [{"vision_features": vision["image_features"], "keep_tokens": np.array(k), **signals} for k in (keep, total)]
-    pruned, whole = run.run("token_pruner", feeds)
-    mine = [torch.from_numpy(np.ascontiguousarray(signals[name])) for name in pruner.signals]
-    seen = torch.from_numpy(vision["image_features"].astype(np.float32))
-    expected, indices = wrapper(seen, torch.tensor(keep), mine)
-    _check_kept(check, "token_pruner keep_indices, same scores", pruned["keep_indices"], indices, 0.0)
-    check.close("token_pruner image_features", pruned["image_features"], expected)
-    _, indices = wrapper(want[0], torch.tensor(keep), list(want[1:]))
-    _check_kept(check, "kept set", pruned["keep_indices"], indices, KEPT_TOLERANCE[manifest.dtype])
-    chosen = [_gather(want[0], torch.from_numpy(pruned["keep_indices"]), features)]
-    chosen.append(want[0].flatten(0, 1))
-    image_features = [parts.projector(tokens) for tokens in chosen]
-
-    prompts = [_prompt(bundle, keep + features.always_kept), _prompt(bundle, total + features.always_kept)]
+    feeds = {"vision_features": vision["image_features"], **{name: vision[name] for name in pruner.signals}}
+    pruned = run.run("token_pruner", [feeds | {"keep_tokens": np.array(count)} for count in counts])
     embedded = run.run(
         "embedding",
         [
             {"input_ids": ids.numpy(), "image_features": part["image_features"]}
-            for ids, part in zip(prompts, (pruned, whole), strict=True)
+            for ids, part in zip(prompts, pruned, strict=True)
         ],
     )
-    embed = graphs.Embedding(parts, manifest.text.image_token_id)
-    wanted = [embed(ids, part) for ids, part in zip(prompts, image_features, strict=True)]
-    check.close("embedding inputs_embeds", embedded[0]["inputs_embeds"], wanted[0])
-
-    model.model.vision_tower.set_attn_implementation("eager")
-    reference = model(input_ids=prompts[1], pixel_values=pixels, logits_to_keep=1).logits
-    _check_decoder(check, run, embedded, (parts, wanted[0], reference))
+    got = {"vision": vision, "pruned": pruned[0], "embedded": embedded[0]}
+    reference = _compare_inputs(check, checkpoint, features, pruner, (pixels, prompts, got))
+    _compare_decoder(check, run, [part["inputs_embeds"] for part in embedded], reference)
     return Parity(verified=True, rows=tuple(check.rows))
+
+
+def _compare_inputs(
+    check: _Check,
+    checkpoint: Checkpoint,
+    features: Features,
+    pruner: VisionPruner,
+    seen: tuple[Tensor, list[Tensor], dict[str, Arrays]],
+) -> _Reference:
+    """Compare everything before the decoder; give what the decoder will be compared with."""
+    pixels, prompts, got = seen
+    # The reference is float32, whatever the checkpoint and the target are.
+    model = load_model(checkpoint).float()
+    parts = models.family(checkpoint.model_type).parts(model)
+    attention.register()
+    parts.tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
+    tower = models.tower(model.config.vision_config.model_type)
+    want = graphs.VisionEncoder(parts, tower, features, pruner.signals)(pixels)
+    for name, value in zip(("image_features", *pruner.signals), want, strict=True):
+        check.close(f"vision_encoder {name}", got["vision"][name], value)
+
+    wrapper = graphs.TokenPruner(parts, features, pruner)
+    indices = got["pruned"]["keep_indices"]
+    keep = torch.tensor(indices.shape[1])
+    mine = [torch.from_numpy(got["vision"][name]) for name in pruner.signals]
+    tokens = torch.from_numpy(got["vision"]["image_features"].astype(np.float32))
+    projected, same = wrapper(tokens, keep, mine)
+    _check_kept(check, "token_pruner keep_indices", indices, same, 0.0)
+    check.close("token_pruner image_features", got["pruned"]["image_features"], projected)
+    _, own = wrapper(want[0], keep, list(want[1:]))
+    _check_kept(check, "kept set", indices, own, KEPT_TOLERANCE[check.dtype])
+
+    image_features = parts.projector(_gather(want[0], torch.from_numpy(indices), features))
+    embeds = graphs.Embedding(parts, model.config.image_token_id)(prompts[0], image_features)
+    check.close("embedding inputs_embeds", got["embedded"]["inputs_embeds"], embeds)
+
+    parts.tower.set_attn_implementation("eager")
+    unpruned = model(input_ids=prompts[1], pixel_values=pixels, logits_to_keep=1).logits
+    cache, table = DynamicCache(), parts.language_model.get_input_embeddings()
+    logits, inputs = [], [embeds]
+    for _ in range(NEW_TOKENS):
+        out = parts.language_model(inputs_embeds=inputs[-1], past_key_values=cache, use_cache=True)
+        logits.append(parts.lm_head(out.last_hidden_state[:, -1:]))
+        inputs.append(table(logits[-1].argmax(dim=-1)))
+    return _Reference(unpruned, torch.cat(logits, dim=1)[0], torch.cat(inputs[1:-1], dim=1)[0])
+
+
+def _compare_decoder(
+    check: _Check, run: _Graphs, embeds: Sequence[NDArray[Any]], reference: _Reference
+) -> None:
+    """Unpruned logits against transformers' own forward; then greedy tokens of the pruned prompt.
+
+    Decoding is fed PyTorch's tokens, so that one near tie does not hide what follows it.
+    """
+    manifest = run.bundle.manifest
+    name = next(n for n in manifest.graphs if n.startswith("decoder"))
+    specs = {spec.name: spec.dtype for spec in manifest.graphs[name].inputs}
+    facts = manifest.decoder
+    empty = np.zeros((1, facts.num_kv_heads, 0, facts.head_dim), facts.cache_dtype)
+    with run.open(run.bundle, name, run.options) as runner:
+
+        def step(inputs: NDArray[Any], start: int, past: dict[str, Any]) -> dict[str, Any]:
+            positions = np.arange(start, start + inputs.shape[1], dtype=np.int64)[None]
+            feeds = {"inputs_embeds": inputs.astype(specs["inputs_embeds"]), "position_ids": positions}
+            cache = {
+                key: past.get(key.replace("past_key_values", "present"), empty)
+                for key in specs
+                if key not in feeds
+            }
+            return dict(runner.infer(feeds | cache))
+
+        whole = step(embeds[1], 0, {})
+        check.close(
+            "prefill logits, nothing pruned", to_numpy(whole["logits"]), reference.unpruned, "transformers"
+        )
+        del whole
+        out = step(embeds[0], 0, {})
+        check.close("prefill logits, pruned", to_numpy(out["logits"])[0], reference.logits[:1])
+        wrong, worst, tolerance = 0, 0.0, check.tolerance
+        for index, want in enumerate(reference.logits.numpy()):
+            if index:
+                token = reference.embeds[index - 1 : index].numpy()[None]
+                out = step(token, embeds[0].shape[1] + index - 1, out)
+            got = to_numpy(out["logits"]).astype(np.float32)[0, -1]
+            scale = float(np.abs(want).max()) or 1.0
+            worst = max(worst, float(np.abs(got - want).max()) / scale)
+            # A tie is no difference: the other token must be worse by more than rounding.
+            wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * tolerance
+        check.add("decode logits", worst, tolerance, f"{NEW_TOKENS - 1} cached steps")
+        check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
 
 
 def _gather(vision_features: Tensor, indices: Tensor, features: Features) -> Tensor:
@@ -164,56 +254,6 @@ def _check_kept(check: _Check, name: str, got: NDArray[Any], want: Tensor, toler
     ascending = bool((np.diff(got, axis=1) > 0).all())
     note = f"{differ} of {count} differ" if ascending else "indices are not ascending"
     check.add(name, differ / count if ascending else float("inf"), tolerance, note)
-
-
-def _check_decoder(
-    check: _Check, run: _Graphs, embedded: Sequence[Arrays], reference: tuple[Parts, Tensor, Tensor]
-) -> None:
-    """Unpruned logits against transformers' own forward; then greedy tokens of the pruned prompt.
-
-    Decoding is fed PyTorch's tokens, so that one near tie does not hide what follows it.
-    """
-    parts, embeds, unpruned = reference
-    cache = DynamicCache()
-    vector = parts.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
-    logits = [parts.lm_head(vector)]
-    for _ in range(NEW_TOKENS - 1):
-        token = logits[-1].argmax(dim=-1)
-        hidden = parts.language_model(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
-        logits.append(parts.lm_head(hidden))
-    tokens = torch.cat([step.argmax(dim=-1) for step in logits], dim=1)  # [1, NEW_TOKENS]
-    table = parts.language_model.get_input_embeddings()
-
-    manifest = run.bundle.manifest
-    empty = np.zeros((1, manifest.decoder.num_kv_heads, 0, manifest.decoder.head_dim), manifest.decoder.cache_dtype)
-    name = next(n for n in manifest.graphs if n.startswith("decoder"))
-    specs = {spec.name: spec.dtype for spec in manifest.graphs[name].inputs}
-    with run.open(run.bundle, name, run.options) as runner:
-
-        def step(inputs: NDArray[Any], start: int, past: dict[str, Any]) -> dict[str, Any]:
-            feeds = {
-                "inputs_embeds": inputs.astype(specs["inputs_embeds"]),
-                "position_ids": np.arange(start, start + inputs.shape[1], dtype=np.int64)[None],
-            }
-            for key in specs.keys() - feeds.keys():
-                feeds[key] = past.get(key.replace("past_key_values", "present"), empty)
-            return dict(runner.infer(feeds))
-
-        whole = step(embedded[1]["inputs_embeds"], 0, {})
-        check.close("prefill logits, nothing pruned", to_numpy(whole["logits"]), unpruned, "against transformers")
-        out = step(embedded[0]["inputs_embeds"], 0, {})
-        check.close("prefill logits, pruned", to_numpy(out["logits"]), logits[0])
-        wrong, worst, position = 0, 0.0, embeds.shape[1]
-        for index in range(NEW_TOKENS):
-            got, want = to_numpy(out["logits"]).astype(np.float32)[0, -1], logits[index][0, -1].numpy()
-            scale = float(np.abs(want).max()) or 1.0
-            worst = max(worst, float(np.abs(got - want).max()) / scale)
-            # A tie is no difference: the other token must be worse by more than rounding.
-            wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * check.tolerance
-            if index + 1 < NEW_TOKENS:
-                out = step(table(tokens[:, index : index + 1]).numpy(), position + index, out)
-        check.add("decode logits", worst, check.tolerance, f"{NEW_TOKENS} cached steps")
-        check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
 
 
 def _pictures(features: Features) -> Tensor:

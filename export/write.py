@@ -64,8 +64,8 @@ def write_graph(
 def _attach(model: ir.Model, weights: nn.Module) -> None:
     """Make initialisers of the inputs that are weights, transposed where that is their only use."""
     graph = model.graph
-    tensors = dict(weights.named_parameters(remove_duplicate=False))
-    tensors |= dict(weights.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(weights.named_buffers(remove_duplicate=False))
+    tensors |= dict(weights.named_parameters(remove_duplicate=False))
     for value in [v for v in graph.inputs if v.name in tensors]:
         graph.inputs.remove(value)
         tensor = tensors[str(value.name)]

@@ -63,7 +63,9 @@ class VisionPruner(Protocol):
     def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
         """Arrays to bake into the graph; they reach `select` beside the signals."""
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """Choose the tokens to keep; traced into the graph, so `keep_tokens` may be symbolic.
 
         Args:

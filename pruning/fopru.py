@@ -68,7 +68,11 @@ class _FoPru:
         """The vectors `score` reads."""
         if self.scores == "logits":
             return ("logits_received",)
-        return ("attention_received",) if self.direction == "received" else ("attention_received", "attention_given")
+        return (
+            ("attention_received",)
+            if self.direction == "received"
+            else ("attention_received", "attention_given")
+        )
 
     def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
         """None."""
@@ -95,7 +99,9 @@ class FoPruRank(_FoPru):
         """Counts single tokens."""
         return Budget(layout.visual_tokens)
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """[T, K]: the K largest scores, in ascending order of position."""
         return top_indices(self.score(signals), keep_tokens)
 
@@ -112,13 +118,15 @@ class FoPruRow(_FoPru):
         """
         if layout.grid is None or layout.grid[0] != layout.grid[1]:
             raise UnsupportedError(
-                f"fopru-row needs a square grid of patches, and this model's {layout.visual_tokens} visual tokens "
-                "are not one.",
+                f"fopru-row needs a square grid of patches, which this model's {layout.visual_tokens} visual "
+                "tokens are not.",
                 "Use fopru-rank, which keeps single tokens.",
             )
         return Budget(layout.visual_tokens, unit="row", unit_tokens=layout.grid[1])
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """[T, K]: the tokens of the K / side best rows, in ascending order of position."""
         import torch
 

@@ -38,7 +38,9 @@ class KeepAll:
         """None."""
         return {}
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """[T, K] with K = N: every index."""
         import torch
 

@@ -52,7 +52,9 @@ class Random:
         order = np.random.default_rng(self.seed).permutation(layout.visual_tokens)
         return {"order": order.astype(np.float32)}
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """[T, K]: the first K of the permutation, the same for each tile."""
         kept = top_indices(signals["order"].unsqueeze(0), keep_tokens)  # [1, K]
         return kept.expand(features.shape[0], -1)

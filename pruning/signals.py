@@ -32,7 +32,7 @@ class LayerAttention:
     skipped_patches: int
 
     def over_patches(self, attention: Tensor) -> Tensor:
-        """Mean over heads, without the rows and columns of the prefix: [T, H, n, n] -> [T, patches, patches]."""
+        """Mean over heads, without the prefix's rows and columns: [T, H, n, n] -> [T, patches, patches]."""
         mean: Tensor = attention.mean(dim=1)
         return mean[:, self.prefix_tokens :, self.prefix_tokens :]
 

@@ -1,6 +1,6 @@
 """Uniform: every (N / K)-th token in reading order, a baseline that covers the whole picture.
 
-    kept[i] = floor((i + 1/2) N / K),  i = 0 .. K - 1
+kept[i] = floor((i + 1/2) N / K),  i = 0 .. K - 1
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Uniform:
         """None."""
         return {}
 
-    def select(self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout) -> Tensor:
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
         """[T, K]: the same evenly spaced tokens for each tile; integers throughout, so exact."""
         import torch
 

@@ -172,7 +172,7 @@ class Chat:
             pieces.append(piece)
             yield piece
         answer = "".join(pieces)
-        self._messages += [question, Message("assistant", answer)]
+        self._messages += [question, Message("assistant", self._without_image_token(answer))]
         self._pictures = pictures
         timings = {"preprocess": preprocess_ms, **_named(prefill.timings_ms, manifest), "decode": decode_ms}
         timings["decode_per_token"] = decode_ms / max(1, generated - 1)
@@ -197,6 +197,12 @@ class Chat:
                 f"The prompt contains {token!r}, which stands for an image.",
                 "Leave it out: pictures are put before the text of their turn.",
             )
+
+    def _without_image_token(self, answer: str) -> str:
+        """The answer as later turns tell it: an image token spelled in it would ask for an image."""
+        while (token := self._model.tokenizer.image_token) in answer:
+            answer = answer.replace(token, "")
+        return answer
 
     def _tokens(self, messages: Sequence[Message], images: int) -> list[int]:
         ids = self._model.tokenizer.encode(self._model.template.render(messages))

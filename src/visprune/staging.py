@@ -91,7 +91,8 @@ def staged(destination: Path) -> Iterator[Path]:
             destination.rename(old)
         stage.rename(destination)
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        # NumPy reports a write that fell short without an errno.
+        if error.errno in _DISK_FULL or (error.errno is None and "written" in str(error)):
             raise ExportError(
                 f"The disk is full: {destination.parent} could not take the whole bundle.",
                 "Free some space, or choose another disk with -o.",

@@ -106,7 +106,7 @@ class TestMistakes:
         [
             ([], "DIR"),
             (["--no-such-option"], "No such option"),
-            (["x", "-p", "q", "--threads", "many"], "many"),
+            (["x", "-p", "q", "--threads", "many"], "--threads"),
         ],
     )
     def test_usage_is_two_lines_and_exit_2(self, call, arguments, what):

@@ -40,10 +40,11 @@ def test_from_ratio(budget, ratio, kept):
     assert budget.from_ratio(ratio) == kept
 
 
-@pytest.mark.parametrize("percent", range(1, 101))
 @pytest.mark.parametrize("tokens", [100, 144, 576, 729, 2880])
-def test_a_percentage_gives_the_floor_of_exact_arithmetic(tokens, percent):
-    assert Budget(tokens).from_ratio(percent / 100) == max(1, math.floor(Fraction(percent, 100) * tokens))
+def test_a_percentage_gives_the_floor_of_exact_arithmetic(tokens):
+    for percent in range(1, 101):
+        exact = max(1, math.floor(Fraction(percent, 100) * tokens))
+        assert Budget(tokens).from_ratio(percent / 100) == exact
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.0, -0.25, 1.0000001, 2, 25, math.nan, math.inf, -math.inf])

@@ -47,7 +47,7 @@ def test_a_package_that_misses_something_else_is_not_called_missing(packages):
 
 def test_a_package_that_misses_a_part_of_itself_is_not_called_missing(packages):
     packages("vp_broken", "from vp_broken._native import run")
-    with pytest.raises(ModuleNotFoundError, match="vp_broken._native"):
+    with pytest.raises(ModuleNotFoundError, match=r"vp_broken\._native"):
         require("vp_broken", extra="cpu")
 
 

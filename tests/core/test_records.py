@@ -98,7 +98,7 @@ def test_a_field_of_the_wrong_type_is_named_with_its_place(change, place):
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, True, [["name", "x"]]])
 def test_something_that_is_no_record_is_refused(data):
-    with pytest.raises(BundleError, match="^file should be Outer"):
+    with pytest.raises(BundleError, match=r"^file should be Outer"):
         from_json(Outer, data, "file")
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_field_is_refused():
 def test_a_missing_field_is_refused():
     data = good()
     del data["pair"]
-    with pytest.raises(BundleError, match="^file has no 'pair'"):
+    with pytest.raises(BundleError, match=r"^file has no 'pair'"):
         from_json(Outer, data, "file")
 
 
@@ -121,7 +121,7 @@ def test_an_integer_serves_where_a_float_is_wanted():
 
 
 def test_an_integer_that_no_float_holds_is_refused():
-    with pytest.raises(BundleError, match="file.share should be float"):
+    with pytest.raises(BundleError, match=r"file\.share should be float"):
         from_json(Inner, {"size": 1, "share": 10**400}, "file")
 
 

@@ -72,7 +72,7 @@ def test_the_table_is_sorted_and_complete():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("fopru", "fopru-r"),
+        ("fopru", "fopru-r"),  # row or rank
         ("fopru_row", "fopru-row"),
         ("FOPRU-ROW", "fopru-row"),
         ("randon", "random"),
@@ -113,7 +113,6 @@ def test_a_built_in_name_cannot_be_taken_over(stranger):
 def test_a_broken_package_of_somebody_else_is_named(stranger, target):
     stranger(f"broken = {target}")
     assert "broken" in method_names()
-    with pytest.raises(
-        UnsupportedError, match=f"'broken' of another package \\({target}\\) cannot be loaded"
-    ):
+    with pytest.raises(UnsupportedError) as caught:
         load_method("broken")
+    assert f"'broken' of another package ({target}) cannot be loaded" in caught.value.what

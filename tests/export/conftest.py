@@ -36,6 +36,7 @@ class Tiny:
     tied: bool = False
     dtype: str = "float32"
     text_extra: tuple[tuple[str, object], ...] = ()
+    loud_token: int | None = None
     seed: int = 0
 
 
@@ -67,7 +68,9 @@ def config(tiny: Tiny):
         vision = transformers.CLIPVisionConfig(**common, projection_dim=16)
     else:
         vision = transformers.SiglipVisionConfig(**common, vision_use_head=False)
-    kind = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}.get(tiny.text, tiny.text)
+    kind = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}.get(
+        tiny.text, tiny.text
+    )
     text = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -104,6 +107,8 @@ def write(tiny: Tiny, path: Path) -> Path:
         for name, parameter in model.named_parameters():  # livelier than the default initialisation
             if "tower" in name or "projector" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if "norm" in name else 0.0))
+        if tiny.loud_token is not None:
+            model.lm_head.weight[tiny.loud_token] *= 20
     model.to(getattr(torch, tiny.dtype)).save_pretrained(path)
     tokenizer().save_pretrained(path)
     size = tiny.side * 14
@@ -146,6 +151,8 @@ def pictures():
 
     rng = np.random.default_rng(0)
     return [
-        Image.fromarray(rng.integers(0, 255, (40 + 9 * i, 64 - 7 * i, 3), dtype=np.uint8)).resize((90, 70 + i))
+        Image.fromarray(rng.integers(0, 255, (40 + 9 * i, 64 - 7 * i, 3), dtype=np.uint8)).resize(
+            (90, 70 + i)
+        )
         for i in range(3)
     ]

@@ -16,7 +16,13 @@ NEW = 10
 CASES = {
     "clip-llama": {},
     "clip-full-qwen2": {"strategy": "full", "text": "qwen2", "tied": True},
-    "siglip-full-mistral-head-dim": {"tower": "siglip", "strategy": "full", "text": "mistral", "head_dim": 20},
+    "siglip-full-mistral-head-dim": {
+        "tower": "siglip",
+        "strategy": "full",
+        "text": "mistral",
+        "head_dim": 20,
+    },
+    "generates-the-image-token": {"loud_token": 259},
     "siglip-default-llama": {"tower": "siglip", "kv_heads": 4},
     "last-layer-qwen2-one-kv-head": {"feature_layer": -1, "text": "qwen2", "kv_heads": 1},
     "several-layers-mistral-bf16": {"feature_layer": (-3, -1), "text": "mistral", "dtype": "bfloat16"},
@@ -25,8 +31,14 @@ CASES = {
         "text_extra": (
             (
                 "rope_parameters",
-                (("rope_type", "llama3"), ("rope_theta", 500000.0), ("factor", 8.0), ("low_freq_factor", 1.0))
-                + (("high_freq_factor", 4.0), ("original_max_position_embeddings", 64)),
+                (
+                    ("rope_type", "llama3"),
+                    ("rope_theta", 500000.0),
+                    ("factor", 8.0),
+                    ("low_freq_factor", 1.0),
+                    ("high_freq_factor", 4.0),
+                    ("original_max_position_embeddings", 64),
+                ),
             ),
         ),
     },
@@ -42,7 +54,7 @@ def case(request, checkpoint):
 def conversation(turns):
     messages = []
     for images, text, answer in turns:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
         messages.append({"role": "user", "content": content})
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

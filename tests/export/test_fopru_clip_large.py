@@ -54,7 +54,9 @@ def large(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scores(large, pictures):
     """Attention received by each patch, from transformers' eager tower alone."""
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(large, attn_implementation="eager").eval()
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        large, attn_implementation="eager"
+    ).eval()
     processor = transformers.AutoProcessor.from_pretrained(large)
     pixels = processor.image_processor(pictures[0], return_tensors="pt")["pixel_values"]
     with torch.no_grad():

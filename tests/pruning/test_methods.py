@@ -85,7 +85,10 @@ def test_variance_rule_takes_the_wider_vector():
     rng = np.random.default_rng(0)
     narrow, wide = rng.normal(size=36) * 0.1, rng.normal(size=36)
     for received, given in ((narrow, wide), (wide, narrow)):
-        known = {"attention_received": torch.tensor(received)[None], "attention_given": torch.tensor(given)[None]}
+        known = {
+            "attention_received": torch.tensor(received)[None],
+            "attention_given": torch.tensor(given)[None],
+        }
         got = pruner.select(torch.zeros(1, 36, 4), known, 9, LAYOUT)
         assert got.tolist() == [sorted(np.argsort(-wide)[:9].tolist())]
 

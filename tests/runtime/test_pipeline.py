@@ -178,6 +178,17 @@ class TestLaterTurns:
         assert after.token_ids == fresh.generate("second", [picture(2)], max_new_tokens=8).token_ids
         assert [message.role for message in chat.messages] == ["user", "assistant"]
 
+    def test_an_answer_that_spells_the_image_token(self, pipeline, monkeypatch):
+        chat = pipeline.chat()
+        spelled = [pipeline._model.tokenizer.backend.token_to_id(letter) for letter in "a<image>b"] + [EOS]
+        letters = iter(spelled)
+        monkeypatch.setattr("visprune.runtime.conversation.Sampler", lambda _: lambda *_: next(letters))
+        answer = chat.generate("q")
+        assert answer.text == "a<image>b"
+        monkeypatch.undo()
+        chat.generate("and then?", max_new_tokens=2)
+        assert chat.messages[1].text == "ab"
+
     def test_reset(self, pipeline, picture):
         chat = pipeline.chat(keep_tokens=2)
         first = chat.generate("q", [picture(1)], max_new_tokens=8)

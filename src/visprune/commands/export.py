@@ -35,10 +35,14 @@ def export(  # noqa: PLR0913 - a command line's options
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of visual tokens to KEEP, in (0, 1].", show_default="1.0")
     ] = None,
-    keep_tokens: Annotated[int | None, typer.Option(help="Visual tokens to keep of one image, instead.")] = None,
+    keep_tokens: Annotated[
+        int | None, typer.Option(help="Visual tokens to keep of one image, instead.")
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="The bundle to make.", show_default="MODEL-METHOD-keepK"),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="The bundle to make.", show_default="MODEL-METHOD-keepK"
+        ),
     ] = None,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="Platform: onnxruntime or jetpack6.")
@@ -123,7 +127,6 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 def _print(bundle: Bundle) -> None:
     from rich.console import Console
-
     from rich.table import Table
 
     from visprune.commands.inspect import graph_size, parity_table

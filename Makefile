@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all one needs; both work from a fresh clone and are quick the second time.
+
+# python3.11 where it runs (a version manager may offer a name it cannot start), else python3.
+PYTHON ?= $(shell python3.11 -c "import sys; print(sys.executable)" 2>/dev/null || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(shell find src/visprune export pruning runtime demo -name '*.py')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test docs clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo
+
+test: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# An editable install (from `make test`) serves the demo too, and is not replaced.
+$(VENV)/.demo: $(SOURCES) | $(BIN)/python
+	test -e $(VENV)/.dev || $(BIN)/pip install --quiet '.[cpu,export]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@

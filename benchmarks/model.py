@@ -1,0 +1,56 @@
+"""The model every benchmark here uses: CLIP ViT-L/14-336 and Qwen2-0.5B shapes, random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import transformers
+
+from visprune.demo import MODEL_DIR
+
+__all__ = ["THREADS", "make"]
+
+THREADS = len(os.sched_getaffinity(0))
+
+
+def make(path: Path) -> Path:
+    """Write the checkpoint (3.2 GB, float32) unless it is there already; weights have seed 0."""
+    if (path / "config.json").is_file():
+        return path
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=transformers.Qwen2Config(
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            vocab_size=151936,
+            max_position_embeddings=32768,
+            rope_theta=1000000.0,
+            tie_word_embeddings=True,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+    image_processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default"
+    )
+    processor.save_pretrained(path)
+    return path
