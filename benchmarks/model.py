@@ -50,7 +50,11 @@ def make(path: Path) -> Path:
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
     )
     processor = transformers.LlavaProcessor(
-        image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default"
+        image_processor,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
     processor.save_pretrained(path)
     return path

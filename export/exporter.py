@@ -6,9 +6,11 @@ directory; the last step is a rename.
 
 from __future__ import annotations
 
+import gc
 import platform
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -214,27 +216,41 @@ class _Job:
         model = loading.load_model(self.checkpoint)
         self.progress("loading the checkpoint", 1, 1)
 
-        graphs = self._write_graphs(model, folder)
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            source=self._source(model),
-            target=self.target.name,
-            flavour=self.target.flavour,
-            dtype=self.dtype,
-            opset=self.target.opset,
-            graphs=graphs,
-            stages=_stages(graphs),
-            pruning=self.pruning,
-            decoder=loading.decoder_facts(model, self.dtype),
-            text=processor.text,
-            image_processor="preprocessor_config.json",
-            parity=Parity(verified=False),
-            files=self._hash(folder),
-        )
-        del model  # the self-check maps the weights anew, when it needs them, and for as long
-        if verify:
-            manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            weights_sha256 = beside.submit(self.checkpoint.weights_sha256)
+            graphs = self._write_graphs(model, folder, beside)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            hashes = beside.map(sha256, files)
+            manifest = Manifest(
+                schema_version=SCHEMA_VERSION,
+                source=self._source(model, weights_sha256.result()),
+                target=self.target.name,
+                flavour=self.target.flavour,
+                dtype=self.dtype,
+                opset=self.target.opset,
+                graphs=graphs,
+                stages=_stages(graphs),
+                pruning=self.pruning,
+                decoder=loading.decoder_facts(model, self.dtype),
+                text=processor.text,
+                image_processor="preprocessor_config.json",
+                parity=Parity(verified=False),
+                files={
+                    path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, "") for path in files
+                },
+            )
+            # The self-check maps the weights anew, when it needs them, and for as long. Modules refer to
+            # each other in circles, so nothing is freed before it is collected.
+            del model
+            gc.collect()
+            if verify:
+                manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
+            records = {
+                name: replace(record, sha256=digest)
+                for (name, record), digest in zip(manifest.files.items(), hashes, strict=True)
+            }
+        (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
 
     def _verify(self, bundle: Bundle) -> Parity:
         from visprune.export.verify import ROWS, verify
@@ -249,7 +265,8 @@ class _Job:
         self.progress("comparing with PyTorch", 0, 1)
         return verify(bundle, self.checkpoint, self.features, self.pruner, report)
 
-    def _write_graphs(self, model: Any, folder: Path) -> dict[str, Graph]:
+    def _write_graphs(self, model: Any, folder: Path, beside: Executor) -> dict[str, Graph]:
+        """Trace every graph, and have it written while the next one is traced."""
         import torch
 
         from visprune.export import loading, models
@@ -261,35 +278,20 @@ class _Job:
         dtype = getattr(torch, self.dtype)
         bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
         steps = plan(self.config, self.features, self.pruner, dtype)
-        written = {}
-        for index, step in enumerate(steps):
+        writing: dict[str, Future[Graph]] = {}
+        for index, step in enumerate(reversed(steps)):  # the decoder is the largest, and the last
             self.progress("tracing the graphs", index, len(steps))
             with fake:
                 skeleton = step.build(family.parts(bare)).eval()
             weights = step.build(family.parts(model)).eval()
             graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
             total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
-            done = 0
-
-            def advance(count: int, name: str = step.name, total: int = total) -> None:
-                nonlocal done
-                done += count
-                self.progress(f"writing {name}", min(done, total), total)
-
-            written[step.name] = write_graph(graph, weights, folder, step.name, advance)
+            advance = _Advance(self.progress, f"writing {step.name}", total)
+            writing[step.name] = beside.submit(write_graph, graph, weights, folder, step.name, advance)
         self.progress("tracing the graphs", len(steps), len(steps))
-        return written
+        return {step.name: writing[step.name].result() for step in steps}
 
-    def _hash(self, folder: Path) -> dict[str, FileRecord]:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        records = {}
-        for index, path in enumerate(files):
-            self.progress("hashing the files", index, len(files))
-            records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
-        self.progress("hashing the files", len(files), len(files))
-        return records
-
-    def _source(self, model: Any) -> Source:
+    def _source(self, model: Any, weights_sha256: str) -> Source:
         versions = {"visprune": _version("visprune"), "python": platform.python_version()}
         versions |= {name: _version(name) for name in _PACKAGES if _version(name)}
         return Source(
@@ -299,10 +301,21 @@ class _Job:
             text_type=self.config.text_config.model_type,
             parameters=sum(p.numel() for p in model.parameters()),
             weights_dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-            weights_sha256=self.checkpoint.weights_sha256(),
+            weights_sha256=weights_sha256,
             versions=versions,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
+
+
+class _Advance:
+    """Adds up what was written, for a progress display."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self.progress, self.what, self.total, self.done = progress, what, total, 0
+
+    def __call__(self, count: int) -> None:
+        self.done = min(self.done + count, self.total)
+        self.progress(self.what, self.done, self.total)
 
 
 def _version(package: str) -> str:

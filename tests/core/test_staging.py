@@ -171,7 +171,10 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, code):
     assert tree(tmp_path) == {}
 
 
-def test_a_real_limit_while_writing(tmp_path):
+@pytest.mark.parametrize(
+    "write", ["path.write_bytes(bytes(8192))", "import numpy; numpy.zeros(8192, numpy.uint8).tofile(path)"]
+)
+def test_a_real_limit_while_writing(tmp_path, write):
     """The operating system refuses the fifth kilobyte: the closest to a full disk without one."""
     script = f"""
         import resource, signal
@@ -183,7 +186,8 @@ def test_a_real_limit_while_writing(tmp_path):
         try:
             with staged(Path({str(tmp_path)!r}) / "new" / "out") as folder:
                 (folder / "small").write_bytes(bytes(1024))
-                (folder / "large").write_bytes(bytes(8192))
+                path = folder / "large"
+                {write}
         except ExportError as error:
             print(error)
     """
