@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from visprune import __version__
 from visprune.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -292,7 +293,7 @@ class _Job:
         return {step.name: writing[step.name].result() for step in steps}
 
     def _source(self, model: Any, weights_sha256: str) -> Source:
-        versions = {"visprune": _version("visprune"), "python": platform.python_version()}
+        versions = {"visprune": __version__, "python": platform.python_version()}
         versions |= {name: _version(name) for name in _PACKAGES if _version(name)}
         return Source(
             model=self.checkpoint.name,

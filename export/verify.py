@@ -75,7 +75,7 @@ class _Check:
 
 
 class _Graphs:
-    """Runs graphs of the bundle on the CPU, each open only while it is used."""
+    """Runs graphs of the bundle on the CPU, each in memory only while it is used."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -88,7 +88,8 @@ class _Graphs:
             results = []
             for feed in feeds:
                 typed = {key: np.ascontiguousarray(value, dtype=specs[key]) for key, value in feed.items()}
-                results.append({key: to_numpy(value) for key, value in runner.infer(typed).items()})
+                # Copied: what a backend gives may keep all of its memory, weights included.
+                results.append({key: np.array(to_numpy(value)) for key, value in runner.infer(typed).items()})
             return results
 
 

@@ -53,6 +53,8 @@ def write_graph(
         size_threshold_bytes=_EXTERNAL_BYTES,
         callback=lambda tensor, _: progress(tensor.nbytes),
     )
+    for value in model.graph.initializers.values():
+        value.const_value = None  # the tracer keeps its last graph; it must not keep the checkpoint mapped
     return Graph(
         file=f"onnx/{name}.onnx",
         data=f"onnx/{data}" if (folder / "onnx" / data).is_file() else None,

@@ -1,0 +1,109 @@
+"""Trains the demo model from scratch: `python -m visprune.demo.train --out DIR`.
+
+As LLaVA was trained, in two stages: the tower first (`tower.py`), then projector and language model on the
+features of the frozen tower (`language.py`). Two CPU cores need about an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration
+
+from visprune.demo import MODEL_DIR
+from visprune.demo.checkpoint import build_config, build_tokenizer, write_checkpoint
+from visprune.demo.evaluate import hold_out, summary
+from visprune.demo.language import LanguageSettings, train_language
+from visprune.demo.scenes import Thing, draw, questions
+from visprune.demo.tower import TowerSettings, encode_images, train_tower
+
+__all__ = ["main"]
+
+_FIRST_TRAINING_SCENE = 1_000_000  # training scenes have this seed or a higher one
+_SCENES = 24_000
+_ENCODED = 12_000  # scenes of stage 2, the first of stage 1's
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Trains the demo model from scratch.")
+    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="checkpoint directory to write")
+    parser.add_argument("--log", type=Path, default=MODEL_DIR.with_name("train.log"))
+    parser.add_argument("--tower", type=Path, help="a file: read if it exists, else written after stage 1")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def _fit_tower(
+    tower: CLIPVisionModel,
+    images: NDArray[np.uint8],
+    things: Sequence[Sequence[Thing]],
+    options: argparse.Namespace,
+    rng: np.random.Generator,
+    say: Callable[[str], None],
+) -> None:
+    """Stage 1, or what an earlier stage 1 left in a file."""
+    if options.tower and options.tower.exists():
+        tower.load_state_dict(torch.load(options.tower))
+        say(f"stage 1, the tower: read from {options.tower.name}")
+        return
+    settings = TowerSettings()
+    say(f"stage 1, the tower: {settings}")
+    train_tower(tower, images, things, settings, rng, lambda n, text: say(f"step {n} {text}"))
+    if options.tower:
+        torch.save(tower.state_dict(), options.tower)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains and writes a checkpoint."""
+    options = _options(arguments)
+    started = time.perf_counter()
+    with options.log.open("w", encoding="utf-8") as log:
+
+        def say(text: str) -> None:
+            line = f"{time.perf_counter() - started:6.0f} s  {text}"
+            print(line, flush=True)
+            print(line, file=log, flush=True)
+
+        # A generator for each part, so that a stored tower changes nothing that comes after it.
+        rng_text, rng_tower, rng_language = np.random.default_rng(options.seed).spawn(3)
+        torch.manual_seed(options.seed)
+        say(f"seed {options.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        images, things = draw(range(_FIRST_TRAINING_SCENE, _FIRST_TRAINING_SCENE + _SCENES))
+        say(f"{len(images)} training scenes drawn")
+        tokenizer = build_tokenizer(
+            f"USER: \n{q.text} ASSISTANT: {q.answer}" for t in things[:2000] for q in questions(t, rng_text)
+        )
+        model = LlavaForConditionalGeneration(build_config(len(tokenizer)))
+        count = sum(p.numel() for p in model.parameters())
+        say(f"{count:,} parameters, a vocabulary of {len(tokenizer)} tokens")
+
+        tower = model.model.vision_tower
+        _fit_tower(tower, images, things, options, rng_tower, say)
+        tower.requires_grad_(False)
+        tower.half().float()  # the features of the weights as they will be stored
+        features, _ = encode_images(tower, images[:_ENCODED])
+        say(f"features of {len(features)} images, {features.nbytes / 1e6:.0f} MB")
+
+        held_out = hold_out(model, 500)
+
+        settings = LanguageSettings()
+
+        def report(step: int, text: str) -> None:
+            if step % 200 == 0 or step == settings.steps:
+                text += f"; held out: {summary(model, tokenizer, held_out)}"
+            say(f"step {step}: {text}")
+
+        say(f"stage 2, projector and language model: {settings}")
+        train_language(model, tokenizer, features, things, settings, rng_language, report)
+        write_checkpoint(model, tokenizer, options.out)
+        say("checkpoint written")
+
+
+if __name__ == "__main__":
+    main()
