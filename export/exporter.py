@@ -29,7 +29,7 @@ from visprune.bundle import (
     Source,
     Stage,
 )
-from visprune.errors import ExportError, UnsupportedError, UsageError
+from visprune.errors import ExportError, UnsupportedError, UsageError, VispruneError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.targets import Target
 from visprune.export.targets import target as find_target
@@ -285,7 +285,15 @@ class _Job:
             with fake:
                 skeleton = step.build(family.parts(bare)).eval()
             weights = step.build(family.parts(model)).eval()
-            graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
+            try:
+                graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
+            except VispruneError:
+                raise
+            except Exception as error:  # what a tracer says of a model it cannot follow has no one type
+                raise ExportError(
+                    f"The graph {step.name} of this model cannot be traced: {_cause(error)}.",
+                    "Its architecture is probably not supported; use a model from the documentation's list.",
+                ) from error
             total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
             advance = _Advance(self.progress, f"writing {step.name}", total)
             writing[step.name] = beside.submit(write_graph, graph, weights, folder, step.name, advance)
@@ -317,6 +325,13 @@ class _Advance:
     def __call__(self, count: int) -> None:
         self.done = min(self.done + count, self.total)
         self.progress(self.what, self.done, self.total)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost reason, because the outer ones say where and not why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _version(package: str) -> str:

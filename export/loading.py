@@ -45,7 +45,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
     Raises:
         CheckpointError: It cannot be read.
-        UnsupportedError: The decoder's positions cannot be put into a static graph.
+        UnsupportedError: The decoder's attention or positions cannot be put into a static graph.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
@@ -54,6 +54,12 @@ def load_config(checkpoint: Checkpoint) -> Any:
             f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}",
             "Correct config.json.",
         ) from None
+    if getattr(config.text_config, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedError(
+            f"The decoder {config.text_config.model_type!r} caps its attention logits, which no exported "
+            "attention does.",
+            "Choose a model with another decoder, such as llama, qwen2 or mistral.",
+        )
     rope = getattr(config.text_config, "rope_parameters", None) or {}
     nested = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for entry in nested:

@@ -234,7 +234,10 @@ def _compare_decoder(
 
         whole = step(embeds[1], 0, {})
         check.close(
-            "prefill logits, nothing pruned", to_numpy(whole["logits"]), reference.unpruned, "transformers"
+            "prefill logits, nothing pruned",
+            to_numpy(whole["logits"]),
+            reference.unpruned,
+            "against transformers",
         )
         del whole
         out = step(embeds[0], 0, {})
