@@ -33,7 +33,7 @@ _ENCODED = 12_000  # scenes of stage 2, the first of stage 1's
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains the demo model from scratch.")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="checkpoint directory to write")
-    parser.add_argument("--log", type=Path, default=MODEL_DIR.with_name("train.log"))
+    parser.add_argument("--log", type=Path, help="by default train.log beside the checkpoint directory")
     parser.add_argument("--tower", type=Path, help="a file: read if it exists, else written after stage 1")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -62,8 +62,9 @@ def _fit_tower(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains and writes a checkpoint."""
     options = _options(arguments)
+    log_file: Path = options.log or options.out.with_name("train.log")
     started = time.perf_counter()
-    with options.log.open("w", encoding="utf-8") as log:
+    with log_file.open("w", encoding="utf-8") as log:
 
         def say(text: str) -> None:
             line = f"{time.perf_counter() - started:6.0f} s  {text}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -35,21 +36,19 @@ class Checkpoint:
         path: Local directory.
         model_type: From config.json.
         weights: The safetensors files, all there and whole.
+        elements: Numbers in them.
     """
 
     name: str
     path: Path
     model_type: str
     weights: tuple[Path, ...]
+    elements: int
 
     @property
     def short_name(self) -> str:
         """For file names."""
         return re.sub(r"[^\w.-]+", "-", Path(self.name).name.strip("/")) or "model"
-
-    def size(self) -> int:
-        """Bytes of weights."""
-        return sum(path.stat().st_size for path in self.weights)
 
     def weights_sha256(self) -> str:
         """One hash over the hashes of the weight files, in the order of their names."""
@@ -107,19 +106,21 @@ def _check(path: Path, name: str) -> Checkpoint:
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}.", "Download the checkpoint again.") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} is not a configuration.", "Download the checkpoint again.")
     model_type = str(config.get("model_type", ""))
     _check_kind(path, config, model_type)
-    return Checkpoint(name, path, model_type, _weight_files(path))
+    files = _weight_files(path)
+    return Checkpoint(name, path, model_type, files, sum(_check_safetensors(file) for file in files))
 
 
 def _check_kind(path: Path, config: dict[str, Any], model_type: str) -> None:
     from visprune.export import models
 
-    architectures = [str(a) for a in config.get("architectures") or []]
+    listed = config.get("architectures")
+    architectures = [str(a) for a in listed] if isinstance(listed, list) else []
     original = any(key in config for key in _ORIGINAL_KEYS) or any(
         a.startswith("Llava") and a.endswith("ForCausalLM") for a in architectures
     )
@@ -140,7 +141,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
         if any(Path(str(name)).name != name for name in names):
             raise CheckpointError(
@@ -157,13 +158,11 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
                 "Convert them to safetensors: load and save the model once with transformers.",
             )
         raise CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
-    for file in files:
-        _check_safetensors(file)
     return files
 
 
-def _check_safetensors(file: Path) -> None:
-    """Compare a file's size with what its header promises."""
+def _check_safetensors(file: Path) -> int:
+    """Compare a file's size with what its header promises; the numbers in it."""
     hint = "Download it again."
     if not file.is_file():
         raise CheckpointError(f"The weight file {file} is missing.", hint)
@@ -174,12 +173,13 @@ def _check_safetensors(file: Path) -> None:
             if length > size:
                 raise CheckpointError(f"The weight file {file} is truncated.", hint)
             header = json.loads(stream.read(length))
-        end = max(
-            (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0
-        )
-    except (struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        entries = [entry for key, entry in header.items() if key != "__metadata__"]
+        promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+        elements = sum(int(math.prod(entry["shape"])) for entry in entries)
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"The weight file {file} is not safetensors, or is truncated.", hint) from None
-    if size != 8 + length + end:
+    if size != promised:
         raise CheckpointError(
-            f"The weight file {file} has {size} bytes, and its header promises {8 + length + end}.", hint
+            f"The weight file {file} has {size} bytes, and its header promises {promised}.", hint
         )
+    return elements

@@ -6,50 +6,32 @@ directory; the last step is a rename.
 
 from __future__ import annotations
 
-import gc
-import platform
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import datetime, timezone
-from importlib import metadata
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from visprune import __version__
+from visprune.budget import check_ratio
 from visprune.bundle import (
     MANIFEST,
-    SCHEMA_VERSION,
     Bundle,
-    FileRecord,
-    Manifest,
-    Parity,
     Pruning,
-    Source,
-    Stage,
 )
-from visprune.errors import ExportError, UnsupportedError, UsageError, VispruneError
+from visprune.errors import ExportError, UnsupportedError, UsageError
 from visprune.export.checkpoint import Checkpoint, find
-from visprune.export.targets import Target
+from visprune.export.job import Job, Progress
 from visprune.export.targets import target as find_target
 from visprune.optional import require
 from visprune.pruning.base import VisionPruner
-from visprune.records import sha256
-from visprune.registry import load_method
-from visprune.staging import check_destination, staged
+from visprune.registry import load_method, method_name
+from visprune.staging import check_destination, existing_parent, staged
 
 if TYPE_CHECKING:
-    from visprune.bundle import Graph
-    from visprune.export.parts import Features
+    pass
 
-__all__ = ["ExportOptions", "Progress", "export"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+__all__ = ["ExportOptions", "export"]
 
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +59,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.ratio is not None and self.keep_tokens is not None:
             raise UsageError("Both a ratio and a number of tokens were given.", "Give one of them.")
-        if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
-            raise UsageError(
-                f"The ratio {self.ratio:g} is outside (0, 1].",
-                "Give the fraction of visual tokens to keep, for example 0.25.",
-            )
+        if self.ratio is not None:
+            check_ratio(self.ratio)
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise UsageError(f"There is no dtype {self.dtype!r}.", "Use fp32 or fp16.")
 
@@ -139,14 +118,14 @@ def export(
         keep = budget.from_tokens(settings.keep_tokens)
     else:
         keep = budget.from_ratio(1.0 if settings.ratio is None else settings.ratio)
-    name = method if isinstance(method, str) else type(pruner).__name__.lower()
+    name = method if isinstance(method, str) else method_name(type(pruner))
     suffix = "" if target.name == "onnxruntime" else f"-{target.name}"
     kept = "" if keep == budget.visual_tokens else f"-keep{keep}"
     destination = (
         Path(output) if output is not None else Path(f"{checkpoint.short_name}-{name}{kept}{suffix}")
     )
     check_destination(destination, force=settings.force, marker=MANIFEST)
-    job = _Job(
+    job = Job(
         checkpoint=checkpoint,
         config=config,
         features=features,
@@ -166,6 +145,8 @@ def export(
         progress=progress or (lambda what, done, total: None),
     )
     _check_space(checkpoint, job.dtype, destination)
+    if settings.verify:
+        _check_memory(checkpoint)
     with staged(destination) as folder:
         job.write(folder, verify=settings.verify)
     return Bundle.open(destination)
@@ -180,11 +161,9 @@ def _quiet_transformers() -> None:
 
 
 def _check_space(checkpoint: Checkpoint, dtype: str, destination: Path) -> None:
-    """Refuse early where the disk cannot hold even the weights. Config dtypes vary, so half is assumed."""
-    parent = destination.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    needed = checkpoint.size() if dtype == "float32" else checkpoint.size() // 2
+    """Refuse early where the disk cannot hold the weights, of which nearly all are exported."""
+    parent = existing_parent(destination)
+    needed = checkpoint.elements * (4 if dtype == "float32" else 2)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ExportError(
@@ -193,183 +172,20 @@ def _check_space(checkpoint: Checkpoint, dtype: str, destination: Path) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """All decisions made; what is left is to write."""
-
-    checkpoint: Checkpoint
-    config: Any
-    features: Features
-    pruner: VisionPruner
-    pruning: Pruning
-    target: Target
-    dtype: str
-    progress: Progress
-
-    def write(self, folder: Path, *, verify: bool) -> None:
-        """Write a complete bundle into an empty folder."""
-        from visprune.export import loading
-
-        self.progress("loading the checkpoint", 0, 1)
-        processor = loading.load_processor(self.checkpoint, self.config)
-        _check_image_processor(processor.image_processor, self.features)
-        loading.write_processor(processor, folder)
-        model = loading.load_model(self.checkpoint)
-        self.progress("loading the checkpoint", 1, 1)
-
-        # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            weights_sha256 = beside.submit(self.checkpoint.weights_sha256)
-            graphs = self._write_graphs(model, folder, beside)
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            hashes = beside.map(sha256, files)
-            manifest = Manifest(
-                schema_version=SCHEMA_VERSION,
-                source=self._source(model, weights_sha256.result()),
-                target=self.target.name,
-                flavour=self.target.flavour,
-                dtype=self.dtype,
-                opset=self.target.opset,
-                graphs=graphs,
-                stages=_stages(graphs),
-                pruning=self.pruning,
-                decoder=loading.decoder_facts(model, self.dtype),
-                text=processor.text,
-                image_processor="preprocessor_config.json",
-                parity=Parity(verified=False),
-                files={
-                    path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, "") for path in files
-                },
-            )
-            # The self-check maps the weights anew, when it needs them, and for as long. Modules refer to
-            # each other in circles, so nothing is freed before it is collected.
-            del model
-            gc.collect()
-            if verify:
-                manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
-            records = {
-                name: replace(record, sha256=digest)
-                for (name, record), digest in zip(manifest.files.items(), hashes, strict=True)
-            }
-        (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
-
-    def _verify(self, bundle: Bundle) -> Parity:
-        from visprune.export.verify import ROWS, verify
-
-        count = 0
-
-        def report(name: str) -> None:
-            nonlocal count
-            count += 1
-            self.progress("comparing with PyTorch", count, ROWS + len(self.pruner.signals))
-
-        self.progress("comparing with PyTorch", 0, 1)
-        return verify(bundle, self.checkpoint, self.features, self.pruner, report)
-
-    def _write_graphs(self, model: Any, folder: Path, beside: Executor) -> dict[str, Graph]:
-        """Trace every graph, and have it written while the next one is traced."""
-        import torch
-
-        from visprune.export import loading, models
-        from visprune.export.plan import plan
-        from visprune.export.trace import trace
-        from visprune.export.write import write_graph
-
-        family = models.family(self.checkpoint.model_type)
-        dtype = getattr(torch, self.dtype)
-        bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
-        steps = plan(self.config, self.features, self.pruner, dtype)
-        writing: dict[str, Future[Graph]] = {}
-        for index, step in enumerate(reversed(steps)):  # the decoder is the largest, and the last
-            self.progress("tracing the graphs", index, len(steps))
-            with fake:
-                skeleton = step.build(family.parts(bare)).eval()
-            weights = step.build(family.parts(model)).eval()
-            try:
-                graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
-            except VispruneError:
-                raise
-            except Exception as error:  # what a tracer says of a model it cannot follow has no one type
-                raise ExportError(
-                    f"The graph {step.name} of this model cannot be traced: {_cause(error)}.",
-                    "Its architecture is probably not supported; use a model from the documentation's list.",
-                ) from error
-            total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
-            advance = _Advance(self.progress, f"writing {step.name}", total)
-            writing[step.name] = beside.submit(write_graph, graph, weights, folder, step.name, advance)
-        self.progress("tracing the graphs", len(steps), len(steps))
-        return {step.name: writing[step.name].result() for step in steps}
-
-    def _source(self, model: Any, weights_sha256: str) -> Source:
-        versions = {"visprune": __version__, "python": platform.python_version()}
-        versions |= {name: _version(name) for name in _PACKAGES if _version(name)}
-        return Source(
-            model=self.checkpoint.name,
-            model_type=self.checkpoint.model_type,
-            vision_type=self.config.vision_config.model_type,
-            text_type=self.config.text_config.model_type,
-            parameters=sum(p.numel() for p in model.parameters()),
-            weights_dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-            weights_sha256=weights_sha256,
-            versions=versions,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-
-
-class _Advance:
-    """Adds up what was written, for a progress display."""
-
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self.progress, self.what, self.total, self.done = progress, what, total, 0
-
-    def __call__(self, count: int) -> None:
-        self.done = min(self.done + count, self.total)
-        self.progress(self.what, self.done, self.total)
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost reason, because the outer ones say where and not why."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _version(package: str) -> str:
+def _available_memory() -> int | None:
+    """Bytes that could be had without swapping; None where the system does not say."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
-def _check_image_processor(config: dict[str, Any], features: Features) -> None:
-    """Refuse here what the runtime would refuse, or what the vision encoder would not take."""
-    import numpy as np
-    from PIL import Image
-
-    from visprune.runtime.preprocess import ImageProcessor
-
-    size = features.image_size
-    pixels = ImageProcessor.from_config(config)(Image.fromarray(np.zeros((size, size + 2, 3), np.uint8)))
-    if pixels.shape[1:] != (features.channels, size, size):
+def _check_memory(checkpoint: Checkpoint) -> None:
+    """Refuse a self-check that would be killed half-way: it computes in float32, on either side."""
+    needed, available = checkpoint.elements * 4, _available_memory()
+    if available is not None and available < needed:
         raise ExportError(
-            f"The image processor makes pictures of {pixels.shape[3]} x {pixels.shape[2]} pixels, and the "
-            f"vision tower takes {size} x {size}.",
-            "Correct preprocessor_config.json.",
+            f"The self-check needs about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free.",
+            "Export on a machine with more memory, or leave the check out with --no-verify.",
         )
-
-
-def _stages(graphs: dict[str, Graph]) -> tuple[Stage, ...]:
-    """The program: every graph once, its tensors' names being the values' names.
-
-    One name is taken twice: the features before and after the pruner.
-    """
-    renamed = {("vision_encoder", "image_features"): "vision_features"}
-    return tuple(
-        Stage(
-            graph=name,
-            when="visual" if name in ("vision_encoder", "token_pruner") else "always",
-            inputs={spec.name: spec.name for spec in graph.inputs},
-            outputs={spec.name: renamed.get((name, spec.name), spec.name) for spec in graph.outputs},
-        )
-        for name, graph in graphs.items()
-    )

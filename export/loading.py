@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from visprune.bundle import Decoder, Text
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import attention, models
 from visprune.export.checkpoint import Checkpoint
+from visprune.export.parts import cache_shape
 from visprune.export.targets import Target
 
 __all__ = ["Processor", "decoder_facts", "load_config", "load_model", "load_processor", "skeleton"]
@@ -138,8 +140,8 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     fast = type(backend).from_str(backend.to_str())
     fast.no_truncation()
     fast.no_padding()
-    image_token_id = int(config.image_token_id)
-    image_token = fast.id_to_token(image_token_id)
+    image_token_id = config.image_token_id
+    image_token = fast.id_to_token(image_token_id) if isinstance(image_token_id, int) else None
     if image_token is None or fast.encode(image_token, add_special_tokens=False).ids != [image_token_id]:
         raise CheckpointError(
             f"The tokenizer of {checkpoint.path} has no image placeholder with the id {image_token_id}.",
@@ -166,7 +168,7 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
 def decoder_facts(model: Any, dtype: str) -> Decoder:
     """What the manifest says of the LLM."""
     config = model.config.text_config
-    heads = config.num_attention_heads
+    kv_heads, head_dim = cache_shape(config)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
@@ -175,8 +177,8 @@ def decoder_facts(model: Any, dtype: str) -> Decoder:
     eos = config.eos_token_id if eos is None else eos
     return Decoder(
         num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         cache_dtype=dtype,
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
@@ -186,8 +188,9 @@ def decoder_facts(model: Any, dtype: str) -> Decoder:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What a library says, cut where it begins to list everything it knows."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], 200, placeholder=" ...")
 
 
 def write_processor(processor: Processor, folder: Path) -> None:

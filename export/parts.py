@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from visprune.pruning.base import Layout
 
-__all__ = ["Features", "Parts"]
+__all__ = ["Features", "Parts", "cache_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,10 @@ class Features:
         """The visual tokens of one image."""
         count = self.side * self.side - self.skipped_patches
         return Layout(count, None if self.skipped_patches else (self.side, self.side))
+
+
+def cache_shape(text_config: Any) -> tuple[int, int]:
+    """Key-value heads and head size of a decoder, from its configuration."""
+    heads = text_config.num_attention_heads
+    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    return kv_heads, getattr(text_config, "head_dim", None) or text_config.hidden_size // heads

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from visprune.export import graphs, models
-from visprune.export.parts import Features, Parts
+from visprune.export.parts import Features, Parts, cache_shape
 from visprune.export.trace import GraphInput
 from visprune.pruning.base import VisionPruner
 
@@ -46,8 +46,7 @@ def plan(config: Any, features: Features, pruner: VisionPruner, dtype: torch.dty
     tokens = GraphInput("vision_features", (_T, features.always_kept + count, width), dtype, {0: "T"})
     scores = [GraphInput(name, (_T, count), torch.float32, {0: "T"}) for name in signals]
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads, head_dim = cache_shape(text)
     cache = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
     return [
         GraphPlan(

@@ -21,6 +21,8 @@ from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from visprune.errors import ExportError
+
 if TYPE_CHECKING:
     from visprune.export.targets import Target
 
@@ -100,7 +102,8 @@ def trace(
             output_names=list(outputs),
             verbose=False,
         )
-    assert program is not None
+    if program is None:
+        raise ExportError("The tracer gave no graph.", "Install torch 2.8 to 2.13.")
     model = program.model
     _lift_weights(model, _tensors(weights))
     optimizer.optimize(model)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from visprune.export.loading import load_model
 from visprune.export.parts import Features
 from visprune.pruning.base import VisionPruner
 from visprune.runtime.backends import backend
+from visprune.runtime.cores import usable_cores
 from visprune.runtime.runner import BackendOptions, to_numpy
 
 __all__ = ["ROWS", "verify"]
@@ -82,7 +82,7 @@ class _Graphs:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.open = backend("cpu")
-        self.options = BackendOptions(provider="cpu", threads=len(os.sched_getaffinity(0)))
+        self.options = BackendOptions(provider="cpu", threads=usable_cores())
 
     def run(self, name: str, feeds: Sequence[Arrays]) -> list[Arrays]:
         specs = {spec.name: spec.dtype for spec in self.bundle.manifest.graphs[name].inputs}

@@ -7,9 +7,11 @@ gives it. Knows nothing of tokens beyond the texts of three special ones; encodi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -27,6 +29,7 @@ MAX_RENDERED = 4_000_000
 """Longest rendered conversation, in characters: far past any context, well within a small memory."""
 
 _PROBE = "visprune probe"
+_STAR = re.compile(r"%[#0\- +]*(\d*\.)?\*")  # a format's width or precision from its arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +177,39 @@ class _RefusedError(TemplateError):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a bound on what one product can allocate.
+    """The sandbox, with a bound on what one operator can allocate.
 
-    The sandbox bounds `range` and `render` bounds the output, but a single `"a" * 10**12` is neither.
-    A template can still waste processor time; nothing short of a process of its own stops that.
+    The sandbox bounds `range` and `render` bounds the output, but a single `"a" * 10**12` or
+    `"%0300000000d" % 1` is neither. Of a `%` with a text on its left, all numbers in that text may come to
+    `MAX_RENDERED` together, and `*`, a width from elsewhere, is refused.
+
+    Not bounded: what methods and filters allocate (`"a".ljust(10**9)`, `"{:0300000000d}".format(1)`,
+    `|center`, `|format`, `|replace`), what grows step by step in a loop (`x ~ x`), and processor time.
+    Nothing short of a process of its own stops those, so a template deserves as much trust as its weights.
     """
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise SecurityError("it raises to a power")  # 9**9**9 never ends, and no prompt needs a power
+        if operator == "%":
+            if isinstance(left, str) and _widths(left) > MAX_RENDERED:
+                raise SecurityError(f"it pads a text to more than {MAX_RENDERED:,} characters")
+            return super().call_binop(context, operator, left, right)
         for sequence, count in ((left, right), (right, left)):
             repeats = isinstance(sequence, (str, list, tuple)) and isinstance(count, int)
             if repeats and len(sequence) * count > MAX_RENDERED:
                 raise SecurityError(f"it repeats a text to more than {MAX_RENDERED:,} characters")
         return super().call_binop(context, operator, left, right)
+
+
+def _widths(form: str) -> float:
+    """No less than the widths and precisions of a format with `%`; its other numbers count as well."""
+    numbers = re.findall(r"\d+", form)
+    if _STAR.search(form) or any(len(number) > 12 for number in numbers):
+        return inf
+    return sum(map(int, numbers))
 
 
 class _Generation(Extension):

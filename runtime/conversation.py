@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     ImageSource = str | Path | bytes | Image.Image
 
-__all__ = ["Chat", "Model"]
+__all__ = ["Chat", "Model", "check_prompt"]
 
 _GREEDY = Sampling()
 
@@ -111,14 +111,14 @@ class Chat:
             stop: Texts that end the answer.
 
         Raises:
-            InputError: An empty prompt, one that contains the image token, a picture that cannot be read,
-                a conversation longer than the model's context.
+            InputError: A prompt that `check_prompt` refuses, a picture that cannot be read, a conversation
+                longer than the model's context.
             UsageError: A limit that means nothing.
         """
         start = time.perf_counter()
         limits = Limits(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
         self._end_open_turn()
-        self._check_prompt(prompt)
+        check_prompt(prompt, self._model.manifest)
         question = Message("user", prompt, images=len(images))
         pictures = [*self._pictures, *(Picture.of(self._model.processor(decode(image))) for image in images)]
         ids = self._tokens([*self._messages, question], len(pictures))
@@ -188,16 +188,6 @@ class Chat:
             timings_ms=timings,
         )
 
-    def _check_prompt(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise InputError("The prompt is empty.", "Give a question or an instruction.")
-        token = self._model.tokenizer.image_token
-        if token in prompt:
-            raise InputError(
-                f"The prompt contains {token!r}, which stands for an image.",
-                "Leave it out: pictures are put before the text of their turn.",
-            )
-
     def _without_image_token(self, answer: str) -> str:
         """The answer as later turns tell it: an image token spelled in it would ask for an image."""
         while (token := self._model.tokenizer.image_token) in answer:
@@ -212,6 +202,26 @@ class Chat:
         if self._open:
             self._open.close()
             self._open = None
+
+
+def check_prompt(prompt: str, manifest: Manifest) -> None:
+    """Refuse a prompt that no turn can have. The length is checked with the whole conversation.
+
+    Raises:
+        InputError: It is empty, is not valid Unicode, or contains the image token.
+    """
+    if not prompt.strip():
+        raise InputError("The prompt is empty.", "Give a question or an instruction.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of a command line that are no text come as lone surrogates
+        raise InputError("The prompt is not valid UTF-8.", "Give it in UTF-8.") from None
+    token = manifest.text.image_token
+    if token in prompt:
+        raise InputError(
+            f"The prompt contains {token!r}, which stands for an image.",
+            "Leave it out: pictures are put before the text of their turn.",
+        )
 
 
 def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:

@@ -34,10 +34,8 @@ class Limits:
             raise UsageError(
                 f"Cannot generate {self.max_new_tokens} tokens.", "Give max_new_tokens of at least 1."
             )
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise UsageError(
-                f"{self.stop!r} is not a list of stop strings.", "Give texts that are not empty."
-            )
+        if "" in self.stop:
+            raise UsageError("A stop string is empty.", "Leave it out.")
 
 
 @dataclass(frozen=True, slots=True)

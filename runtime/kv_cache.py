@@ -5,15 +5,17 @@ The graphs concatenate; nothing here copies, except `crop`, which runs at most o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from visprune.bundle import Decoder
-from visprune.errors import UnsupportedError
+from visprune.bundle import Decoder, Manifest, TensorSpec
+from visprune.errors import BundleError, UnsupportedError
 from visprune.runtime.runner import Value, to_numpy
 
-__all__ = ["KVCache", "past_names", "present_names"]
+__all__ = ["KVCache", "check_cache", "past_names", "present_names"]
+
+_CACHED = ("past_key_values.", "present.")
 
 
 def past_names(decoder: Decoder) -> list[str]:
@@ -24,6 +26,39 @@ def past_names(decoder: Decoder) -> list[str]:
 def present_names(decoder: Decoder) -> list[str]:
     """Value names that the cache takes, in the order of `past_names`."""
     return [f"present.{i}.{part}" for i in range(decoder.num_layers) for part in ("key", "value")]
+
+
+def check_cache(manifest: Manifest) -> None:
+    """Refuse a bundle whose graphs have another cache than its `decoder` describes.
+
+    Raises:
+        BundleError: The graphs cache another number of layers, or a tensor has another dtype or shape.
+    """
+    decoder = manifest.decoder
+    found = [(value, spec) for value, spec in _values(manifest) if value.startswith(_CACHED)]
+    names = {value for value, _ in found}
+    # Counted first: a number of layers from a file is not to be trusted with a list of its length.
+    if len(names) != 4 * decoder.num_layers or names != {*past_names(decoder), *present_names(decoder)}:
+        raise BundleError(
+            f"The bundle's graphs do not cache the {decoder.num_layers} layers that its decoder has.",
+            "Export the model again.",
+        )
+    for value, spec in found:
+        sizes = (spec.shape[1], spec.shape[3]) if len(spec.shape) == 4 else ()
+        if spec.dtype != decoder.cache_dtype or sizes != (decoder.num_kv_heads, decoder.head_dim):
+            raise BundleError(
+                f"The cache {value!r} is {spec.dtype} {list(spec.shape)}, and the bundle's decoder has "
+                f"{decoder.cache_dtype} [1, {decoder.num_kv_heads}, P, {decoder.head_dim}].",
+                "Export the model again.",
+            )
+
+
+def _values(manifest: Manifest) -> Iterator[tuple[str, TensorSpec]]:
+    """What the stages read and assign."""
+    for stage in manifest.stages:
+        graph = manifest.graphs[stage.graph]
+        for names, specs in ((stage.inputs, graph.inputs), (stage.outputs, graph.outputs)):
+            yield from ((names[spec.name], spec) for spec in specs if spec.name in names)
 
 
 class KVCache:

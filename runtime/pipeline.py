@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visprune.bundle import Bundle, Manifest, Pruning
+from visprune.bundle import SUPPLIED, Bundle, Manifest, Pruning
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.runtime.backends import backend
 from visprune.runtime.chat_template import ChatTemplate
@@ -20,7 +20,7 @@ from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.images import decode, overlay
-from visprune.runtime.kv_cache import past_names, present_names
+from visprune.runtime.kv_cache import check_cache, past_names, present_names
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "keep_tokens_for", "load"]
 
 _GREEDY = Sampling()
-_SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+_MAX_THREADS = 1024  # far past any machine this is for; ONNX Runtime starts every thread it is told to
 
 
 def load(
@@ -52,22 +52,25 @@ def load(
     Args:
         path: Its directory.
         provider: What runs the graphs: "cpu" or "cuda".
-        threads: Processor threads; by default as many as this process may use.
+        threads: Processor threads, 1 to 1024; by default as many as this process may use.
         verify: Compare every file with its hash. Files that were good before and have not changed since
             are not read again.
         on_file: Called with name and size of each file that is about to be hashed, for a progress display.
 
     Raises:
         BundleError: The bundle is incomplete, altered, newer, or asks for what this runtime does not supply.
-        UsageError: No such provider, or no thread.
+        UsageError: No such provider, or a number of threads that cannot be.
         UnsupportedError: The provider or the method's positions cannot be had in this version.
         MissingExtraError: The provider's package is not installed.
     """
     bundle = Bundle.open(path)
     opener = backend(provider)
-    if threads is not None and threads < 1:
-        raise UsageError(f"Cannot run on {threads} threads.", "Give a number of at least 1, or leave it out.")
+    if threads is not None and not 1 <= threads <= _MAX_THREADS:
+        raise UsageError(
+            f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
+        )
     check_positions(bundle.manifest)
+    check_cache(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores())
@@ -102,13 +105,13 @@ class Pipeline:
         self._runners = runners
         present = present_names(manifest.decoder)
         executor = Executor(manifest.stages, manifest.graphs, runners, ("logits", "keep_indices", *present))
-        unknown = set(executor.inputs) - {*_SUPPLIED, *past_names(manifest.decoder)}
+        unknown = set(executor.inputs) - {*SUPPLIED, *past_names(manifest.decoder)}
         missing = {"logits", *present} - executor.outputs
         if unknown or missing:
             what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
             raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
         text = manifest.text
-        source = bundle.file(text.chat_template).read_text(encoding="utf-8") if text.chat_template else None
+        source = _read_text(bundle.file(text.chat_template)) if text.chat_template else None
         self._model = Model(
             manifest,
             executor,
@@ -169,8 +172,8 @@ class Pipeline:
 
         Raises:
             UsageError: Both ratio and keep_tokens, a count or a limit that cannot be.
-            InputError: An empty prompt, one that contains the image token, a picture that cannot be read,
-                a prompt longer than the model's context.
+            InputError: A prompt that is empty, not valid Unicode, contains the image token or is longer than
+                the model's context; a picture that cannot be read.
         """
         chat = self.chat(ratio=ratio, keep_tokens=keep_tokens)
         return chat.stream(
@@ -240,10 +243,18 @@ def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSo
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_text(path: Path) -> str:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    text = _read_text(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
     if not isinstance(data, dict):
         raise BundleError(f"{path} is not an object.", "Export the model again.")

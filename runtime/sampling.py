@@ -31,7 +31,7 @@ class Sampling:
         seed: The same seed gives the same tokens; None draws a new one.
 
     Raises:
-        UsageError: A value is outside its range.
+        UsageError: A value is outside its range, or is for random draws while the temperature is 0.
     """
 
     temperature: float = 0.0
@@ -52,6 +52,13 @@ class Sampling:
             raise _out_of_range("repetition_penalty", self.repetition_penalty, "above 0; 1 has no effect")
         if self.seed is not None and self.seed < 0:
             raise _out_of_range("seed", self.seed, "0 or above")
+        if self.temperature == 0.0:
+            for name, idle in (("top_k", 0), ("top_p", 1.0), ("seed", None)):
+                if getattr(self, name) != idle:
+                    raise UsageError(
+                        f"The {name} has no effect at temperature 0.",
+                        "Add a temperature, for example 0.7, or leave it out.",
+                    )
 
 
 class Sampler:

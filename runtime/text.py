@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 
-from visprune.errors import BundleError, InputError, UsageError
+from visprune.errors import BundleError, InputError
 
 __all__ = ["TextStream", "Tokenizer"]
 
@@ -141,15 +141,10 @@ class TextStream:
 
     Args:
         tokenizer: Decodes.
-        stops: Texts that end the answer; they are not part of it.
-
-    Raises:
-        UsageError: A stop string is empty.
+        stops: Texts that end the answer, none of them empty (see `Limits`); they are not part of it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
-        if "" in stops:
-            raise UsageError("A stop string is empty.", "Leave it out.")
         self._tokenizer = tokenizer
         self._stops = stops
         self._ids: list[int] = []  # the window: some tokens whose text is out, for context, then the others

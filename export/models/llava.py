@@ -33,9 +33,15 @@ def features(config: Any) -> Features:
 
     Raises:
         UnsupportedError: A tower or a selection strategy without an implementation here.
-        CheckpointError: A feature layer that the tower does not have.
+        CheckpointError: A feature layer that the tower does not have, or sizes that make no patches.
     """
     vision = config.vision_config
+    size, patch = vision.image_size, vision.patch_size
+    if not isinstance(size, int) or not isinstance(patch, int) or not 0 < patch <= size:
+        raise CheckpointError(
+            f"The vision tower has pictures of {size!r} pixels and patches of {patch!r}.",
+            "Correct image_size and patch_size in config.json; pictures must be square.",
+        )
     prefix = models.tower(vision.model_type).PREFIX_TOKENS
     strategy = config.vision_feature_select_strategy
     if strategy not in ("default", "full"):
@@ -44,8 +50,13 @@ def features(config: Any) -> Features:
         )
     chosen = config.vision_feature_layer
     depth = vision.num_hidden_layers
+    wanted = [chosen] if isinstance(chosen, int) else list(chosen or [])
+    if not wanted:
+        raise CheckpointError(
+            "The configuration names no feature layer.", "Correct vision_feature_layer in config.json."
+        )
     indices = []
-    for index in [chosen] if isinstance(chosen, int) else list(chosen):
+    for index in wanted:
         if not -depth - 1 <= index <= depth:
             raise CheckpointError(
                 f"The configuration takes hidden state {index} of a tower with {depth} layers.",
@@ -56,7 +67,7 @@ def features(config: Any) -> Features:
         layer_counts=tuple(indices),
         prefix_tokens=prefix,
         dropped_tokens=1 if strategy == "default" else 0,
-        side=vision.image_size // vision.patch_size,
-        image_size=vision.image_size,
+        side=size // patch,
+        image_size=size,
         channels=vision.num_channels,
     )

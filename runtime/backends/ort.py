@@ -38,7 +38,7 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        BundleError: It cannot read the graph.
+        BundleError: It cannot read the graph, or the graph is not as the manifest tells.
     """
     ort = require("onnxruntime", extra="cpu")
     return _open(ort, bundle, graph, options, [_CPU])
@@ -50,7 +50,7 @@ def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
     Raises:
         MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
         UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
-        BundleError: ONNX Runtime cannot read the graph.
+        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
     """
     ort = require("onnxruntime", extra="gpu")
     if _CUDA not in ort.get_available_providers():
@@ -94,7 +94,35 @@ def _open(
             f"ONNX Runtime {ort.__version__} cannot load the graph {graph!r}: {text}",
             "Update it with: pip install -U onnxruntime; or export the model again.",
         ) from None
-    return OrtRunner(ort, session, graph)
+    runner = OrtRunner(ort, session, graph)
+    _check_specs(bundle, graph, runner.specs)
+    return runner
+
+
+def _check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:
+    """The file has the interface that the manifest tells of it; what is fed is made by the manifest's."""
+    told = bundle.manifest.graphs[graph]
+    for kind, ours, theirs in (("input", told.inputs, specs.inputs), ("output", told.outputs, specs.outputs)):
+        in_file = {spec.name: spec for spec in theirs}
+        if odd := in_file.keys() ^ {spec.name for spec in ours}:
+            raise _other_interface(graph, kind, min(odd), "is in only one of them")
+        for spec in ours:
+            actual = in_file[spec.name]
+            if actual.dtype != spec.dtype or _fixed(actual) != _fixed(spec):
+                what = f"is {actual.dtype} {list(actual.shape)}, not {spec.dtype} {list(spec.shape)}"
+                raise _other_interface(graph, kind, spec.name, what)
+
+
+def _fixed(spec: TensorSpec) -> list[int | None]:
+    """The shape without the names of its symbolic dimensions, which a tool may change."""
+    return [dim if isinstance(dim, int) else None for dim in spec.shape]
+
+
+def _other_interface(graph: str, kind: str, tensor: str, what: str) -> BundleError:
+    return BundleError(
+        f"The file of the graph {graph!r} does not fit the manifest: the {kind} {tensor!r} {what}.",
+        "Copy the bundle again, or export again.",
+    )
 
 
 class OrtRunner:

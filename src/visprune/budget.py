@@ -13,7 +13,20 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "check_ratio"]
+
+
+def check_ratio(ratio: float) -> None:
+    """Refuse what is no fraction kept.
+
+    Raises:
+        UsageError: The ratio is outside (0, 1].
+    """
+    if not 0.0 < ratio <= 1.0:  # also refuses NaN
+        raise UsageError(
+            f"The ratio {ratio:g} is outside (0, 1].",
+            "Give the fraction of visual tokens to keep, for example 0.25.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +69,7 @@ class Budget:
         Raises:
             UsageError: The ratio is outside (0, 1], or below 1 for a method that keeps everything.
         """
-        if not 0.0 < ratio <= 1.0:  # also refuses NaN
-            raise UsageError(
-                f"The ratio {ratio:g} is outside (0, 1].",
-                "Give the fraction of visual tokens to keep, for example 0.25.",
-            )
+        check_ratio(ratio)
         units = self.visual_tokens // self.unit_tokens
         # 0.29 * 100 is 28.999...: a product that should be whole is taken as whole.
         kept = max(self.minimum, math.floor(units * ratio + 1e-9))

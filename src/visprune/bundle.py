@@ -29,6 +29,7 @@ from visprune.records import from_json, sha256
 __all__ = [
     "MANIFEST",
     "SCHEMA_VERSION",
+    "SUPPLIED",
     "Bundle",
     "Decoder",
     "FileRecord",
@@ -46,8 +47,10 @@ __all__ = [
 MANIFEST = "visprune.json"
 SCHEMA_VERSION = 1
 
-# What the runtime supplies beside the cache; no stage may assign it.
-_SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+"""What the runtime supplies beside the cache; no stage may assign it."""
+
+_CACHE_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,11 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What the runtime must know of the LLM."""
+    """What the runtime must know of the LLM.
+
+    Raises:
+        UsageError: A size is not positive, or the cache has a dtype that none has.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -119,6 +126,17 @@ class Decoder:
     context_length: int
     sliding_window: int | None
     eos_token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "num_kv_heads", "head_dim", "vocab_size", "context_length", "sliding_window")
+        for name in sizes:
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UsageError(f"{name} is {size}.", "Give a number of at least 1.")
+        if self.cache_dtype not in _CACHE_DTYPES:
+            raise UsageError(
+                f"cache_dtype is {self.cache_dtype!r}.", f"Give one of: {', '.join(_CACHE_DTYPES)}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +281,7 @@ class Bundle:
 
     def _check_program(self) -> None:
         """Each stage names a known graph and its own tensors, and every value is assigned once."""
-        assigned = set(_SUPPLIED)
+        assigned = set(SUPPLIED)
         for stage in self.manifest.stages:
             graph = self.manifest.graphs.get(stage.graph)
             if graph is None:
@@ -286,6 +304,23 @@ class Bundle:
             pruning.budget.from_tokens(pruning.keep_tokens)
         except UsageError as error:
             raise BundleError(f"{MANIFEST} cannot be used: {error.what}", "Export again.") from None
+        if pruning.always_kept < 0:
+            raise BundleError(f"{MANIFEST} always keeps {pruning.always_kept} tokens.", "Export again.")
+        if pruning.grid is None:
+            return
+        rows, columns = pruning.grid
+        tokens = pruning.budget.visual_tokens
+        # The patches before `grid_offset` are those that no visual token stands for.
+        if (
+            min(rows, columns) < 1
+            or pruning.grid_offset < 0
+            or rows * columns != tokens + pruning.grid_offset
+        ):
+            raise BundleError(
+                f"{MANIFEST} has {tokens} visual tokens from patch {pruning.grid_offset} on, "
+                f"which are not the rest of a grid of {rows} x {columns}.",
+                "Export again.",
+            )
 
     def _check_files(self) -> None:
         manifest = self.manifest

@@ -17,7 +17,7 @@ from visprune.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from visprune.pruning.base import VisionPruner
 
-__all__ = ["BUILTIN", "load_method", "method_names"]
+__all__ = ["BUILTIN", "load_method", "method_name", "method_names"]
 
 GROUP = "visprune.pruning_methods"
 
@@ -64,3 +64,9 @@ def load_method(name: str) -> type[VisionPruner]:
             "Update that package, or remove it.",
         ) from error
     return method
+
+
+def method_name(method: type) -> str:
+    """The registered name of a method's class, or the class's own where it is not registered."""
+    place = f"{method.__module__}:{method.__qualname__}"
+    return next((name for name, value in _table().items() if value == place), method.__qualname__.lower())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from visprune.errors import ExportError, UsageError
 
-__all__ = ["check_destination", "staged"]
+__all__ = ["check_destination", "existing_parent", "staged"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -35,7 +35,7 @@ def check_destination(destination: Path, *, force: bool, marker: str) -> None:
     try:
         exists = destination.exists() or destination.is_symlink()
         replaceable = exists and (destination / marker).is_file()
-        parent = _existing_parent(destination)
+        parent = existing_parent(destination)
     except OSError as error:
         raise _cannot_make(destination, error) from None
     if exists and not force:
@@ -51,7 +51,8 @@ def check_destination(destination: Path, *, force: bool, marker: str) -> None:
         raise UsageError(f"{parent} cannot be written to.", "Choose another directory with -o.")
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """The nearest directory above `path` that is there."""
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -74,7 +75,7 @@ def staged(destination: Path) -> Iterator[Path]:
         UsageError: The directory cannot be made.
     """
     destination = destination.absolute()
-    keep = _existing_parent(destination)
+    keep = existing_parent(destination)
     replaces = destination.exists()
     # Not named by the process: a killed one may have left its directory, and numbers come again.
     token = secrets.token_hex(4)

@@ -134,6 +134,14 @@ class TestMistakes:
             (["-p", "q", "--provider", "cudda"], "no provider"),
             (["-p", "q", "--provider", "tensorrt"], "not part of this version"),
             (["-p", "q", "--temperature", "-1"], "temperature"),
+            (["-p", "q", "--top-k", "5"], "top_k has no effect"),
+            (["-p", "q", "--seed", "5"], "seed has no effect"),
+            (["-p", "q", "--ratio", "0.5"], "no picture"),
+            (["-p", "q", "--keep-tokens", "4"], "no picture"),
+            (["-p", "q", "--force"], "--force"),
+            (["-p", "q", "--stop", ""], "A stop string is empty."),
+            (["-p", "\udcff\udcfe"], "not valid UTF-8"),
+            (["-p", "q", "--threads", "100000"], "100000 threads"),
             (["-p", "q", "--max-new-tokens", "0"], "Cannot generate 0"),
             (["-p", "q", "--threads", "0"], "0 threads"),
             (["-p", "x" * 400], "context"),
@@ -147,6 +155,25 @@ class TestMistakes:
         assert first.startswith("error: ")
         assert what in first
         assert second.startswith("  ")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["-p", ""],
+            ["-p", "<image>"],
+            ["-p", "\udcff"],
+            ["-p", "q", "--max-new-tokens", "0"],
+            ["-p", "q", "--stop", ""],
+        ],
+    )
+    def test_refused_before_anything_is_loaded(self, call, monkeypatch, tiny_bundle, arguments):
+        monkeypatch.setattr("visprune.commands.run.open_pipeline", lambda *_: 1 / 0)
+        assert call("run", tiny_bundle, *arguments)[0] == 2
+
+    def test_a_prompt_of_other_bytes(self, tiny_bundle):
+        done = process("run", tiny_bundle, "-p", "\udcff\udcfe")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: The prompt is not valid UTF-8.")
 
     def test_no_bundle(self, call, tmp_path):
         code, _, err = call("run", tmp_path, "-p", "q")
@@ -241,6 +268,13 @@ class TestRun:
         assert target.read_bytes() != before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.png", "kept.png"]
 
+    def test_overlay_leaves_the_files_beside_it(self, call, tiny_bundle, cat, tmp_path):
+        mine = tmp_path / ".kept.part.png"
+        mine.write_text("mine")
+        options = ("-p", "q", "--max-new-tokens", 1, "--overlay", tmp_path / "kept.png")
+        assert call("run", tiny_bundle, "-i", cat, *options)[0] == 0
+        assert mine.read_text() == "mine"
+
     def test_overlays_of_several_images_are_numbered(self, call, tiny_bundle, cat, tmp_path):
         options = ("-p", "q", "--max-new-tokens", 1, "--overlay", tmp_path / "kept.png")
         assert call("run", tiny_bundle, "-i", cat, "-i", cat, *options)[0] == 0
@@ -284,6 +318,27 @@ class TestChat:
         assert "you>" not in out
         assert err.splitlines()[0] == "kept 4 of 16 visual tokens, 75% removed"
 
+    def test_visual_tokens_are_told_when_there_is_a_picture(self, talk, tiny_bundle, cat):
+        told = "kept 4 of 16 visual tokens, 75% removed"
+        assert told not in talk(["one"], tiny_bundle, "--max-new-tokens", 1)[2]
+        lines = ["one", f"/image {cat}", f"/image {cat}", "two"]
+        err = talk(lines, tiny_bundle, "--max-new-tokens", 1)[2]
+        assert err.count(told) == 1
+
+    @pytest.mark.parametrize(
+        ("errors", "what"), [("strict", "The input is"), ("surrogateescape", "The prompt is")]
+    )
+    def test_lines_that_are_no_text(self, call, monkeypatch, tiny_bundle, errors, what):
+        lines = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", lines)
+        code, out, err = call("chat", tiny_bundle, "--json")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {what} not valid UTF-8.\n")
+
+    def test_limits_are_checked_before_anything_is_loaded(self, call, monkeypatch, tiny_bundle):
+        monkeypatch.setattr("visprune.commands.chat.open_pipeline", lambda *_: 1 / 0)
+        assert call("chat", tiny_bundle, "--max-new-tokens", 0)[0] == 2
+
     @pytest.mark.parametrize("line", ["/image /nowhere.png", "/foo", "/image"])
     def test_a_mistake_ends_a_script(self, talk, tiny_bundle, line):
         code, out, err = talk(["hello", line, "again"], tiny_bundle, "--json", "--max-new-tokens", 2)
@@ -308,6 +363,20 @@ class TestChat:
         assert code == 0
         assert len(out.splitlines()) == 1
         assert "/foo" in err
+
+
+def test_run_and_chat_share_their_options():
+    from inspect import signature
+
+    from visprune.commands.chat import chat
+    from visprune.commands.run import run
+
+    ours, theirs = signature(run, eval_str=True).parameters, signature(chat, eval_str=True).parameters
+    shared = ours.keys() & theirs.keys() - {"max_new_tokens", "as_json"}
+    assert len(shared) == 11
+    for name in shared:
+        assert ours[name].default == theirs[name].default
+        assert ours[name].annotation == theirs[name].annotation
 
 
 class TestMethods:
@@ -365,6 +434,13 @@ class TestDoctor:
         assert (code, err) == (0, "")
         for part in ("run on CPU", "run on CUDA", "export", "build engines", "cache"):
             assert part in out
+
+    def test_no_install_of_what_nothing_uses(self, call):
+        packages = {p["name"]: p for p in json.loads(call("doctor", "--json")[1])["packages"]}
+        assert packages["tensorrt"]["install"] is packages["tensorrt-rtx"]["install"] is None
+        out = call("doctor")[1]
+        assert "visprune[tensorrt" not in out
+        assert out.count("not used in this version") == 2
 
     def test_survives_missing_packages(self, call, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -212,11 +212,29 @@ def test_a_newer_schema_is_refused_before_its_fields_are_read(edit):
         (lambda d: d["pruning"].update(keep_tokens=17), "Cannot keep 17 of 16"),
         (lambda d: d["pruning"].update(keep_tokens=0), "Cannot keep 0 of 16"),
         (lambda d: d["pruning"]["budget"].update(prunable=False), "keeps all 16"),
+        (lambda d: d["pruning"].update(grid=[4, 5]), r"not the rest of a grid of 4 x 5"),
+        (lambda d: d["pruning"].update(grid=[-4, -4]), "not the rest of a grid"),
+        (lambda d: d["pruning"].update(grid_offset=1), "from patch 1 on"),
+        (lambda d: d["pruning"].update(grid_offset=-1), "from patch -1 on"),
+        (lambda d: d["pruning"].update(always_kept=-1), "always keeps -1"),
+        (
+            lambda d: d["decoder"].update(cache_dtype="floaty"),
+            r"decoder cannot be used: cache_dtype is 'floaty'",
+        ),
+        (lambda d: d["decoder"].update(num_kv_heads=-1), "num_kv_heads is -1"),
+        (lambda d: d["decoder"].update(num_layers=0), "num_layers is 0"),
+        (lambda d: d["decoder"].update(head_dim=0), "head_dim is 0"),
+        (lambda d: d["decoder"].update(context_length=0), "context_length is 0"),
+        (lambda d: d["decoder"].update(sliding_window=-4), "sliding_window is -4"),
     ],
 )
 def test_a_field_that_cannot_be_is_refused(edit, change, what):
     with pytest.raises(BundleError, match=what):
         Bundle.open(edit(change))
+
+
+def test_a_grid_may_begin_before_the_first_visual_token(edit):
+    assert Bundle.open(edit(lambda d: d["pruning"].update(grid=[1, 17], grid_offset=1)))
 
 
 # --- the program ---

@@ -23,6 +23,8 @@ CASES = {
         "head_dim": 20,
     },
     "generates-the-image-token": {"loud_token": 259},
+    "qwen3-norms-on-heads": {"text": "Qwen3Config", "head_dim": 16},
+    "gemma-scaled-embeddings": {"text": "GemmaConfig", "head_dim": 16},
     "siglip-default-llama": {"tower": "siglip", "kv_heads": 4},
     "last-layer-qwen2-one-kv-head": {"feature_layer": -1, "text": "qwen2", "kv_heads": 1},
     "several-layers-mistral-bf16": {"feature_layer": (-3, -1), "text": "mistral", "dtype": "bfloat16"},
@@ -71,11 +73,13 @@ def reference(path, images, messages):
     return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
 
 
-def test_same_tokens_as_transformers(case, pictures, tmp_path):
+def test_same_tokens_as_transformers(case, pictures, tmp_path, request):
     bundle = export(case, method="none", output=tmp_path / "bundle")
     assert bundle.manifest.parity.verified
     with visprune.load(bundle.path) as pipeline:
         one = pipeline.generate(pictures[0], "What?", max_new_tokens=NEW)
+        if "generates" in request.node.name:
+            assert 259 in one.token_ids
         assert one.token_ids == reference(case, pictures[:1], conversation([(1, "What?", None)]))
         two = pipeline.generate(pictures[1:], "And these?", max_new_tokens=NEW)
         assert two.token_ids == reference(case, pictures[1:], conversation([(2, "And these?", None)]))

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from visprune.errors import CheckpointError, UnsupportedError, UsageError, VispruneError
+from visprune.errors import CheckpointError, ExportError, UnsupportedError, UsageError, VispruneError
 from visprune.export import export
 
 
@@ -88,6 +88,24 @@ def test_unsupported_parts(copy, tmp_path):
     refused(UnsupportedError, "rotary", copy, tmp_path)
 
 
+def test_nonsense_in_the_configuration(copy, tmp_path):
+    good = json.loads((copy / "config.json").read_text())
+    for place, key, value, match in (
+        (None, "vision_feature_layer", [], "names no feature layer"),
+        ("vision_config", "patch_size", 0, "patches of 0"),
+        ("vision_config", "image_size", [56, 56], r"pictures of \[56, 56\]|configuration"),
+        (None, "image_token_id", None, "placeholder|configuration"),
+        ("text_config", "model_type", "unheard-of", "configuration"),
+        ("text_config", "attn_logit_softcapping", 50.0, "caps its attention logits"),
+    ):
+        config = json.loads(json.dumps(good))
+        (config if place is None else config[place])[key] = value
+        (copy / "config.json").write_text(json.dumps(config))
+        refused(VispruneError, match, copy, tmp_path)
+    (copy / "config.json").write_text("[" * 100_000)
+    refused(CheckpointError, "not JSON", copy, tmp_path)
+
+
 def test_row_pruning_without_a_square(checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(tower="siglip"))
     refused(UnsupportedError, "square grid", path, tmp_path, method="fopru-row")
@@ -104,6 +122,9 @@ def test_weights(copy, tmp_path):
     weights.write_bytes(whole[:-100])
     refused(CheckpointError, "header promises", copy, tmp_path)
     weights.write_bytes(whole[:6])
+    refused(CheckpointError, "not safetensors", copy, tmp_path)
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,"x"]}}'
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
     refused(CheckpointError, "not safetensors", copy, tmp_path)
     weights.write_bytes(b"\xff" * 100)
     refused(CheckpointError, "truncated", copy, tmp_path)
@@ -135,6 +156,19 @@ def test_processor(copy, tmp_path):
 def test_placeholder_of_another_tokenizer(copy, tmp_path):
     edit(copy, image_token_id=300)
     refused(CheckpointError, "placeholder", copy, tmp_path)
+
+
+def test_too_little_memory_or_disk(good, tmp_path, monkeypatch):
+    """Said before anything is written, not by the kernel half-way."""
+    import collections
+
+    from visprune.export import exporter
+
+    monkeypatch.setattr(exporter, "_available_memory", lambda: 1000)
+    refused(ExportError, "self-check needs about", good, tmp_path)
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: usage(10, 5, 5))
+    refused(ExportError, "bundle needs about", good, tmp_path)
 
 
 def test_output_that_exists(good, tmp_path):

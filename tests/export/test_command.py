@@ -85,6 +85,10 @@ def test_python_says_the_same(model, tmp_path):
 
     bundle = visprune.export(model, method="random", keep_tokens=3, output=tmp_path / "bundle", verify=False)
     assert bundle.manifest.pruning.options == {"seed": 0}
+    from visprune.pruning.random_draw import Random
+
+    other = visprune.export(model, method=Random(7), keep_tokens=3, output=tmp_path / "other", verify=False)
+    assert (other.manifest.pruning.method, other.manifest.pruning.options) == ("random", {"seed": 7})
     import visprune.export
 
     assert callable(visprune.export)

@@ -203,6 +203,10 @@ def test_a_template_that_fails(source):
         "{{ 9 ** 9 ** 9 }}",
         "{{ 'a' * 1000000000000 }}",
         "{{ 1000000000000 * [0] }}",
+        "{{ '%0300000000d' % 1 }}",
+        "{{ '%.300000000f' % 1 }}",
+        "{{ '%-*d' % (300000000, 1) }}",
+        "{{ ('%' ~ '9' * 5000 ~ 'd') % 1 }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaaaa{% endfor %}{% endfor %}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
@@ -224,3 +228,8 @@ def test_the_bound_on_the_output(monkeypatch):
 
 def test_ordinary_products_work():
     assert ChatTemplate("{{ '=' * 3 }}{{ 2 * 3 }}", None, None).render([Message("user", "Hi")]) == "===6"
+
+
+def test_ordinary_formats_work():
+    source = "{{ '**%s** of %5.2f in 2024' % ('a', 1) }} {{ 7 % 4 }}"
+    assert ChatTemplate(source, None, None).render([Message("user", "Hi")]) == "**a** of  1.00 in 2024 3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,34 @@ def test_a_graph_that_cannot_be_read(tiny_copy):
     (tiny_copy / "visprune.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match="cannot load the graph 'embedding'"):
         ort.open_cpu(bundle(tiny_copy), "embedding", OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "changes", "what"),
+    [
+        ("inputs", 0, {"dtype": "foo"}, "input 'input_ids' is int64"),
+        ("inputs", 0, {"name": "ids"}, "input 'ids' is in only one"),
+        ("inputs", 1, {"shape": ("M", 9)}, "input 'image_features' is float32"),
+        ("inputs", 1, {"shape": (8,)}, "input 'image_features'"),
+        ("inputs", 1, {"shape": (0, 8)}, "input 'image_features'"),
+        ("inputs", 1, None, "input 'image_features' is in only one"),
+        ("outputs", 0, {"dtype": "float16"}, "output 'inputs_embeds'"),
+        ("inputs", 1, {"shape": ("other", 8)}, None),
+    ],
+)
+def test_a_graph_that_is_not_the_manifests(tiny_bundle, kind, index, changes, what):
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.manifest.graphs["embedding"]
+    specs = list(getattr(graph, kind))
+    specs[index : index + 1] = [] if changes is None else [replace(specs[index], **changes)]
+    graphs = {"embedding": replace(graph, **{kind: tuple(specs)})}
+    altered = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+    if what is None:
+        ort.open_cpu(altered, "embedding", OPTIONS)
+        return
+    with pytest.raises(BundleError, match=what) as caught:
+        ort.open_cpu(altered, "embedding", OPTIONS)
+    assert "graph 'embedding'" in caught.value.what
 
 
 def test_cuda_without_its_package(tiny_bundle):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -212,6 +214,10 @@ class TestRefusals:
         with pytest.raises(InputError, match="empty"):
             pipeline.generate(None, prompt)
 
+    def test_prompt_that_is_no_text(self, pipeline):
+        with pytest.raises(InputError, match="not valid UTF-8"):
+            pipeline.generate(None, "what \udcff is")
+
     def test_image_token_in_the_prompt(self, pipeline):
         with pytest.raises(InputError, match="stands for an image"):
             pipeline.generate(None, "what is <image> here")
@@ -227,9 +233,16 @@ class TestRefusals:
         with pytest.raises(UsageError):
             pipeline.generate(None, "q", **wrong)
 
-    @pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"stop": [""]}])
-    def test_limits_that_mean_nothing(self, pipeline, wrong):
-        with pytest.raises(UsageError):
+    @pytest.mark.parametrize(
+        ("wrong", "what"),
+        [
+            ({"max_new_tokens": 0}, "Cannot generate 0"),
+            ({"stop": [""]}, "A stop string is empty"),
+            ({"stop": ""}, "A stop string is empty"),
+        ],
+    )
+    def test_limits_that_mean_nothing(self, pipeline, wrong, what):
+        with pytest.raises(UsageError, match=what):
             pipeline.generate(None, "q", **wrong)
 
     def test_missing_picture(self, pipeline):
@@ -282,6 +295,30 @@ class TestManifest:
         with pytest.raises(BundleError, match="frames"):
             load(tiny_copy)
 
+    @pytest.mark.parametrize(
+        ("changes", "what"),
+        [
+            ({"num_kv_heads": 3}, r"past_key_values\.0\.key' is float32 \['B', 2, 'P', 4\]"),
+            ({"head_dim": 5}, r"past_key_values\.0\.key"),
+            ({"cache_dtype": "float16"}, r"has float16 \[1, 2, P, 4\]"),
+            ({"num_layers": 1}, "do not cache the 1 layers"),
+            ({"num_layers": 10**15}, "do not cache"),
+        ],
+    )
+    def test_another_cache_than_the_graphs(self, tiny_copy, edit_manifest, changes, what):
+        edit_manifest(tiny_copy, "decoder", **changes)
+        with pytest.raises(BundleError, match=what):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize("name", ["chat_template.jinja", "preprocessor_config.json"])
+    def test_a_text_that_is_none(self, tiny_copy, name):
+        (tiny_copy / name).write_bytes(b"\xff\xfe\x00")
+        data = json.loads((tiny_copy / "visprune.json").read_text())
+        data["files"][name]["size"] = 3
+        (tiny_copy / "visprune.json").write_text(json.dumps(data))
+        with pytest.raises(BundleError, match="cannot be read"):
+            load(tiny_copy, verify=False)
+
     def test_no_chat_template(self, tiny_copy, edit_manifest, oracle, picture):
         edit_manifest(tiny_copy, "text", chat_template=None)
         with load(tiny_copy) as pipeline:
@@ -298,8 +335,9 @@ def test_overlay(pipeline, picture):
 
 
 def test_threads_and_provider_are_checked(tiny_bundle):
-    with pytest.raises(UsageError, match="0 threads"):
-        load(tiny_bundle, threads=0)
+    for threads in (0, 1025, 100_000):
+        with pytest.raises(UsageError, match=f"{threads} threads"):
+            load(tiny_bundle, threads=threads)
     with pytest.raises(UsageError, match="no provider") as caught:
         load(tiny_bundle, provider="cudaa")
     assert "Did you mean 'cuda'?" in caught.value.hint

@@ -82,10 +82,10 @@ def test_greedy_takes_the_first_of_equals():
     assert probabilities(logits, [], Sampling()).tolist() == [0, 1, 0, 0]
 
 
-def test_greedy_heeds_the_repetition_penalty_and_no_filter():
+def test_greedy_heeds_the_repetition_penalty():
     logits = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
     assert Sampler(Sampling(repetition_penalty=2.0))(logits, [1, 1, 1]) == 2
-    assert Sampler(Sampling(repetition_penalty=2.0, top_k=1, top_p=0.1))(logits, [1, 2]) == 1
+    assert Sampler(Sampling(repetition_penalty=2.0))(logits, [1, 2]) == 1
     assert logits.tolist() == [1.0, 3.0, 2.0, -1.0]  # the caller's array stays
 
 
@@ -173,3 +173,10 @@ def test_logits_that_are_no_numbers(bad, sampling):
 def test_settings_outside_their_range(name, value):
     with pytest.raises(UsageError, match=name):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 5), ("top_p", 0.9), ("seed", 0)])
+def test_what_greedy_would_ignore_is_refused(name, value):
+    with pytest.raises(UsageError, match=f"{name} has no effect at temperature 0"):
+        Sampling(**{name: value})
+    Sampling(**{name: value}, temperature=0.7)

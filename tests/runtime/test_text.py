@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from visprune.errors import BundleError, InputError, UsageError
+from visprune.errors import BundleError, InputError
 from visprune.runtime.text import TextStream, Tokenizer
 
 CORPUS = [
@@ -211,11 +211,6 @@ def test_the_cost_of_a_token_does_not_grow(tmp_path):
             parts, _ = streamed(tokenizer, ids)
             assert time.monotonic() - started < 20  # a second; minutes if every push decoded everything
             assert "".join(parts) == tokenizer.decode(ids)
-
-
-def test_an_empty_stop_string(tokenizer):
-    with pytest.raises(UsageError, match="stop string is empty"):
-        TextStream(tokenizer, ("",))
 
 
 def test_special_tokens_are_added_unless_the_text_begins_with_bos(tmp_path):

@@ -5,11 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visprune.commands.options import (
+    BundleDir,
+    Images,
+    KeepTokens,
+    Provider,
+    Ratio,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
 from visprune.commands.run import open_pipeline
 from visprune.commands.terminal import note, print_json
 
@@ -17,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from visprune.runtime import Chat, Sampling
+    from visprune.runtime.generation import Limits
 
 __all__ = ["chat"]
 
@@ -24,29 +37,19 @@ _HELP = "/image PATH adds a picture to the next turn, /reset begins again, /quit
 
 
 def chat(  # noqa: PLR0913 - a command line's options
-    bundle: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False),
-    ],
+    bundle: BundleDir,
     *,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="A picture; may be given several times."),
-    ] = None,
+    image: Images = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Randomness; 0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the tokens that make up this probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages what was said.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes random answers repeatable.")] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
-    ] = None,
-    keep_tokens: Annotated[int | None, typer.Option(help="The same as a number of tokens an image.")] = None,
-    provider: Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Processor threads.", show_default="physical cores")
-    ] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    ratio: Ratio = None,
+    keep_tokens: KeepTokens = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
     """Talk about pictures. Each line is a turn; lines may also be piped in.
@@ -57,42 +60,55 @@ def chat(  # noqa: PLR0913 - a command line's options
     Example: visprune-chat llava-fopru --image cat.png
     """
     from visprune.bundle import Bundle
+    from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode
     from visprune.runtime.pipeline import keep_tokens_for
     from visprune.runtime.sampling import Sampling
 
+    # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    limits = Limits(max_new_tokens)
     pruning = Bundle.open(bundle).manifest.pruning
     keep = keep_tokens_for(pruning, ratio=ratio, keep_tokens=keep_tokens)
     pictures = [decode(path) for path in image or []]
     with open_pipeline(bundle, provider, threads) as pipeline:
+        talk = _Talk(
+            pipeline.chat(keep_tokens=keep),
+            pictures,
+            sampling,
+            limits,
+            about_pictures=None if as_json else pruning.budget.describe(keep),
+        )
         if not as_json:
-            note(pruning.budget.describe(keep))
             note(_HELP)
-        talk = _Talk(pipeline.chat(keep_tokens=keep), pictures, sampling, max_new_tokens, as_json=as_json)
         for line in _lines():
             if not talk.take(line):
                 break
 
 
 class _Talk:
-    """The loop's state: the conversation and the pictures that wait for the next turn."""
+    """The loop's state: the conversation and the pictures that wait for the next turn.
+
+    `about_pictures` is said when the first picture is there; None says nothing and prints answers as JSON.
+    """
 
     def __init__(
         self,
         chat: Chat,
         pictures: list[Image.Image],
         sampling: Sampling,
-        max_new_tokens: int,
+        limits: Limits,
         *,
-        as_json: bool,
+        about_pictures: str | None,
     ) -> None:
         self._chat = chat
         self._first = pictures
         self._waiting = list(pictures)
         self._sampling = sampling
-        self._max_new_tokens = max_new_tokens
-        self._as_json = as_json
+        self._limits = limits
+        self._as_json = about_pictures is None
+        self._about_pictures = about_pictures
+        self._tell_of_pictures()
 
     def take(self, line: str) -> bool:
         """One line of the user. False ends the conversation."""
@@ -119,13 +135,19 @@ class _Talk:
             self._waiting = list(self._first)
         elif name == "/image" and rest:
             self._waiting.append(decode(rest.strip().strip("\"'")))
+            self._tell_of_pictures()
         else:
             raise UsageError(f"There is no command {name!r} like this.", _HELP)
         return True
 
+    def _tell_of_pictures(self) -> None:
+        if self._about_pictures and self._waiting:
+            note(self._about_pictures)
+            self._about_pictures = None
+
     def _answer(self, prompt: str) -> None:
         stream = self._chat.stream(
-            prompt, self._waiting, max_new_tokens=self._max_new_tokens, sampling=self._sampling
+            prompt, self._waiting, max_new_tokens=self._limits.max_new_tokens, sampling=self._sampling
         )
         try:
             if not self._as_json:
@@ -146,6 +168,8 @@ class _Talk:
 
 def _lines() -> Iterator[str]:
     """The user's lines, without empty ones, until the end of input."""
+    from visprune.errors import InputError
+
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` line editing and history
     while True:
@@ -153,5 +177,9 @@ def _lines() -> Iterator[str]:
             line = input("you> ") if sys.stdin.isatty() else next(sys.stdin)
         except (EOFError, StopIteration):
             return
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"The input is not valid {error.encoding.upper()}.", "Give the lines in that encoding."
+            ) from None
         if line.strip():
             yield line.strip()

@@ -17,7 +17,7 @@ from visprune.commands.terminal import print_json
 
 __all__ = ["doctor"]
 
-# Distribution names that may bring a module, and the extra that installs the first.
+# Distribution names that may bring a module, and the extra that installs the first; None: nothing uses it.
 _PACKAGES = {
     "onnxruntime": (("onnxruntime",), "cpu"),
     "onnxruntime-gpu": (("onnxruntime-gpu",), "gpu"),
@@ -26,8 +26,8 @@ _PACKAGES = {
     "onnx": (("onnx",), "export"),
     "onnxscript": (("onnxscript",), "export"),
     "safetensors": (("safetensors",), "export"),
-    "tensorrt": (("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "tensorrt"),
-    "tensorrt-rtx": (("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"), "tensorrt-rtx"),
+    "tensorrt": (("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), None),
+    "tensorrt-rtx": (("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"), None),
 }
 _EXPORT = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 _JETPACK = Path("/etc/nv_tegra_release")
@@ -38,7 +38,7 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 class _Package:
     name: str
     version: str | None
-    install: str
+    install: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def doctor(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for title, rows in (
         ("machine", [(name, str(value)) for name, value in machine.items()]),
-        ("packages", [(p.name, p.version or f"not installed: {p.install}") for p in packages]),
+        ("packages", [(p.name, _version(p)) for p in packages]),
         ("ONNX Runtime providers", [(name, "") for name in providers] or [("none", trouble)]),
         (
             "what works",
@@ -98,7 +98,13 @@ def _package(name: str) -> _Package:
             break
         except Exception:  # not only "not found": a half-removed package has no readable metadata
             continue
-    return _Package(name, version, f'pip install "visprune[{extra}]"')
+    return _Package(name, version, f'pip install "visprune[{extra}]"' if extra else None)
+
+
+def _version(package: _Package) -> str:
+    if package.install is None:
+        return f"{package.version or 'not installed'}, not used in this version"
+    return package.version or f"not installed: {package.install}"
 
 
 def _machine() -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from visprune.commands.options import BundleDir
 from visprune.commands.terminal import print_json, size
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ __all__ = ["graph_size", "inspect", "parity_table"]
 
 
 def inspect(
-    bundle: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False),
-    ],
+    bundle: BundleDir,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON instead.")] = False,
 ) -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visprune.commands.options import (
+    BundleDir,
+    Images,
+    KeepTokens,
+    Provider,
+    Ratio,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
 from visprune.commands.terminal import busy, note, print_json, size
 
 if TYPE_CHECKING:
@@ -22,36 +36,26 @@ _OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def run(  # noqa: PLR0913 - a command line's options
-    bundle: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False),
-    ],
+    bundle: BundleDir,
     *,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", metavar="TEXT", help="The question.", show_default=False)
     ],
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="A picture; may be given several times."),
-    ] = None,
+    image: Images = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens generated.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Randomness; 0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the tokens that make up this probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages what was said.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes random answers repeatable.")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Text that ends the answer; may be given several times."),
     ] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
-    ] = None,
-    keep_tokens: Annotated[int | None, typer.Option(help="The same as a number of tokens an image.")] = None,
-    provider: Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Processor threads.", show_default="physical cores")
-    ] = None,
+    ratio: Ratio = None,
+    keep_tokens: KeepTokens = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
     overlay: Annotated[
         Path | None,
         typer.Option(
@@ -66,14 +70,29 @@ def run(  # noqa: PLR0913 - a command line's options
     Example: visprune-run llava-fopru --image cat.png --prompt "What is in the picture?"
     """
     from visprune.bundle import Bundle
+    from visprune.errors import UsageError
+    from visprune.runtime.conversation import check_prompt
+    from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode
     from visprune.runtime.pipeline import keep_tokens_for
     from visprune.runtime.sampling import Sampling
 
-    # Whatever can be refused is refused before gigabytes are hashed and loaded.
+    # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    pruning = Bundle.open(bundle).manifest.pruning
+    limits = Limits(max_new_tokens, tuple(stop or ()))
+    manifest = Bundle.open(bundle).manifest
+    pruning = manifest.pruning
+    check_prompt(prompt, manifest)
     keep = keep_tokens_for(pruning, ratio=ratio, keep_tokens=keep_tokens)
+    if not image and not (ratio is None and keep_tokens is None):
+        raise UsageError(
+            "There is no picture whose visual tokens could be dropped.",
+            "Give one with --image, or leave --ratio and --keep-tokens out.",
+        )
+    if force and not overlay:
+        raise UsageError(
+            "--force replaces an overlay, and none is asked for.", "Add --overlay, or leave --force out."
+        )
     pictures = [decode(path) for path in image or []]
     targets = _overlay_targets(overlay, len(pictures), pruning, force=force) if overlay else []
 
@@ -81,9 +100,9 @@ def run(  # noqa: PLR0913 - a command line's options
         stream = pipeline.stream(
             pictures,
             prompt,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limits.max_new_tokens,
             sampling=sampling,
-            stop=stop or (),
+            stop=limits.stop,
             keep_tokens=keep,
         )
         if not as_json:
@@ -153,7 +172,7 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
 
 def _write_overlay(pipeline: Pipeline, picture: Image.Image, kept: tuple[int, ...], target: Path) -> None:
     """Written beside its place and renamed when whole, so that a full disk leaves no half a picture."""
-    temporary = target.with_name(f".{target.stem}.part{target.suffix}")
+    temporary = target.with_name(f".visprune-partial-{secrets.token_hex(4)}{target.suffix}")
     try:
         pipeline.overlay(picture, kept).save(temporary)
         temporary.replace(target)
