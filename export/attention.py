@@ -25,9 +25,8 @@ def _native(
     """The ONNX `Attention` operator: one output, no past (the cache is concatenated outside)."""
     if kwargs.get("recorder") is not None:
         return _primitive(module, query, key, value, attention_mask, **kwargs)
-    out = torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=_scale(query, kwargs))[
-        0
-    ]
+    scale = _scale(query, kwargs)
+    out, *_ = torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=scale)
     return out.transpose(1, 2), None  # [B, S, H, Dh]
 
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from visprune.budget import check_ratio
-from visprune.bundle import (
-    MANIFEST,
-    Bundle,
-    Pruning,
-)
+from visprune.bundle import MANIFEST, Bundle, Pruning
 from visprune.errors import ExportError, UnsupportedError, UsageError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
@@ -25,9 +21,6 @@ from visprune.optional import require
 from visprune.pruning.base import VisionPruner
 from visprune.registry import load_method, method_name
 from visprune.staging import check_destination, existing_parent, staged
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["ExportOptions", "export"]
 
@@ -135,7 +128,7 @@ def export(
             options={f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {},
             keep_tokens=keep,
             budget=budget,
-            grid=None if features.side == 0 else (features.side, features.side),
+            grid=(features.side, features.side),
             grid_offset=features.skipped_patches,
             always_kept=features.always_kept,
             positions=pruner.positions,

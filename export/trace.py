@@ -26,7 +26,7 @@ from visprune.errors import ExportError
 if TYPE_CHECKING:
     from visprune.export.targets import Target
 
-__all__ = ["GraphInput", "trace"]
+__all__ = ["GraphInput", "named_tensors", "trace"]
 
 # Larger tensors stay out of the graph until it is written; smaller ones may be folded.
 _SMALL_BYTES = 1 << 16
@@ -105,7 +105,7 @@ def trace(
     if program is None:
         raise ExportError("The tracer gave no graph.", "Install torch 2.8 to 2.13.")
     model = program.model
-    _lift_weights(model, _tensors(weights))
+    _lift_weights(model, named_tensors(weights))
     optimizer.optimize(model)
     if model.opset_imports[""] != target.opset:
         version_converter.convert_version(model, target.opset, fallback=True)
@@ -123,9 +123,10 @@ def trace(
     return model
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    found = dict(module.named_parameters(remove_duplicate=False))
-    return found | dict(module.named_buffers(remove_duplicate=False))
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by the names that they have in a trace, shared ones under each of theirs."""
+    tensors: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    return tensors | dict(module.named_parameters(remove_duplicate=False))
 
 
 def _lift_weights(model: ir.Model, tensors: dict[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from visprune.bundle import Graph, TensorSpec
 from visprune.errors import UnsupportedError
+from visprune.export.trace import named_tensors
 
 __all__ = ["write_graph"]
 
@@ -66,8 +67,7 @@ def write_graph(
 def _attach(model: ir.Model, weights: nn.Module) -> None:
     """Make initialisers of the inputs that are weights, transposed where that is their only use."""
     graph = model.graph
-    tensors: dict[str, Tensor] = dict(weights.named_buffers(remove_duplicate=False))
-    tensors |= dict(weights.named_parameters(remove_duplicate=False))
+    tensors = named_tensors(weights)
     for value in [v for v in graph.inputs if v.name in tensors]:
         graph.inputs.remove(value)
         tensor = tensors[str(value.name)]
