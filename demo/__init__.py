@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["IMAGE", "MODEL_DIR", "QUESTIONS"]
+__all__ = ["CALIBRATION", "IMAGE", "MODEL_DIR", "QUESTIONS"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -21,3 +21,6 @@ IMAGE = _HERE / "scene.png"
 
 QUESTIONS = _HERE / "questions.json"
 """Questions about `IMAGE` with the right answers: a list of ``{"question": ..., "answer": ...}``."""
+
+CALIBRATION = _HERE / "calibration.jsonl"
+"""Samples to fit recipes on: lines of ``{"image": ..., "prompt": ...}``, paths relative to the file."""

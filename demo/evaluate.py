@@ -1,7 +1,7 @@
 """Exact match of the demo model by pruning method and kept ratio: `python -m visprune.demo.evaluate`.
 
-Held-out scenes, one question each, greedy answers. The tower runs once for an image; a method only chooses
-which of its features the language model gets to see.
+Held-out scenes, one question each, greedy answers. The tower runs once for an image; a method before the
+LLM only chooses which of its features the language model gets to see. Methods inside it are in `inside.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,15 +21,20 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from visprune.budget import Budget
 from visprune.demo import MODEL_DIR
+from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
 from visprune.demo.scenes import Question, draw, questions
-from visprune.demo.tower import coverage, encode_images
-from visprune.pruning.base import Layout
+from visprune.demo.tower import coverage, pixels
+from visprune.export import attention
+from visprune.export.graphs import VisionEncoder
+from visprune.export.models import clip_vision_model, llava
+from visprune.pruning.base import Layout, VisionPruner
 from visprune.registry import load_method
+from visprune.work import LayerWork
 
-__all__ = ["METHODS", "RATIOS", "HeldOut", "evaluate", "hold_out", "kind", "main", "wilson"]
+__all__ = ["METHODS", "RATIOS", "HeldOut", "encode", "evaluate", "hold_out", "main", "summary", "wilson"]
 
-RATIOS = (0.5, 0.25, 0.11, 0.05)
+RATIOS = (0.5, 0.25, 0.11)
 
 # The training log looks at the scenes from 0 on, so the table does not.
 _FIRST_TEST_SCENE = 500_000
@@ -37,39 +42,60 @@ _FIRST_TEST_SCENE = 500_000
 Indices = NDArray[np.int64]
 
 
+_BATCH = 50
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out images as the tower sees them, and one question about each.
+    """Held-out images, what the tower says of them, and one question about each.
 
     Attributes:
+        images: [B, S, S, 3].
         features: [B, N, Dv].
-        received: Attention received by each patch in the feature layer, [B, N].
+        projected: The same tokens after the projector, [B, N, D].
+        signals: Whatever the methods read of the tower's attention, [B, N] or [B, N, N] each.
         asked: One question for each image.
     """
 
+    images: NDArray[np.uint8]
     features: torch.Tensor
-    received: NDArray[np.float32]
+    projected: torch.Tensor
+    signals: dict[str, torch.Tensor]
     asked: list[Question]
 
     @property
     def tokens(self) -> int:
         """Visual tokens of an image before pruning, N."""
-        return int(self.received.shape[1])
+        return int(self.features.shape[1])
 
 
 Method: TypeAlias = Callable[[HeldOut, float, np.random.Generator], Indices]
 
+_BEFORE = ("fopru-rank", "fopru-row", "fastervlm", "vispruner", "divprune", "freepruner", "uniform")
+
+
+def _pruner(name: str) -> VisionPruner:
+    pruner = load_method(name)()
+    assert isinstance(pruner, VisionPruner)
+    return pruner
+
 
 def _of_the_product(name: str) -> Method:
-    """A registered method as it is exported, fed with the signal that FoPru reads."""
-    pruner = load_method(name)()
+    """A registered method as it is exported."""
 
     def select(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
+        pruner = _pruner(name)
         side = math.isqrt(data.tokens)
         layout = Layout(data.tokens, (side, side))
         keep = pruner.budget(layout).from_ratio(ratio)
-        signals = {"attention_received": torch.from_numpy(data.received)}
-        indices: Indices = pruner.select(data.features, signals, keep, layout).numpy()
+        tokens = data.projected if getattr(pruner, "projected", False) else data.features
+        parts = []
+        for start in range(0, len(tokens), _BATCH):
+            part = slice(start, start + _BATCH)
+            constants = {n: torch.from_numpy(a) for n, a in pruner.constants(layout).items()}
+            known = {n: data.signals[n][part] for n in pruner.signals} | constants
+            parts.append(pruner.select(tokens[part], known, keep, layout))
+        indices: Indices = torch.cat(parts).numpy()
         return indices
 
     return select
@@ -81,11 +107,13 @@ def _kept(data: HeldOut, ratio: float) -> int:
 
 def _random(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
     """A new draw for each image; an exported `random` repeats one."""
-    return rng.random(data.received.shape).argsort(axis=1)[:, : _kept(data, ratio)]
+    shape = (len(data.asked), data.tokens)
+    return rng.random(shape).argsort(axis=1)[:, : _kept(data, ratio)]
 
 
 def _least_attended(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
-    return np.argsort(data.received, axis=1, kind="stable")[:, : _kept(data, ratio)]
+    received = data.signals["attention_received"].numpy()
+    return np.argsort(received, axis=1, kind="stable")[:, : _kept(data, ratio)]
 
 
 def _oracle(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
@@ -102,14 +130,12 @@ def _oracle(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
 
 
 METHODS: dict[str, Method] = {
-    "fopru-rank": _of_the_product("fopru-rank"),
-    "fopru-row": _of_the_product("fopru-row"),
+    **{name: _of_the_product(name) for name in _BEFORE},
     "random": _random,
-    "uniform": _of_the_product("uniform"),
     "least attended (control)": _least_attended,
     "oracle (knows the question's box)": _oracle,
 }
-"""Name -> which patches to keep, [B, K] in any order."""
+"""Name -> which patches to keep before the LLM, [B, K] in any order."""
 
 
 def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
@@ -120,11 +146,22 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
     return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
 
 
-def kind(question: Question) -> str:
-    """What a question asks for: "color", "place", or the category whose value it wants."""
-    if question.answer == question.thing.color:
-        return "color"
-    return "place" if question.answer == question.thing.place else question.thing.category
+@torch.no_grad()
+def encode(
+    model: LlavaForConditionalGeneration, images: NDArray[np.uint8]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """What the tower and the projector make of images [B, S, S, 3]: features, projected, signals."""
+    attention.register()
+    names = sorted({name for method in _BEFORE for name in _pruner(method).signals})
+    parts, tower = llava.parts(model), model.model.vision_tower
+    encoder = VisionEncoder(parts, clip_vision_model, llava.features(model.config), names).eval()
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
+    batches = [encoder(pixels(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
+    tower.set_attn_implementation(before)
+    features, *signals = (torch.cat(column) for column in zip(*batches, strict=True))
+    projected = torch.cat([parts.projector(part) for part in features.split(_BATCH)])
+    return features, projected, dict(zip(names, signals, strict=True))
 
 
 def hold_out(model: LlavaForConditionalGeneration, count: int, first: int = 0) -> HeldOut:
@@ -132,8 +169,7 @@ def hold_out(model: LlavaForConditionalGeneration, count: int, first: int = 0) -
     images, things = draw(range(first, first + count))
     rng = np.random.default_rng(first)
     asked = [questions(t, rng)[0] for t in things]
-    features, received = encode_images(model.model.vision_tower, images)
-    return HeldOut(torch.from_numpy(features), received, asked)
+    return HeldOut(images, *encode(model, images), asked)
 
 
 def _pruned(data: HeldOut, method: str, ratio: float, rng: np.random.Generator) -> torch.Tensor:
@@ -159,53 +195,45 @@ def summary(
 
 
 def evaluate(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, data: HeldOut, seed: int = 0
-) -> dict[str, dict[str, object]]:
-    """Exact match of every method at every ratio.
-
-    Returns:
-        "method ratio" -> the method, ratio, tokens kept, right answers, and accuracy by kind of question.
-    """
-    rng = np.random.default_rng(seed)
-    kinds = np.array([kind(q) for q in data.asked])
-    results: dict[str, dict[str, object]] = {}
-
-    def add(method: str, ratio: float, features: torch.Tensor) -> None:
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    data: HeldOut,
+    checkpoint: Path = MODEL_DIR,
+) -> list[Result]:
+    """Exact match of every method at every ratio; those inside the LLM go through an exported bundle."""
+    rng = np.random.default_rng(0)
+    text: Any = model.config.text_config
+    work = LayerWork(text.hidden_size, text.intermediate_size)
+    results = []
+    for method, ratio in [("none", 1.0), *((m, r) for m in METHODS for r in RATIOS)]:
+        features = data.features if method == "none" else _pruned(data, method, ratio, rng)
         right = answered(model, tokenizer, features, data.asked)
-        by_kind = {str(k): round(float(right[kinds == k].mean()), 3) for k in np.unique(kinds)}
-        results[f"{method} {ratio}"] = {
-            "method": method,
-            "ratio": ratio,
-            "kept": features.shape[1],
-            "right": int(right.sum()),
-            "of": len(right),
-            "by_kind": by_kind,
-        }
-
-    add("none", 1.0, data.features)
-    for method in METHODS:
-        for ratio in RATIOS:
-            add(method, ratio, _pruned(data, method, ratio, rng))
-    return results
+        kept = features.shape[1]
+        share = work.layer(kept) / work.layer(data.tokens)
+        results.append(Result(method, ratio, f"{kept}", share, int(right.sum()), len(right)))
+    return results + evaluate_inside(checkpoint, data.images, data.asked, RATIOS)
 
 
-def table(results: dict[str, dict[str, object]]) -> str:
+def table(results: Sequence[Result]) -> str:
     """The results in Markdown: a row for each method, a column for each ratio."""
+    found = {(result.method, result.ratio): result for result in results}
 
-    def cell(result: dict[str, object]) -> str:
-        right, of = int(str(result["right"])), int(str(result["of"]))
-        low, high = wilson(right, of)
-        return f"{right / of:.3f} ({low:.3f} to {high:.3f})"
+    def cell(result: Result | None) -> str:
+        if result is None:
+            return "cannot be reached"
+        low, high = wilson(result.right, result.of)
+        exact = f"{result.right / result.of:.3f} ({low:.3f} to {high:.3f})"
+        return f"{exact}; {result.kept}; {100 * result.work:.0f}%"
 
     lines = [
         "| method | " + " | ".join(f"ratio {r:g}" for r in RATIOS) + " |",
         "|---" * (len(RATIOS) + 1) + "|",
     ]
-    for method in METHODS:
-        cells = [results[f"{method} {ratio}"] for ratio in RATIOS]
-        lines.append(f"| {method} | " + " | ".join(f"{cell(c)}, {c['kept']} tokens" for c in cells) + " |")
-    none = results["none 1.0"]
-    lines += ["", f"Unpruned, {none['kept']} tokens (ratio 1.0): {cell(none)}, {none['of']} questions."]
+    for method in dict.fromkeys(result.method for result in results if result.method != "none"):
+        cells = [found.get((method, ratio)) for ratio in RATIOS]
+        lines.append(f"| {method} | " + " | ".join(map(cell, cells)) + " |")
+    none = found["none", 1.0]
+    lines += ["", f"Unpruned: {cell(none)}; {none.of} questions."]
     return "\n".join(lines) + "\n"
 
 
@@ -218,12 +246,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    results = evaluate(model, tokenizer, hold_out(model, options.questions, _FIRST_TEST_SCENE))
+    held_out = hold_out(model, options.questions, _FIRST_TEST_SCENE)
+    results = evaluate(model, tokenizer, held_out, options.model)
     text = table(results)
     print(text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.out.with_suffix(".json").write_text(
+            json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from visprune.demo import IMAGE, MODEL_DIR, QUESTIONS
 from visprune.demo.checkpoint import PATCH
-from visprune.demo.evaluate import METHODS, HeldOut
+from visprune.demo.evaluate import METHODS, HeldOut, encode
 from visprune.demo.language import answered
 from visprune.demo.scenes import Question, questions, scene
 from visprune.demo.tower import encode_images
@@ -89,9 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     drawn = scene(options.seed)
-    features, received = encode_images(model.model.vision_tower, np.asarray(drawn.image)[None])
-    digit = Question("", "", drawn.things[0])
-    data = HeldOut(torch.from_numpy(features), received, [digit])
+    image = np.asarray(drawn.image)[None]
+    data = HeldOut(image, *encode(model, image), [Question("", "", drawn.things[0])])
     shown = []
     for method, select in METHODS.items():
         keep = select(data, 0.25, np.random.default_rng(0))[0]

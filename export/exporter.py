@@ -6,66 +6,28 @@ directory; the last step is a rename.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from visprune.budget import check_ratio
 from visprune.bundle import MANIFEST, Bundle, Pruning
-from visprune.errors import ExportError, UnsupportedError, UsageError
+from visprune.errors import UnsupportedError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
+from visprune.export.options import DTYPES, ExportOptions, Methods
+from visprune.export.resources import check_memory, check_space
 from visprune.export.targets import target as find_target
 from visprune.optional import require
-from visprune.pruning.base import VisionPruner
-from visprune.registry import load_method, method_name
-from visprune.staging import check_destination, existing_parent, staged
+from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.pruning.keep_all import KeepAll
+from visprune.staging import check_destination, staged
 
 __all__ = ["ExportOptions", "export"]
-
-_DTYPES = {"fp32": "float32", "fp16": "float16"}
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """What to export, checked as far as that is possible without the model.
-
-    Attributes:
-        method: Name of a pruning method, or an instance of one with its own knobs.
-        ratio: Fraction of visual tokens kept, in (0, 1].
-        keep_tokens: Visual tokens kept of one image, instead of a ratio.
-        target: Platform, see `export.targets`.
-        dtype: "fp32" or "fp16"; the target's own if None.
-        verify: Whether to compare the graphs with PyTorch.
-        force: Whether an existing bundle may be replaced.
-    """
-
-    method: str | VisionPruner
-    ratio: float | None = None
-    keep_tokens: int | None = None
-    target: str = "onnxruntime"
-    dtype: Literal["fp32", "fp16"] | None = None
-    verify: bool = True
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.ratio is not None and self.keep_tokens is not None:
-            raise UsageError("Both a ratio and a number of tokens were given.", "Give one of them.")
-        if self.ratio is not None:
-            check_ratio(self.ratio)
-        if self.dtype is not None and self.dtype not in _DTYPES:
-            raise UsageError(f"There is no dtype {self.dtype!r}.", "Use fp32 or fp16.")
-
-    def pruner(self) -> VisionPruner:
-        """The method."""
-        return load_method(self.method)() if isinstance(self.method, str) else self.method
 
 
 def export(
     model: str | Path | None = None,
     *,
-    method: str | VisionPruner,
+    method: str | VisionPruner | LayerPruner,
     output: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -77,7 +39,8 @@ def export(
         method: Name of a pruning method, or an instance of one.
         output: The directory to make; by default named after model, method and budget.
         progress: Called as the work goes on.
-        **options: The other fields of `ExportOptions`: ratio, keep_tokens, target, dtype, verify, force.
+        **options: The other fields of `ExportOptions`: ratio, keep_tokens, then, recipe, calibration,
+            max_prune_points, segments, target, dtype, verify, force.
 
     Raises:
         UsageError: Options that make no sense, or an output that exists.
@@ -88,7 +51,8 @@ def export(
         MissingExtraError: torch or another package of the `export` extra is missing.
     """
     settings = ExportOptions(method=method, **options)
-    pruner, target = settings.pruner(), find_target(settings.target)
+    methods, target = settings.methods(), find_target(settings.target)
+    pruner, asked = methods.before, methods.before_asked
     if output is not None:
         check_destination(Path(output), force=settings.force, marker=MANIFEST)
     checkpoint = find(model)
@@ -96,8 +60,10 @@ def export(
         require(module, extra="export")
     if settings.verify:
         require("onnxruntime", extra="cpu")
-    _quiet_transformers()
     from visprune.export import loading, models
+    from visprune.export.inside import decide, knobs
+
+    loading.quiet()
 
     config = loading.load_config(checkpoint)
     features = models.family(checkpoint.model_type).features(config)
@@ -107,25 +73,26 @@ def export(
             "Use a method without scores: uniform or random.",
         )
     budget = pruner.budget(features.layout)
-    if settings.keep_tokens is not None:
-        keep = budget.from_tokens(settings.keep_tokens)
+    if asked.keep_tokens is not None:
+        keep = budget.from_tokens(asked.keep_tokens)
     else:
-        keep = budget.from_ratio(1.0 if settings.ratio is None else settings.ratio)
-    name = method if isinstance(method, str) else method_name(type(pruner))
-    suffix = "" if target.name == "onnxruntime" else f"-{target.name}"
-    kept = "" if keep == budget.visual_tokens else f"-keep{keep}"
-    destination = (
-        Path(output) if output is not None else Path(f"{checkpoint.short_name}-{name}{kept}{suffix}")
-    )
+        keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
+    destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     check_destination(destination, force=settings.force, marker=MANIFEST)
+    dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype
+    check_space(checkpoint, dtype, destination)
+    if settings.verify:
+        check_memory(checkpoint, "self-check", "leave the check out with --no-verify")
+    progress = progress or (lambda what, done, total: None)
+    inside = decide(methods, settings, checkpoint, config, (keep + features.always_kept, progress))
     job = Job(
         checkpoint=checkpoint,
         config=config,
         features=features,
         pruner=pruner,
         pruning=Pruning(
-            method=name,
-            options={f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {},
+            method=asked.name,
+            options=knobs(pruner),
             keep_tokens=keep,
             budget=budget,
             grid=(features.side, features.side),
@@ -133,52 +100,28 @@ def export(
             always_kept=features.always_kept,
             positions=pruner.positions,
         ),
+        inside=inside,
         target=target,
-        dtype=_DTYPES[settings.dtype] if settings.dtype else target.dtype,
-        progress=progress or (lambda what, done, total: None),
+        dtype=dtype,
+        progress=progress,
     )
-    _check_space(checkpoint, job.dtype, destination)
-    if settings.verify:
-        _check_memory(checkpoint)
     with staged(destination) as folder:
         job.write(folder, verify=settings.verify)
     return Bundle.open(destination)
 
 
-def _quiet_transformers() -> None:
-    """Its notes on processors and kernels are not the user's concern; its errors still show."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _check_space(checkpoint: Checkpoint, dtype: str, destination: Path) -> None:
-    """Refuse early where the disk cannot hold the weights, of which nearly all are exported."""
-    parent = existing_parent(destination)
-    needed = checkpoint.elements * (4 if dtype == "float32" else 2)
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ExportError(
-            f"The bundle needs about {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free.",
-            "Free some space, or choose another disk with -o.",
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes that could be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
-def _check_memory(checkpoint: Checkpoint) -> None:
-    """Refuse a self-check that would be killed half-way: it computes in float32, on either side."""
-    needed, available = checkpoint.elements * 4, _available_memory()
-    if available is not None and available < needed:
-        raise ExportError(
-            f"The self-check needs about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free.",
-            "Export on a machine with more memory, or leave the check out with --no-verify.",
-        )
+def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, keep: int) -> str:
+    """The directory an export makes unless another is named: model, methods with their budgets, target."""
+    parts = [checkpoint.short_name]
+    if methods.inside is None or not isinstance(methods.before, KeepAll):
+        parts.append(methods.before_asked.name)
+        asked = methods.before_asked
+        parts += [f"keep{keep}"] if (asked.keep_tokens, asked.ratio or 1.0) != (None, 1.0) else []
+    if methods.inside_asked is not None:
+        asked = methods.inside_asked
+        parts.append(asked.name)
+        parts += [f"keep{asked.keep_tokens}"] if asked.keep_tokens is not None else []
+        parts += [f"{asked.ratio:g}"] if asked.ratio is not None else []
+    parts += [f"segments{settings.segments}"] if settings.segments is not None else []
+    parts += [settings.target] if settings.target != "onnxruntime" else []
+    return "-".join(parts)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from visprune.export.attention import Recorder, recording
+from visprune.export.layers import GraphCache, causal_mask
 from visprune.export.parts import Features, Parts
 from visprune.pruning.base import VisionPruner
 from visprune.pruning.select import gather_tokens
@@ -22,9 +24,10 @@ __all__ = ["Decoder", "Embedding", "TokenPruner", "VisionEncoder"]
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then one [T, N] for each signal.
+    """pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then each signal, [T, N] or [T, N, N].
 
-    Layers after the last one that the projector takes are not part of it.
+    Layers after the last one that the projector takes are not part of it. A layer's attention is
+    recorded where a signal reads it, and no more of it than the signals read.
     """
 
     def __init__(self, parts: Parts, tower: ModuleType, features: Features, signals: Sequence[str]) -> None:
@@ -33,36 +36,43 @@ class VisionEncoder(nn.Module):
         self.tower = parts.tower
         self.family = tower
         self.features = features
-        self.signals = [SIGNALS[name] for name in signals]
+        self.signals = [(SIGNALS[name], SIGNALS[name].layer(self.depth)) for name in signals]
+        self.rows: dict[int, Literal["all", "first"]] = {}
+        for signal, index in self.signals:
+            self.rows[index] = signal.rows if self.rows.get(index, "first") == "first" else "all"
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Run the tower as far as the projector's features."""
         hidden: Tensor = self.family.embed(self.tower, pixel_values)
         states = [hidden]
-        recorder: list[Tensor] = []
+        attention = {}
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
-            scored = bool(self.signals) and index == self.depth - 1
-            hidden = layer(hidden, None, recorder=recorder if scored else None)
+            recorder = Recorder(rows=self.rows[index]) if index in self.rows else None
+            with recording(recorder):
+                hidden = layer(hidden, None)
             states.append(hidden)
+            if recorder is not None:
+                before, skipped = self.features.prefix_tokens, self.features.skipped_patches
+                attention[index] = LayerAttention(recorder.value, before, skipped)
         chosen = [states[count][:, self.features.dropped_tokens :] for count in self.features.layer_counts]
         image_features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
-        if not self.signals:
-            return (image_features,)
-        attention = LayerAttention(recorder[0], self.features.prefix_tokens, self.features.skipped_patches)
-        return (image_features, *(signal(attention) for signal in self.signals))
+        return (image_features, *(signal.compute(attention[index]) for signal, index in self.signals))
 
 
 class TokenPruner(nn.Module):
     """Select, gather, then project, so that dropped tokens are never projected.
 
-    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] ->
+    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] or [T, N, N] ->
     image_features [T * (A + K), D], keep_indices [T, K]
+
+    A method that compares projected tokens has all of them projected first.
     """
 
     def __init__(self, parts: Parts, features: Features, pruner: VisionPruner) -> None:
         super().__init__()
         self.projector = parts.projector
         self.pruner = pruner
+        self.projects_first = bool(getattr(pruner, "projected", False))
         self.features = features
         self.names = list(pruner.signals)
         constants = pruner.constants(features.layout)
@@ -80,25 +90,27 @@ class TokenPruner(nn.Module):
         torch._check(count <= layout.visual_tokens)
         known = dict(zip(self.names, signals, strict=True))
         known |= {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
-        indices = self.pruner.select(vision_features[:, always_kept:], known, count, layout)  # [T, K]
-        kept = gather_tokens(vision_features, indices, always_kept)  # [T * (A + K), Dv]
-        return self.projector(kept), indices
+        tokens = self.projector(vision_features) if self.projects_first else vision_features
+        indices = self.pruner.select(tokens[:, always_kept:], known, count, layout)  # [T, K]
+        kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
+        return (kept if self.projects_first else self.projector(kept)), indices
 
 
 class Embedding(nn.Module):
-    """input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D].
+    """input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if wanted.
 
     The first M placeholders take the visual tokens in order. A placeholder beyond them, such as one
     that the model itself generated, is text, as in transformers. M may be 0: the row of zeros that is
     appended gives every other position something to gather, so no shape depends on data.
     """
 
-    def __init__(self, parts: Parts, image_token_id: int) -> None:
+    def __init__(self, parts: Parts, image_token_id: int, *, tell_visual: bool = False) -> None:
         super().__init__()
         self.embed_tokens = parts.language_model.get_input_embeddings()
         self.image_token_id = image_token_id
+        self.tell_visual = tell_visual
 
-    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
         """Look up text, put visual tokens in place."""
         text = self.embed_tokens(input_ids)
         placeholder = input_ids == self.image_token_id  # [B, S]
@@ -107,31 +119,15 @@ class Embedding(nn.Module):
         order = torch.where(is_visual, order, image_features.shape[0])
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])
         visual = padded.index_select(0, order.reshape(-1)).reshape(text.shape)
-        return torch.where(is_visual.unsqueeze(-1), visual, text)
-
-
-class _Cache:
-    """What a decoder layer calls to extend its keys and values: concatenation, and nothing kept."""
-
-    def __init__(self, past: Sequence[Tensor]) -> None:
-        self.past = past
-        self.present: list[Tensor] = []
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        key = torch.cat([self.past[2 * layer_idx], key], dim=2)  # [B, Hkv, P + S, Dh]
-        value = torch.cat([self.past[2 * layer_idx + 1], value], dim=2)
-        self.present += [key, value]
-        return key, value
-
-    def get_seq_length(self, *_: Any) -> int:
-        return self.past[0].shape[2]
+        embeds = torch.where(is_visual.unsqueeze(-1), visual, text)
+        return (embeds, is_visual) if self.tell_visual else (embeds,)
 
 
 class Decoder(nn.Module):
     """inputs_embeds [B, S, D], position_ids [B, S], past -> logits [B, 1, V], present.
 
     The model's own forward runs, so whatever a family does between layers is kept. The causal mask
-    is made here from S and P: it counts cached tokens, and positions may have gaps.
+    is made here from S and P.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -141,15 +137,11 @@ class Decoder(nn.Module):
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
         """Prefill when P is 0, decode when S is 1; anything between is a later turn."""
-        length, before = inputs_embeds.shape[1], past[0].shape[2]
-        query = torch.arange(length).unsqueeze(1) + before  # [S, 1]
-        hidden_from = torch.arange(before + length).unsqueeze(0) > query  # [S, P + S]
-        lowest = torch.finfo(inputs_embeds.dtype).min
-        mask = torch.zeros((), dtype=inputs_embeds.dtype).masked_fill(hidden_from, lowest)
-        cache = _Cache(past)
+        mask = causal_mask(inputs_embeds.shape[1], past[0].shape[2], inputs_embeds.dtype)
+        cache = GraphCache(past)
         hidden = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=mask[None, None],
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,

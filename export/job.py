@@ -22,16 +22,17 @@ from visprune.bundle import (
     Parity,
     Pruning,
     Source,
-    Stage,
 )
 from visprune.errors import ExportError, VispruneError
 from visprune.export.checkpoint import Checkpoint
+from visprune.export.program import program
 from visprune.export.targets import Target
 from visprune.pruning.base import VisionPruner
 from visprune.records import sha256
 
 if TYPE_CHECKING:
     from visprune.bundle import Graph
+    from visprune.export.inside import Inside
     from visprune.export.parts import Features
 
 __all__ = ["Job", "Progress"]
@@ -51,6 +52,7 @@ class Job:
     features: Features
     pruner: VisionPruner
     pruning: Pruning
+    inside: Inside
     target: Target
     dtype: str
     progress: Progress
@@ -63,6 +65,8 @@ class Job:
         processor = loading.load_processor(self.checkpoint, self.config)
         _check_image_processor(processor.image_processor, self.features)
         loading.write_processor(processor, folder)
+        if self.inside.recipe is not None:
+            (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
         model = loading.load_model(self.checkpoint)
         self.progress("loading the checkpoint", 1, 1)
 
@@ -80,9 +84,11 @@ class Job:
                 dtype=self.dtype,
                 opset=self.target.opset,
                 graphs=graphs,
-                stages=_stages(graphs),
+                stages=program(graphs, self.inside.pruning),
                 pruning=self.pruning,
+                layer_pruning=self.inside.pruning,
                 decoder=loading.decoder_facts(model, self.dtype),
+                shapes=loading.shapes(model, self.features),
                 text=processor.text,
                 image_processor="preprocessor_config.json",
                 parity=Parity(verified=False),
@@ -103,17 +109,19 @@ class Job:
         (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
 
     def _verify(self, bundle: Bundle) -> Parity:
-        from visprune.export.verify import ROWS, verify
+        from visprune.export.verify import ROWS, ROWS_PER_POINT, verify
 
-        count = 0
+        count, total = 0, ROWS + len(self.pruner.signals)
+        if self.inside.pruning is not None:
+            total += 1 + ROWS_PER_POINT * len(self.inside.pruning.layers)
 
         def report(name: str) -> None:
             nonlocal count
             count += 1
-            self.progress("comparing with PyTorch", count, ROWS + len(self.pruner.signals))
+            self.progress("comparing with PyTorch", count, total)
 
         self.progress("comparing with PyTorch", 0, 1)
-        return verify(bundle, self.checkpoint, self.features, self.pruner, report)
+        return verify(bundle, self.checkpoint, self.features, (self.pruner, self.inside.cuts), report)
 
     def _write_graphs(self, model: Any, folder: Path, beside: Executor) -> dict[str, Graph]:
         """Trace every graph, and have it written while the next one is traced."""
@@ -127,7 +135,7 @@ class Job:
         family = models.family(self.checkpoint.model_type)
         dtype = getattr(torch, self.dtype)
         bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
-        steps = plan(self.config, self.features, self.pruner, dtype)
+        steps = plan(self.config, self.features, self.pruner, self.inside.cuts, dtype)
         writing: dict[str, Future[Graph]] = {}
         for index, step in enumerate(reversed(steps)):  # the decoder is the largest, and the last
             self.progress("tracing the graphs", index, len(steps))
@@ -205,20 +213,3 @@ def _check_image_processor(config: dict[str, Any], features: Features) -> None:
             f"vision tower takes {size} x {size}.",
             "Correct processor_config.json or preprocessor_config.json.",
         )
-
-
-def _stages(graphs: dict[str, Graph]) -> tuple[Stage, ...]:
-    """The program: every graph once, its tensors' names being the values' names.
-
-    One name is taken twice: the features before and after the pruner.
-    """
-    renamed = {("vision_encoder", "image_features"): "vision_features"}
-    return tuple(
-        Stage(
-            graph=name,
-            when="visual" if name in ("vision_encoder", "token_pruner") else "always",
-            inputs={spec.name: spec.name for spec in graph.inputs},
-            outputs={spec.name: renamed.get((name, spec.name), spec.name) for spec in graph.outputs},
-        )
-        for name, graph in graphs.items()
-    )

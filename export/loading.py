@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
 
@@ -23,10 +24,20 @@ from visprune.bundle import Decoder, Text
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import attention, models
 from visprune.export.checkpoint import Checkpoint
-from visprune.export.parts import cache_shape
+from visprune.export.parts import Features, cache_shape
 from visprune.export.targets import Target
+from visprune.work import Convention, Shapes
 
-__all__ = ["Processor", "decoder_facts", "load_config", "load_model", "load_processor", "skeleton"]
+__all__ = [
+    "Processor",
+    "decoder_facts",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "quiet",
+    "shapes",
+    "skeleton",
+]
 
 # Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
 _DYNAMIC_ROPE = ("dynamic", "longrope")
@@ -40,6 +51,12 @@ class Processor:
     chat_template: str | None
     image_processor: dict[str, Any]
     text: Text
+
+
+def quiet() -> None:
+    """Transformers' notes on processors and loading are not the user's concern; its errors still show."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -185,6 +202,45 @@ def decoder_facts(model: Any, dtype: str) -> Decoder:
         sliding_window=window,
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
     )
+
+
+def shapes(model: Any, features: Features) -> Shapes | None:
+    """The sizes that the work of the model depends on; None where no formula counts its decoder's MLPs."""
+    vision, text = model.config.vision_config, model.config.text_config
+    parts = models.family(model.config.model_type).parts(model)
+    layers = getattr(parts.language_model, "layers", ())
+    intermediate = getattr(text, "intermediate_size", None)
+    if not isinstance(intermediate, int):
+        return None
+    # Counted by their weights: gate and up projections may be one matrix, and experts fit no convention.
+    weights = {
+        sum(linear.weight.numel() for linear in _linears(getattr(layer, "mlp", None))) for layer in layers
+    }
+    matrix = text.hidden_size * intermediate
+    conventions: dict[int, Convention] = {2 * matrix: "F2", 3 * matrix: "F3"}
+    convention = conventions.get(weights.pop()) if len(weights) == 1 else None
+    if convention is None:
+        return None
+    patches = features.side * features.side
+    return Shapes(
+        vision_hidden_size=vision.hidden_size,
+        vision_intermediate_size=vision.intermediate_size,
+        vision_layers=max(features.layer_counts),
+        vision_tokens=features.prefix_tokens + patches,
+        vision_patches=patches,
+        patch_values=features.channels * vision.patch_size**2,
+        projector=tuple((linear.in_features, linear.out_features) for linear in _linears(parts.projector)),
+        hidden_size=text.hidden_size,
+        intermediate_size=intermediate,
+        num_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        convention=convention,
+    )
+
+
+def _linears(module: nn.Module | None) -> list[nn.Linear]:
+    """The linear layers of a module, in the order it defines them."""
+    return [m for m in module.modules() if isinstance(m, nn.Linear)] if module is not None else []
 
 
 def _first_line(error: Exception) -> str:

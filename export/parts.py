@@ -57,7 +57,8 @@ class Features:
     def layout(self) -> Layout:
         """The visual tokens of one image."""
         count = self.side * self.side - self.skipped_patches
-        return Layout(count, None if self.skipped_patches else (self.side, self.side))
+        grid = None if self.skipped_patches else (self.side, self.side)
+        return Layout(count, grid, has_cls=self.prefix_tokens > 0)
 
 
 def cache_shape(text_config: Any) -> tuple[int, int]:

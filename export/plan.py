@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from visprune.export import graphs, models
+from visprune.export import graphs, models, segments
 from visprune.export.parts import Features, Parts, cache_shape
 from visprune.export.trace import GraphInput
-from visprune.pruning.base import VisionPruner
+from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.pruning.signals import SIGNALS
 
-__all__ = ["GraphPlan", "plan"]
+__all__ = ["Cuts", "GraphPlan", "plan"]
 
 # Example sizes of the dynamic dimensions; none is 0 or 1, which a tracer would take for constants.
 _T, _S, _P, _M = 2, 5, 3, 7
@@ -34,8 +36,18 @@ class GraphPlan:
     outputs: dict[str, dict[int, str]]
 
 
-def plan(config: Any, features: Features, pruner: VisionPruner, dtype: torch.dtype) -> list[GraphPlan]:
-    """The graphs of a model pruned before the LLM, in the order they run."""
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How a decoder is cut: at `places` (see `segments`), at each of which `pruner` prunes, if any."""
+
+    places: tuple[int, ...] = ()
+    pruner: LayerPruner | None = None
+
+
+def plan(
+    config: Any, features: Features, pruner: VisionPruner, cuts: Cuts, dtype: torch.dtype
+) -> list[GraphPlan]:
+    """The graphs of a model, in the order they run."""
     text, vision = config.text_config, config.vision_config
     tower = models.tower(vision.model_type)
     signals = pruner.signals
@@ -44,10 +56,10 @@ def plan(config: Any, features: Features, pruner: VisionPruner, dtype: torch.dty
     size = features.image_size
     pixels = GraphInput("pixel_values", (_T, features.channels, size, size), dtype, {0: "T"})
     tokens = GraphInput("vision_features", (_T, features.always_kept + count, width), dtype, {0: "T"})
-    scores = [GraphInput(name, (_T, count), torch.float32, {0: "T"}) for name in signals]
+    scores = [
+        GraphInput(name, (_T, *SIGNALS[name].shape(count)), torch.float32, {0: "T"}) for name in signals
+    ]
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
-    heads, head_dim = cache_shape(text)
-    cache = [f"{layer}.{kind}" for layer in range(text.num_hidden_layers) for kind in ("key", "value")]
     return [
         GraphPlan(
             "vision_encoder",
@@ -63,21 +75,60 @@ def plan(config: Any, features: Features, pruner: VisionPruner, dtype: torch.dty
         ),
         GraphPlan(
             "embedding",
-            lambda parts: graphs.Embedding(parts, config.image_token_id),
+            lambda parts: graphs.Embedding(parts, config.image_token_id, tell_visual=cuts.pruner is not None),
             [GraphInput("input_ids", (1, _S), torch.int64, {1: "S"}), visual],
-            {"inputs_embeds": {1: "S"}},
+            {"inputs_embeds": {1: "S"}} | ({"is_visual": {1: "S"}} if cuts.pruner else {}),
         ),
-        GraphPlan(
-            "decoder_model_merged",
-            graphs.Decoder,
-            [
-                GraphInput("inputs_embeds", (1, _S, text.hidden_size), dtype, {1: "S"}),
-                GraphInput("position_ids", (1, _S), torch.int64, {1: "S"}),
-                [
-                    GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"})
-                    for n in cache
-                ],
-            ],
-            {"logits": {}, **{f"present.{name}": {2: "P + S"} for name in cache}},
-        ),
+        *_decoder(text, cuts, dtype),
     ]
+
+
+def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
+    """The whole decoder, or its segments with the graph that prunes between them."""
+    hidden = ("inputs_embeds", "hidden_states")
+    tokens = [GraphInput(name, (1, _S, text.hidden_size), dtype, {1: "S"}) for name in hidden]
+    positions = GraphInput("position_ids", (1, _S), torch.int64, {1: "S"})
+    visual = GraphInput("is_visual", (1, _S), torch.bool, {1: "S"})
+    scores = GraphInput("token_scores", (1, _S), torch.float32, {1: "S"})
+    spans = segments.spans(text.num_hidden_layers, cuts.places)
+    if len(spans) == 1:
+        past, present = _cache(text, range(text.num_hidden_layers), dtype)
+        merged: dict[str, dict[int, str]] = {"logits": {}} | present
+        return [GraphPlan("decoder_model_merged", graphs.Decoder, [tokens[0], positions, past], merged)]
+    found = []
+    for index, span in enumerate(spans):
+        is_last = index == len(spans) - 1
+        pruner = None if is_last else cuts.pruner
+        past, present = _cache(text, segments.attention_layers(span), dtype)
+        outputs: dict[str, dict[int, str]] = {"logits": {}} if is_last else {"last_hidden_state": {1: "S"}}
+        outputs |= {"token_scores": {1: "S"}} if pruner else {}
+        found.append(
+            GraphPlan(
+                f"decoder_segment_{index}",
+                partial(segments.Segment, span=span, pruner=pruner),
+                [tokens[min(index, 1)], positions, past, *([visual] if pruner else [])],
+                outputs | present,
+            )
+        )
+    if cuts.pruner:
+        count = GraphInput("keep_tokens", (), torch.int64, {})
+        kept = {1: "kept"}
+        found.append(
+            GraphPlan(
+                "segment_pruner",
+                lambda parts: segments.SegmentPruner(),
+                [tokens[1], positions, visual, scores, count],
+                {**{f"kept_{name}": kept for name in segments.GATHERED}, "keep_indices": kept},
+            )
+        )
+    return found
+
+
+def _cache(
+    text: Any, layers: Sequence[int], dtype: torch.dtype
+) -> tuple[list[GraphInput], dict[str, dict[int, str]]]:
+    """Past inputs and present outputs of some layers, named by their absolute indices."""
+    heads, head_dim = cache_shape(text)
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+    past = [GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"}) for n in names]
+    return past, {f"present.{name}": {2: "P + S"} for name in names}

@@ -79,7 +79,8 @@ def trace(
         fake: The mode the skeleton was made in.
 
     Returns:
-        A graph whose large weights are inputs named like the module's parameters.
+        A graph whose large weights are inputs named like the module's parameters. An input that nothing
+        reads is left out.
     """
     flat = [leaf for item in inputs for leaf in (item if isinstance(item, list) else [item])]
     with _quiet(), torch.no_grad(), fake:
@@ -120,6 +121,8 @@ def trace(
     named += [(value, leaf.dims) for value, leaf in zip(model.graph.inputs, flat, strict=False)]
     for value, dims in named:
         value.shape = ir.Shape([dims.get(axis, dim) for axis, dim in enumerate(value.shape or ())])
+    for value in [v for v, _ in named if v.is_graph_input() and not v.uses()]:
+        model.graph.inputs.remove(value)  # offered to a method that does not look at it
     return model
 
 

@@ -2,17 +2,19 @@
 
 Only operators that TensorRT builds are used: TopK with K as an input, Gather; no NonZero, no
 data-dependent shape. Indices are sorted as float32, which holds them exactly up to 2**24, because
-TensorRT 10.3 has no TopK for int64.
+TensorRT 10.3 has no TopK for int64. Counts that depend on K are tensors, so they are float32 too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["gather_tokens", "top_indices"]
+__all__ = ["ascending", "gather_tokens", "part", "ranks", "repeat", "top_indices"]
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -25,8 +27,74 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
     Returns:
         [T, count] int64, ascending.
     """
-    indices = scores.topk(count, dim=-1).indices  # [T, count], by score
-    return indices.float().topk(count, dim=-1, largest=False).values.long()
+    return ascending(scores.topk(count, dim=-1).indices)
+
+
+def ascending(indices: Tensor) -> Tensor:
+    """Sort each row of [T, K] int64 indices."""
+    return indices.float().topk(indices.shape[-1], dim=-1, largest=False).values.long()
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each score in its row: 0 for the largest, equal ones by position.
+
+    `ranks(scores) < count` selects by a count that is a tensor, may be 0, and breaks ties alike everywhere.
+
+    Args:
+        scores: [T, N] float32.
+
+    Returns:
+        [T, N] float32, whole numbers.
+    """
+    import torch
+
+    position = torch.arange(scores.shape[-1])
+    earlier = position.unsqueeze(0) < position.unsqueeze(1)  # [N, N], of row j the columns i < j
+    mine, other = scores.unsqueeze(2), scores.unsqueeze(1)
+    ahead = (other > mine) | ((other == mine) & earlier)  # [T, N, N]
+    return ahead.float().sum(dim=-1)
+
+
+def part(count: int, share: float) -> Tensor:
+    """round(share * count), halves up, at least 1 and at most `count`: [1, 1] float32.
+
+    Args:
+        count: May be symbolic.
+        share: In (0, 1]; taken as the nearest fraction with a denominator of at most 100.
+    """
+    import torch
+
+    exact = Fraction(share).limit_denominator(100)
+    whole = torch.full((1, 1), count, dtype=torch.float32)
+    rounded = ((2 * exact.numerator * whole + exact.denominator) / (2 * exact.denominator)).floor()
+    return rounded.clamp(min=1.0).minimum(whole)
+
+
+def repeat(
+    step: Callable[[Tensor], tuple[Tensor, Tensor]], state: Tensor, times: int
+) -> tuple[Tensor, Tensor]:
+    """Apply a step again and again; in an exported graph this is one Scan, however many times it is.
+
+    Args:
+        step: From a state to the next one, of equal shape, and an output.
+        state: Before the first step.
+        times: At least 1, and static.
+
+    Returns:
+        The last state, and the outputs [times, ...].
+    """
+    import torch
+
+    if torch.compiler.is_exporting():
+        from torch._higher_order_ops.scan import scan
+
+        last, outputs = scan(lambda carry, _: step(carry), state, torch.zeros(times))
+        return last, outputs
+    collected = []
+    for _ in range(times):
+        state, output = step(state)
+        collected.append(output)
+    return state, torch.stack(collected)
 
 
 def gather_tokens(features: Tensor, indices: Tensor, always_kept: int) -> Tensor:

@@ -1,20 +1,21 @@
-"""What a vision encoder can tell a pruning method: one vector over the visual tokens each.
+"""What a vision encoder can tell a pruning method: a vector over the visual tokens, or a matrix.
 
-A signal is computed in float32 from the attention of the layer whose output the projector takes.
-`SIGNALS` is the literal table of them; a method names those it needs, and the exported vision
-encoder puts out these and no others.
+A signal is computed in float32 from the attention of one layer: the one whose output the projector
+takes, or an earlier one. `SIGNALS` is the literal table of them; a method names those it needs, and
+the exported vision encoder puts out these and no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SIGNALS", "LayerAttention"]
+__all__ = ["SIGNALS", "LayerAttention", "Signal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class LayerAttention:
     """One layer's attention.
 
     Attributes:
-        logits: [T, H, n, n] float32, scaled, before the softmax.
+        logits: [T, H, rows, n] float32, scaled, before the softmax; the rows are all n queries or the first.
         prefix_tokens: Tokens before the patches (1 for a CLS).
         skipped_patches: Patches before visual token 0, which the projector does not take.
     """
@@ -41,7 +42,32 @@ class LayerAttention:
         return vector[:, self.skipped_patches :]
 
 
-def attention_received(layer: LayerAttention) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One entry of the table.
+
+    Attributes:
+        compute: From a layer's attention to [T, N], or [T, N, N] for a matrix, in float32.
+        rows: The queries it reads; with the first alone no square matrix is computed for it.
+        depth: Which layer, as a fraction of those up to the feature layer; 1 is the feature layer.
+        matrix: Whether it is a matrix.
+    """
+
+    compute: Callable[[LayerAttention], Tensor]
+    rows: Literal["all", "first"] = "all"
+    depth: Fraction = Fraction(1)
+    matrix: bool = False
+
+    def layer(self, layers: int) -> int:
+        """The 0-based layer it reads, of so many up to the feature layer; the first one at least."""
+        return max(1, int(layers * self.depth)) - 1
+
+    def shape(self, visual_tokens: int) -> tuple[int, ...]:
+        """Its shape for one tile."""
+        return (visual_tokens, visual_tokens) if self.matrix else (visual_tokens,)
+
+
+def _attention_received(layer: LayerAttention) -> Tensor:
     """Mean attention probability each visual token receives from the patches (FoPru, s_key).
 
     s[j] = mean_i mean_h softmax(logits)[h, i, j], CLS rows and columns dropped.
@@ -52,18 +78,35 @@ def attention_received(layer: LayerAttention) -> Tensor:
     return layer.visual(layer.over_patches(layer.logits.softmax(dim=-1)).mean(dim=1))
 
 
-def attention_given(layer: LayerAttention) -> Tensor:
+def _attention_given(layer: LayerAttention) -> Tensor:
     """Mean attention probability each visual token gives to the patches (FoPru, s_qry): [T, N] float32."""
     return layer.visual(layer.over_patches(layer.logits.softmax(dim=-1)).mean(dim=2))
 
 
-def logits_received(layer: LayerAttention) -> Tensor:
-    """As `attention_received`, from the logits before the softmax: [T, N] float32."""
+def _logits_received(layer: LayerAttention) -> Tensor:
+    """As attention received, from the logits before the softmax: [T, N] float32."""
     return layer.visual(layer.over_patches(layer.logits).mean(dim=1))
 
 
-SIGNALS: dict[str, Callable[[LayerAttention], Tensor]] = {
-    "attention_received": attention_received,
-    "attention_given": attention_given,
-    "logits_received": logits_received,
+def _attention_map(layer: LayerAttention) -> Tensor:
+    """Mean over heads of the probabilities among visual tokens: [T, N, N] float32, rows are queries."""
+    patches = layer.over_patches(layer.logits.softmax(dim=-1))
+    return patches[:, layer.skipped_patches :, layer.skipped_patches :]
+
+
+def _cls_attention(layer: LayerAttention) -> Tensor:
+    """Mean over heads of the probabilities the CLS token gives to each visual token: [T, N] float32."""
+    given = layer.logits[:, :, 0].softmax(dim=-1).mean(dim=1)  # [T, n]
+    return layer.visual(given[:, layer.prefix_tokens :])
+
+
+SIGNALS = {
+    "attention_received": Signal(_attention_received),
+    "attention_given": Signal(_attention_given),
+    "logits_received": Signal(_logits_received),
+    "cls_attention": Signal(_cls_attention, rows="first"),
+    "attention_map": Signal(_attention_map, matrix=True),
+    "attention_map_half": Signal(_attention_map, depth=Fraction(1, 2), matrix=True),
+    "attention_map_third": Signal(_attention_map, depth=Fraction(1, 3), matrix=True),
+    "attention_map_quarter": Signal(_attention_map, depth=Fraction(1, 4), matrix=True),
 }

@@ -1,7 +1,8 @@
 """A conversation: messages and pictures in, answers out, on one cache.
 
 Every turn renders the whole conversation and hands all of its tokens to the session, which feeds what
-the cache does not hold. So a turn gives what a fresh start with the same messages would give.
+the cache does not hold. So a turn gives what a fresh start with the same messages would give; except that
+a method inside the LLM chose the tokens of earlier pictures by the prompt of their own turn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import FinishReason, Generation, Limits, Stream
 from visprune.runtime.images import decode
+from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import present_names
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.sampling import Sampler, Sampling
@@ -50,16 +52,16 @@ class Chat:
 
     Args:
         model: What answers.
-        keep_tokens: Visual tokens kept of every image; fixed, as cached images keep theirs.
+        keep: What is kept of every image; fixed, as cached images keep theirs.
     """
 
-    def __init__(self, model: Model, keep_tokens: int) -> None:
+    def __init__(self, model: Model, keep: Keep) -> None:
         self._model = model
-        self._session = Session(model.executor, model.manifest, keep_tokens)
+        self._session = Session(model.executor, model.manifest, keep)
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
         self._open: Stream | None = None
-        self.keep_tokens = keep_tokens
+        self.keep = keep
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -184,6 +186,7 @@ class Chat:
             tokens_kept=sum(len(kept) for kept in prefill.keep_indices),
             visual_tokens=len(prefill.keep_indices) * manifest.pruning.budget.visual_tokens,
             keep_indices=prefill.keep_indices,
+            layer_tokens=prefill.layer_tokens,
             finish_reason=reason,
             timings_ms=timings,
         )

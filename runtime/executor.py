@@ -107,25 +107,26 @@ class Executor:
             supplied: The values named by `inputs`. Floating-point arrays of the host are converted to the
                 width a graph takes; those of visual stages may be left out where `visual` is False.
             visual: Whether stages marked `visual` run. Where they do not, the values they would have
-                assigned are empty, their symbolic dimensions being 0.
+                assigned are those of their `bypass`, or empty, their symbolic dimensions being 0.
         """
         values: dict[str, Value] = dict(supplied)
         timings: dict[str, float] = {}
         for step in self._steps:
             stage = step.stage
             if stage.when == "visual" and not visual:
-                continue
-            feeds = {
-                tensor: _fit(values[value], step.specs[value])
-                if value in values
-                else _empty(step.specs[value])
-                for tensor, value in stage.inputs.items()
-            }
-            start = time.perf_counter()
-            outputs = self._runners[stage.graph].infer(feeds)
-            timings[stage.graph] = timings.get(stage.graph, 0.0) + (time.perf_counter() - start) * 1e3
-            values |= {value: outputs[tensor] for tensor, value in stage.outputs.items()}
-            del feeds, outputs  # they hold what is freed next
+                values |= {v: values[source] for v, source in stage.bypass.items() if source in values}
+            else:
+                feeds = {
+                    tensor: _fit(values[value], step.specs[value])
+                    if value in values
+                    else _empty(step.specs[value])
+                    for tensor, value in stage.inputs.items()
+                }
+                start = time.perf_counter()
+                outputs = self._runners[stage.graph].infer(feeds)
+                timings[stage.graph] = timings.get(stage.graph, 0.0) + (time.perf_counter() - start) * 1e3
+                values |= {value: outputs[tensor] for tensor, value in stage.outputs.items()}
+                del feeds, outputs  # they hold what is freed next
             for value in step.done_after:
                 values.pop(value, None)
         return Execution({name: values[name] for name in self._wanted if name in values}, timings)

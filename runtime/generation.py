@@ -46,9 +46,12 @@ class Generation:
         text: Without special tokens and without the stop string.
         token_ids: The generated tokens, the one that ends the answer included.
         tokens_in: Length of the whole prompt, visual tokens included, cached or not.
-        tokens_kept: Visual tokens kept, over the images encoded in this call.
+        tokens_kept: Visual tokens kept, over the images encoded in this call; to the last layer where they
+            are pruned inside the LLM.
         visual_tokens: Visual tokens there were before pruning, over the same images.
         keep_indices: For each of these images the kept visual tokens, ascending, in [0, N).
+        layer_tokens: Visual tokens of this call that entered each layer of the LLM; empty where none is
+            pruned inside it.
         finish_reason: Why the answer ended.
         timings_ms: Milliseconds: `preprocess` (pictures and text), each graph of the prefill by its name
             (the decoder's as `prefill`), `decode` for all later tokens, `decode_per_token`, `total`.
@@ -60,6 +63,7 @@ class Generation:
     tokens_kept: int
     visual_tokens: int
     keep_indices: tuple[tuple[int, ...], ...]
+    layer_tokens: tuple[int, ...]
     finish_reason: FinishReason
     timings_ms: dict[str, float]
 

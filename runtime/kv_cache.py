@@ -5,12 +5,12 @@ The graphs concatenate; nothing here copies, except `crop`, which runs at most o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from visprune.bundle import Decoder, Manifest, TensorSpec
-from visprune.errors import BundleError, UnsupportedError
+from visprune.errors import BundleError
 from visprune.runtime.runner import Value, to_numpy
 
 __all__ = ["KVCache", "check_cache", "past_names", "present_names"]
@@ -93,26 +93,17 @@ class KVCache:
         """Forget everything."""
         self._values = [self._empty] * len(self._past)
 
-    def crop(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            UnsupportedError: Layers hold different tokens, so a count means nothing.
-        """
-        lengths = set(self.lengths)
-        if len(lengths) > 1:
-            raise UnsupportedError(
-                "The layers of this cache hold different tokens, so it cannot be cut to a common length.",
-                "Start a new conversation.",
-            )
-        if length >= max(lengths):
-            return
-        if length == 0:
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Keep so many first tokens of each layer."""
+        if not any(lengths):
             self.clear()
             return
         # Through host memory: cutting needs no operator of the backend, and happens once a turn at most.
         # The copy frees the rest of the buffer.
-        self._values = [np.ascontiguousarray(to_numpy(value)[:, :, :length]) for value in self._values]
+        for index, value in enumerate(self._values):
+            length = lengths[index // 2]
+            if length < _length(value):
+                self._values[index] = np.ascontiguousarray(to_numpy(value)[:, :, :length])
 
 
 def _length(value: Value) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visprune.bundle import SUPPLIED, Bundle, Manifest, Pruning
+from visprune.bundle import SUPPLIED, Bundle, Manifest
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.runtime.backends import backend
 from visprune.runtime.chat_template import ChatTemplate
@@ -20,11 +20,12 @@ from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.images import decode, overlay
-from visprune.runtime.kv_cache import check_cache, past_names, present_names
+from visprune.runtime.keep import keep_for
+from visprune.runtime.kv_cache import check_cache, past_names
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
-from visprune.runtime.session import check_positions
+from visprune.runtime.session import wanted
 from visprune.runtime.text import Tokenizer
 from visprune.runtime.verified import verify as verify_files
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from visprune.runtime.conversation import ImageSource
 
-__all__ = ["Pipeline", "keep_tokens_for", "load"]
+__all__ = ["Pipeline", "load"]
 
 _GREEDY = Sampling()
 _MAX_THREADS = 1024  # far past any machine this is for; ONNX Runtime starts every thread it is told to
@@ -60,7 +61,7 @@ def load(
     Raises:
         BundleError: The bundle is incomplete, altered, newer, or asks for what this runtime does not supply.
         UsageError: No such provider, or a number of threads that cannot be.
-        UnsupportedError: The provider or the method's positions cannot be had in this version.
+        UnsupportedError: The provider cannot be had in this version.
         MissingExtraError: The provider's package is not installed.
     """
     bundle = Bundle.open(path)
@@ -69,7 +70,6 @@ def load(
         raise UsageError(
             f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
         )
-    check_positions(bundle.manifest)
     check_cache(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
@@ -103,10 +103,11 @@ class Pipeline:
         self.bundle = bundle
         self.options = options
         self._runners = runners
-        present = present_names(manifest.decoder)
-        executor = Executor(manifest.stages, manifest.graphs, runners, ("logits", "keep_indices", *present))
-        unknown = set(executor.inputs) - {*SUPPLIED, *past_names(manifest.decoder)}
-        missing = {"logits", *present} - executor.outputs
+        executor = Executor(manifest.stages, manifest.graphs, runners, wanted(manifest))
+        inside = manifest.layer_pruning
+        supplied = {*SUPPLIED, *past_names(manifest.decoder), *(inside.supplied() if inside else ())}
+        unknown = set(executor.inputs) - supplied
+        missing = set(wanted(manifest)) - executor.outputs - {"keep_indices"}
         if unknown or missing:
             what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
             raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
@@ -167,8 +168,9 @@ class Pipeline:
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.
             stop: Texts that end the answer and are not part of it.
-            ratio: Fraction of visual tokens to keep, in (0, 1].
-            keep_tokens: The same as a count. Without either, what the bundle was exported for.
+            ratio: Fraction of visual tokens to keep, in (0, 1], by the bundle's method before the LLM, or the
+                one inside it where there is no other.
+            keep_tokens: The same as a count of one image. Without either, what the bundle was exported for.
 
         Raises:
             UsageError: Both ratio and keep_tokens, a count or a limit that cannot be.
@@ -184,13 +186,9 @@ class Pipeline:
         """Begin a conversation, whose turns share a cache.
 
         Raises:
-            UsageError: As for `keep_tokens`.
+            UsageError: Both ratio and keep_tokens, or a number that cannot be reached.
         """
-        return Chat(self._model, self.keep_tokens(ratio=ratio, keep_tokens=keep_tokens))
-
-    def keep_tokens(self, *, ratio: float | None = None, keep_tokens: int | None = None) -> int:
-        """See `keep_tokens_for`."""
-        return keep_tokens_for(self.manifest.pruning, ratio=ratio, keep_tokens=keep_tokens)
+        return Chat(self._model, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens))
 
     def overlay(self, image: ImageSource, keep_indices: Sequence[int]) -> Image.Image:
         """The picture as the model saw it, with dropped patches dimmed.
@@ -222,19 +220,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def keep_tokens_for(pruning: Pruning, *, ratio: float | None = None, keep_tokens: int | None = None) -> int:
-    """How many visual tokens of one image are kept for a request; without one, the bundle's own number.
-
-    Raises:
-        UsageError: Both are given, or the number cannot be reached.
-    """
-    if ratio is not None and keep_tokens is not None:
-        raise UsageError("Both a ratio and a number of tokens to keep are given.", "Give one of them.")
-    if ratio is not None:
-        return pruning.budget.from_ratio(ratio)
-    return pruning.keep_tokens if keep_tokens is None else pruning.budget.from_tokens(keep_tokens)
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

@@ -3,11 +3,16 @@
 A `Session` is the state of one conversation at the level of tokens: `prefill` takes the *whole* prompt
 every time and feeds only what the cache does not hold, so that its state always equals that of a fresh
 prefill of the same tokens. It knows no text and no chat template.
+
+Where tokens are pruned inside the LLM, layers hold different tokens: `_held` says which, for each group of
+layers between two prune points. An image's tokens are chosen once, by all that is fed with it; where a part
+of that is taken back, all of it is fed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.bundle import Manifest
-from visprune.errors import InputError, UnsupportedError
+from visprune.errors import InputError
 from visprune.runtime.executor import Execution, Executor
-from visprune.runtime.kv_cache import KVCache
+from visprune.runtime.keep import Keep
+from visprune.runtime.kv_cache import KVCache, present_names
 from visprune.runtime.runner import Value, to_numpy
 
-__all__ = ["Picture", "Prefill", "Session", "check_positions", "context_limit"]
+__all__ = ["Picture", "Prefill", "Session", "context_limit", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,41 @@ class Prefill:
 
     Attributes:
         logits: Of the last position, [V], in the model's float.
-        keep_indices: Kept visual tokens of each image that was encoded, ascending.
+        keep_indices: Kept visual tokens of each image that was encoded, ascending; those that reach the last
+            layer.
+        layer_tokens: Visual tokens of these images that entered each layer; empty where none is pruned
+            inside the LLM.
         timings_ms: Milliseconds of each stage, by graph.
     """
 
     logits: NDArray[np.floating]
     keep_indices: tuple[tuple[int, ...], ...]
+    layer_tokens: tuple[int, ...]
     timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A cached image: where its tokens begin, which it is, and up to where the tokens fed with it reach."""
+
+    start: int
+    key: bytes
+    chosen_by: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Tokens that a prefill fed, as indices of the sequence; decoded ones are not among them."""
+
+    start: int
+    end: int
+
+
+def wanted(manifest: Manifest) -> list[str]:
+    """Values that a session takes from the program."""
+    points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
+    names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
+    return names + present_names(manifest.decoder)
 
 
 def context_limit(manifest: Manifest) -> int:
@@ -68,17 +102,20 @@ class Session:
     Args:
         executor: Runs the stages.
         manifest: Of the bundle.
-        keep_tokens: K for every image of the conversation.
+        keep: What is kept of every image of the conversation.
     """
 
-    def __init__(self, executor: Executor, manifest: Manifest, keep_tokens: int) -> None:
+    def __init__(self, executor: Executor, manifest: Manifest, keep: Keep) -> None:
         self._executor = executor
         self._manifest = manifest
-        self._keep_tokens = keep_tokens
+        self._keep = keep
         self._cache = KVCache(manifest.decoder)
-        self._ids: list[int] = []  # one for each cached token
-        self._placed: list[tuple[int, bytes]] = []  # where each cached image begins, and which it is
-        self.image_length = keep_tokens + manifest.pruning.always_kept
+        self._ids: list[int] = []  # one for each token that entered the LLM
+        self._placed: list[_Placed] = []
+        self._prompts: list[_Prompt] = []
+        self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
+        self._held: list[list[int]] = [[] for _ in range(len(self._points) + 1)]  # as indices of `_ids`
+        self.image_length = keep.tokens + manifest.pruning.always_kept
         """Tokens that one image takes in the sequence."""
         self.limit = context_limit(manifest)
 
@@ -99,7 +136,7 @@ class Session:
                 number of placeholders than its pictures take.
         """
         if len(ids) > self.limit:
-            raise _too_long(len(ids), len(pictures) * self._keep_tokens, self._manifest)
+            raise _too_long(len(ids), len(pictures) * self._keep.tokens, self._manifest)
         self._image_starts(ids, len(pictures))
 
     def prefill(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prefill:
@@ -116,12 +153,19 @@ class Session:
         starts = self._image_starts(ids, len(pictures))
         keys = [picture.key for picture in pictures]
         kept = self._common(ids, list(zip(starts, keys, strict=True)))
+        begun = self._begun(kept)
         self._crop(kept)
-        new = [picture for start, picture in zip(starts, pictures, strict=True) if start >= kept]
+        new = [place for place in zip(starts, pictures, strict=True) if place[0] >= kept]
         # Places past the end of the cache are never looked at, so an interrupted run does no harm.
-        self._placed = list(zip(starts, keys, strict=True))
-        done = self._run(ids[kept:], new)
-        return Prefill(self._logits(done), self._keep_indices(done, len(new)), done.timings_ms)
+        self._placed += [_Placed(start, picture.key, len(ids)) for start, picture in new]
+        self._prompts.append(_Prompt(begun, len(ids)))
+        done = self._run(ids[kept:], [picture for _, picture in new])
+        return Prefill(
+            self._logits(done),
+            self._keep_indices(done, [start for start, _ in new]),
+            self._layer_tokens(len(new)),
+            done.timings_ms,
+        )
 
     def decode(self, token: int) -> NDArray[np.floating]:
         """Append one token; the logits that follow it, [V]."""
@@ -131,8 +175,9 @@ class Session:
         past = len(self._ids)
         supplied: dict[str, Value] = {
             "input_ids": np.array([ids], dtype=np.int64),  # [1, S]
-            "position_ids": np.arange(past, past + len(ids), dtype=np.int64)[None],  # [1, S]
-            "keep_tokens": np.array(self._keep_tokens, dtype=np.int64),
+            "position_ids": _positions(past, len(ids)),
+            "keep_tokens": np.array(self._keep.tokens, dtype=np.int64),
+            **self._at_points(len(ids), len(pictures)),
             **self._cache.feeds(),
         }
         if pictures:
@@ -142,7 +187,25 @@ class Session:
         done = self._executor.run(supplied, visual=bool(pictures))
         self._cache.update(done.values)
         self._ids += ids
+        new = list(range(past, past + len(ids)))
+        for group in range(len(self._held)):
+            if group and pictures:
+                new = [new[i] for i in to_numpy(done.values[f"keep_indices.{group - 1}"])[0].tolist()]
+            self._held[group] += new
         return done
+
+    def _at_points(self, length: int, images: int) -> dict[str, Value]:
+        """Counts for each prune point inside the LLM, and positions where they are counted anew."""
+        inside, entering = self._manifest.layer_pruning, images * self.image_length
+        if inside is None:
+            return {}
+        kept = self._keep.in_layers(self._manifest, entering) or (0,) * len(self._points)
+        left = [length - entering + count for count in kept]  # text included
+        values: dict[str, Value] = {f"keep_tokens.{k}": np.array(n, np.int64) for k, n in enumerate(left)}
+        if inside.positions == "renumbered":
+            for k, count in enumerate(left):
+                values[f"position_ids.{k + 1}"] = _positions(len(self._held[k + 1]), count)
+        return values
 
     def _image_starts(self, ids: Sequence[int], count: int) -> list[int]:
         places = [i for i, token in enumerate(ids) if token == self._manifest.text.image_token_id]
@@ -165,26 +228,61 @@ class Session:
         for index, (start, key) in enumerate(images):
             if start >= count:
                 break
-            same = index < len(self._placed) and self._placed[index] == (start, key)
-            if not same or start + self.image_length > count:
-                return start
-        return count
+            placed = self._placed[index] if index < len(self._placed) else None
+            same = placed is not None and (placed.start, placed.key) == (start, key)
+            cut = start + self.image_length > count
+            if placed is None or not same or cut or (self._points and placed.chosen_by > count):
+                count = start
+                break
+        # A choice inside the LLM may depend on all that is fed at once, so a prompt of which a part was taken
+        # back goes as a whole: what then is chosen is what would be, had that prompt never been there.
+        chooses = self._points and any(start >= count for start, _ in images)
+        return self._begun(count) if chooses else count
+
+    def _begun(self, length: int) -> int:
+        """Where the prompt began whose tokens a cut at `length` would part; else `length`."""
+        return next((prompt.start for prompt in self._prompts if prompt.start < length < prompt.end), length)
 
     def _crop(self, length: int) -> None:
-        self._cache.crop(length)
+        self._held = [held[: bisect_left(held, length)] for held in self._held]
+        layers = range(self._manifest.decoder.num_layers)
+        self._cache.crop([len(self._held[bisect_left(self._points, layer)]) for layer in layers])
         self._ids = self._ids[:length]
-        self._placed = [place for place in self._placed if place[0] + self.image_length <= length]
+        self._placed = [place for place in self._placed if place.start + self.image_length <= length]
+        self._prompts = [prompt for prompt in self._prompts if prompt.end <= length]
 
     def _logits(self, done: Execution) -> NDArray[np.floating]:
         logits: NDArray[np.floating] = to_numpy(done.values["logits"])[0, -1]
         return logits
 
-    def _keep_indices(self, done: Execution, images: int) -> tuple[tuple[int, ...], ...]:
-        if not images:
+    def _keep_indices(self, done: Execution, starts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Of each new image, by where its tokens begin."""
+        if not starts:
             return ()
-        if "keep_indices" not in done.values:  # a bundle without a pruner keeps everything
-            return (tuple(range(self._keep_tokens)),) * images
-        return tuple(tuple(row) for row in to_numpy(done.values["keep_indices"]).tolist())
+        if "keep_indices" in done.values:
+            before = to_numpy(done.values["keep_indices"]).tolist()
+        else:  # a bundle without a pruner keeps everything
+            before = [range(self._keep.tokens)] * len(starts)
+        if not self._points:
+            return tuple(tuple(row) for row in before)
+        survivors = set(self._held[-1])
+        always = self._manifest.pruning.always_kept
+        return tuple(
+            tuple(token for i, token in enumerate(row) if start + always + i in survivors)
+            for start, row in zip(starts, before, strict=True)
+        )
+
+    def _layer_tokens(self, images: int) -> tuple[int, ...]:
+        inside, entering = self._manifest.layer_pruning, images * self.image_length
+        if inside is None or not entering:
+            return ()
+        kept = self._keep.in_layers(self._manifest, entering)
+        return inside.kept_by_layer(self._manifest.decoder.num_layers, kept, entering)
+
+
+def _positions(start: int, count: int) -> NDArray[np.int64]:
+    """[1, count], from `start` on."""
+    return np.arange(start, start + count, dtype=np.int64)[None]
 
 
 def _too_long(length: int, visual: int, manifest: Manifest) -> InputError:
@@ -194,16 +292,3 @@ def _too_long(length: int, visual: int, manifest: Manifest) -> InputError:
         f"The prompt has {length} tokens, {visual} of them visual, and the model's {name} holds {limit}.",
         "Shorten the text, start a new conversation, give fewer images, or keep fewer visual tokens.",
     )
-
-
-def check_positions(manifest: Manifest) -> None:
-    """Refuse a bundle whose positions this runtime cannot number.
-
-    Raises:
-        UnsupportedError: Survivors keep their original positions.
-    """
-    if manifest.pruning.positions != "contiguous":
-        raise UnsupportedError(
-            f"The method {manifest.pruning.method!r} keeps original positions, which cannot be run yet.",
-            "Export with a method that prunes before the LLM (see `visprune methods`).",
-        )

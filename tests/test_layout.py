@@ -71,6 +71,9 @@ def test_the_wheel_holds_every_module_once(wheel):
 
 def test_the_wheel_holds_the_demo_model(wheel):
     files = [path for path in demo.MODEL_DIR.rglob("*") if path.is_file()] + [demo.IMAGE, demo.QUESTIONS]
+    samples = list(demo.CALIBRATION.with_suffix("").iterdir())
+    assert len(samples) == 16
+    files += [demo.CALIBRATION, *samples]
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".png"}
     for path in files:
         assert (

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.errors import VispruneError
     from visprune.export import export
+    from visprune.export.fitting import fit
     from visprune.runtime import load
 
-__all__ = ["Bundle", "VispruneError", "__version__", "export", "load"]
+__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",
     "VispruneError": "visprune.errors",
     "export": "visprune.export",
+    "fit": "visprune.export.fitting",
     "load": "visprune.runtime",
 }
 

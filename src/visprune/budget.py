@@ -1,8 +1,9 @@
 """How many visual tokens to keep: the one place where a ratio becomes a count.
 
-A ratio is the fraction KEPT, of the visual tokens of one image. Methods keep whole units: a token,
-or a row of the patch grid. `units = floor(total_units * ratio)`, at least `minimum`; a unit count
-is never rounded up otherwise, so a budget is never exceeded. This file knows no method by name.
+A ratio is the fraction KEPT. `Budget` counts before the LLM, for one image and in whole units: a token,
+or a row of the patch grid. `units = floor(total_units * ratio)`, at least `minimum`; a unit count is
+never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts inside the LLM, over all
+visual tokens of a prompt. This file knows no method by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["Budget", "check_ratio"]
+__all__ = ["Budget", "LayerBudget", "check_ratio"]
 
 
 def check_ratio(ratio: float) -> None:
@@ -107,3 +108,78 @@ class Budget:
         """The sentence every command prints, such as 'kept 144 of 576 visual tokens, 75% removed'."""
         removed = 100.0 * (1.0 - keep_tokens / self.visual_tokens)
         return f"kept {keep_tokens} of {self.visual_tokens} visual tokens, {removed:.4g}% removed"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBudget:
+    """How a method inside the LLM counts: the visual tokens left after each of its prune points.
+
+    A ratio r is the fraction left after the last of P points, reached in equal steps: after point
+    j = 1 .. P a fraction r^(j/P) is left. A recipe has its own counts instead: `deletions` at each
+    point of a prompt with `recipe_tokens` visual tokens, scaled for another number.
+
+    Attributes:
+        points: P.
+        ratio: Fraction left unless another is asked for; of the visual work for a recipe.
+        rounding: How a fraction of the tokens becomes a count, which is at least 1.
+        deletions: A recipe's, one a point.
+        recipe_tokens: What `deletions` were made for.
+        scope: What a count is counted over.
+
+    Raises:
+        UsageError: There are no points, or the deletions leave no token.
+    """
+
+    points: int
+    ratio: float
+    rounding: Literal["floor", "nearest"] = "floor"
+    deletions: tuple[int, ...] = ()
+    recipe_tokens: int = 0
+    scope: Literal["prompt"] = "prompt"
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        if self.points < 1:
+            raise UsageError("There is no layer to prune at.", "Give a ratio below 1.")
+        if not self.is_recipe and not self.deletions:
+            return
+        if len(self.deletions) != self.points or min(self.deletions) < 0:
+            raise UsageError(
+                f"{len(self.deletions)} deletions do not fit {self.points} prune points.",
+                "Give a count of at least 0 for each point.",
+            )
+        if sum(self.deletions) >= self.recipe_tokens:
+            raise UsageError(
+                f"The recipe deletes {sum(self.deletions)} of {self.recipe_tokens} visual tokens, and one at "
+                "least must be left.",
+                "Fit the recipe again.",
+            )
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether the counts are fixed, so that no other ratio can be asked for."""
+        return self.recipe_tokens > 0
+
+    def kept(self, tokens: int, ratio: float | None = None) -> tuple[int, ...]:
+        """Visual tokens left after each point.
+
+        Args:
+            tokens: Visual tokens that enter the LLM.
+            ratio: Another fraction left after the last point.
+
+        Raises:
+            UsageError: The ratio is outside (0, 1], or is asked of a recipe.
+        """
+        if self.is_recipe:
+            if ratio is not None:
+                raise UsageError(
+                    "A recipe fixes how many tokens each layer deletes, so no other ratio can be had.",
+                    "Fit another recipe with `visprune fit`, or leave the ratio out.",
+                )
+            gone = [sum(self.deletions[: j + 1]) for j in range(self.points)]
+            return tuple(max(1, tokens - math.floor(g * tokens / self.recipe_tokens)) for g in gone)
+        check_ratio(self.ratio if ratio is None else ratio)
+        wanted = self.ratio if ratio is None else ratio
+        half = 0.5 if self.rounding == "nearest" else 0.0
+        fractions = [wanted ** ((j + 1) / self.points) for j in range(self.points)]
+        return tuple(max(1, math.floor(tokens * f + half + 1e-9)) for f in fractions)

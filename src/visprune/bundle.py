@@ -12,7 +12,15 @@ The runtime supplies these values and knows nothing else of the model:
 
 and takes `logits` [B, 1, V], `keep_indices` [T, K], and `present.{i}.key` / `.value`, which are the
 next step's `past_key_values`. A stage marked `visual` runs only when new images arrive; the values
-it would have assigned are then empty (their symbolic dimensions are 0).
+it would have assigned are then those that its `bypass` names, or else empty (their symbolic dimensions
+are 0).
+
+Where tokens are pruned inside the LLM, at points k = 0, 1, ..., the runtime also supplies
+
+    keep_tokens.{k}           []  int64       new tokens left after point k, text included
+    position_ids.{k + 1}      [B, S]  int64   where survivors are numbered anew after point k
+
+and takes `keep_indices.{k}` [B, S'], which of the new tokens that came to point k are left.
 """
 
 from __future__ import annotations
@@ -22,9 +30,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from visprune.budget import Budget
+from visprune.budget import Budget, LayerBudget
 from visprune.errors import BundleError, UsageError
 from visprune.records import from_json, sha256
+from visprune.work import Shapes
 
 __all__ = [
     "MANIFEST",
@@ -34,6 +43,7 @@ __all__ = [
     "Decoder",
     "FileRecord",
     "Graph",
+    "LayerPruning",
     "Manifest",
     "Parity",
     "ParityRow",
@@ -45,7 +55,7 @@ __all__ = [
 ]
 
 MANIFEST = "visprune.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
 """What the runtime supplies beside the cache; no stage may assign it."""
@@ -77,17 +87,22 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of the program. Maps go from the graph's tensor names to value names."""
+    """One step of the program. Maps go from the graph's tensor names to value names.
+
+    `bypass` maps a value that this stage assigns to one that it reads, which it is where the stage does
+    not run.
+    """
 
     graph: str
     when: Literal["always", "visual"]
     inputs: dict[str, str]
     outputs: dict[str, str]
+    bypass: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What was asked for and how it counts.
+    """What was asked for before the LLM, and how it counts.
 
     Attributes:
         method: Name in the registry.
@@ -107,7 +122,65 @@ class Pruning:
     grid: tuple[int, int] | None
     grid_offset: int
     always_kept: int
-    positions: Literal["contiguous", "original"]
+    positions: Literal["contiguous"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPruning:
+    """What was asked for inside the LLM, and how it counts.
+
+    Attributes:
+        method: Name in the registry.
+        options: The method's own knobs, as exported.
+        layers: The prune points: the layer after whose attention tokens leave, each. Its cache still
+            holds all that entered it, the caches of later layers only those left.
+        boundary: Whether they leave before that layer's MLP or after it.
+        positions: Whether survivors keep their original positions or are numbered anew.
+        budget: How ratios become counts.
+    """
+
+    method: str
+    options: dict[str, Any]
+    layers: tuple[int, ...]
+    boundary: Literal["attention", "layer"]
+    positions: Literal["original", "renumbered"]
+    budget: LayerBudget
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+        if len(self.layers) != self.budget.points or not ascending or min(self.layers, default=-1) < 0:
+            raise UsageError(
+                f"The prune layers {self.layers} do not fit {self.budget.points} prune points.",
+                "Give one layer for each, ascending.",
+            )
+
+    def supplied(self) -> list[str]:
+        """Names of the values that the runtime supplies for the prune points."""
+        names = [f"keep_tokens.{k}" for k in range(len(self.layers))]
+        renumbered = [f"position_ids.{k + 1}" for k in range(len(self.layers))]
+        return names + (renumbered if self.positions == "renumbered" else [])
+
+    def describe(self, entering: int, kept: tuple[int, ...]) -> str:
+        """Such as 'kept 288 of 576 visual tokens after the attention of layer 1, 50% removed in the end'."""
+        place = f"layer{'s' if len(kept) > 1 else ''} {_listed(self.layers)}"
+        if self.boundary == "attention":
+            place = f"the attention of {place}"
+        removed = 100.0 * (1.0 - kept[-1] / entering)
+        return (
+            f"kept {_listed(kept)} of {entering} visual tokens after {place}, "
+            f"{removed:.4g}% removed{' in the end' if len(kept) > 1 else ''}"
+        )
+
+    def kept_by_layer(self, num_layers: int, kept: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+        """Visual tokens that enter each layer, of `tokens` that enter the LLM and `kept` after each point."""
+        counts = (tokens, *kept)
+        return tuple(counts[sum(point < i for point in self.layers)] for i in range(num_layers))
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    """For people: 1, 2 and 3."""
+    *some, last = map(str, numbers)
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +284,8 @@ class Manifest:
     image_processor: str
     parity: Parity
     files: dict[str, FileRecord] = field(default_factory=dict)
+    layer_pruning: LayerPruning | None = None
+    shapes: Shapes | None = None
 
     def to_json(self) -> str:
         """The text of `visprune.json`."""
@@ -281,7 +356,8 @@ class Bundle:
 
     def _check_program(self) -> None:
         """Each stage names a known graph and its own tensors, and every value is assigned once."""
-        assigned = set(SUPPLIED)
+        inside = self.manifest.layer_pruning
+        assigned = {*SUPPLIED, *(inside.supplied() if inside else ())}
         for stage in self.manifest.stages:
             graph = self.manifest.graphs.get(stage.graph)
             if graph is None:
@@ -297,6 +373,11 @@ class Bundle:
                 if value in assigned or value.startswith("past_key_values."):
                     raise BundleError(f"{MANIFEST} assigns {value!r} twice.", "Export again.")
                 assigned.add(value)
+            outputs, inputs = set(stage.outputs.values()), set(stage.inputs.values())
+            if not set(stage.bypass) <= outputs or not set(stage.bypass.values()) <= inputs:
+                raise BundleError(
+                    f"The stage {stage.graph!r} is bypassed by values that are not its own.", "Export again."
+                )
 
     def _check_pruning(self) -> None:
         pruning = self.manifest.pruning
@@ -306,6 +387,19 @@ class Bundle:
             raise BundleError(f"{MANIFEST} cannot be used: {error.what}", "Export again.") from None
         if pruning.always_kept < 0:
             raise BundleError(f"{MANIFEST} always keeps {pruning.always_kept} tokens.", "Export again.")
+        shapes, decoder = self.manifest.shapes, self.manifest.decoder
+        if shapes is not None and shapes.num_layers != decoder.num_layers:
+            raise BundleError(
+                f"{MANIFEST} has shapes of {shapes.num_layers} layers for a decoder of {decoder.num_layers}.",
+                "Export again.",
+            )
+        inside = self.manifest.layer_pruning
+        if inside is not None and inside.layers[-1] >= self.manifest.decoder.num_layers - 1:
+            raise BundleError(
+                f"{MANIFEST} prunes after layer {inside.layers[-1]} of {self.manifest.decoder.num_layers}, "
+                "where nothing follows.",
+                "Export again.",
+            )
         if pruning.grid is None:
             return
         rows, columns = pruning.grid

@@ -24,6 +24,7 @@ __all__ = ["VERBS", "main", "run_command"]
 
 VERBS = {
     "export": "visprune.commands.export:export",
+    "fit": "visprune.commands.fit:fit",
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
     "methods": "visprune.commands.methods:methods",
@@ -52,6 +53,11 @@ def main() -> NoReturn:
 def export_main() -> NoReturn:
     """`visprune-export`."""
     sys.exit(run_command("export", sys.argv[1:]))
+
+
+def fit_main() -> NoReturn:
+    """`visprune-fit`."""
+    sys.exit(run_command("fit", sys.argv[1:]))
 
 
 def run_main() -> NoReturn:

@@ -46,12 +46,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(cast(type, kind), data, where)
     if origin in (Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _convert(option, data, where)
-            except BundleError:
-                continue
-        raise _wrong(where, kind, data)
+        return _convert_union(kind, data, where)
     if origin is Literal:
         if data in get_args(kind):
             return data
@@ -69,6 +64,18 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
     if type(data) is not kind:  # bool is not int here
         raise _wrong(where, kind, data)
     return data
+
+
+def _convert_union(kind: Any, data: Any, where: str) -> Any:
+    options = [option for option in get_args(kind) if option is not type(None) or data is None]
+    if len(options) == 1:  # what it can only be says best what is wrong with it
+        return _convert(options[0], data, where)
+    for option in options:
+        try:
+            return _convert(option, data, where)
+        except BundleError:
+            continue
+    raise _wrong(where, kind, data)
 
 
 def _convert_tuple(kind: Any, data: Any, where: str) -> tuple[Any, ...]:

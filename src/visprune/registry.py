@@ -15,18 +15,25 @@ from typing import TYPE_CHECKING
 from visprune.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from visprune.pruning.base import VisionPruner
+    from visprune.pruning.base import LayerPruner, VisionPruner
 
 __all__ = ["BUILTIN", "load_method", "method_name", "method_names"]
 
 GROUP = "visprune.pruning_methods"
 
 BUILTIN = {
+    "divprune": "visprune.pruning.divprune:DivPrune",
+    "fastervlm": "visprune.pruning.fastervlm:FasterVLM",
+    "fastv": "visprune.pruning.fastv:FastV",
+    "fitprune": "visprune.pruning.fitprune:FitPrune",
     "fopru-rank": "visprune.pruning.fopru:FoPruRank",
     "fopru-row": "visprune.pruning.fopru:FoPruRow",
+    "freepruner": "visprune.pruning.freepruner:FreePruner",
     "none": "visprune.pruning.keep_all:KeepAll",
+    "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
     "uniform": "visprune.pruning.uniform:Uniform",
+    "vispruner": "visprune.pruning.vispruner:VisPruner",
 }
 
 
@@ -41,7 +48,7 @@ def method_names() -> list[str]:
     return sorted(_table())
 
 
-def load_method(name: str) -> type[VisionPruner]:
+def load_method(name: str) -> type[VisionPruner] | type[LayerPruner]:
     """The class of a method.
 
     Raises:
@@ -55,7 +62,7 @@ def load_method(name: str) -> type[VisionPruner]:
         raise UsageError(f"There is no pruning method {name!r}.", hint)
     module, _, attribute = table[name].partition(":")
     try:
-        method: type[VisionPruner] = getattr(importlib.import_module(module), attribute)
+        method: type[VisionPruner] | type[LayerPruner] = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         if name in BUILTIN:
             raise

@@ -244,6 +244,7 @@ class TestRun:
             "tokens_kept",
             "visual_tokens",
             "keep_indices",
+            "layer_tokens",
             "finish_reason",
             "timings_ms",
         ]
@@ -383,13 +384,19 @@ class TestMethods:
     def test_table(self, call):
         code, out, _ = call("methods")
         assert code == 0
-        for name in ("fopru-rank", "fopru-row", "none", "random", "uniform"):
+        for name in ("fastv", "fopru-rank", "fopru-row", "none", "random", "uniform"):
             assert name in out
 
     def test_json(self, call):
         rows = json.loads(call("methods", "--json")[1])
         assert {"name", "place", "about", "source"} == set(rows[0])
-        assert all(row["place"] == "before the LLM" for row in rows)
+        places = {row["name"]: row["place"] for row in rows}
+        assert set(places.values()) == {"before the LLM", "inside the LLM"}
+        assert {n for n, place in places.items() if place == "inside the LLM"} == {
+            "fastv",
+            "fitprune",
+            "pyramiddrop",
+        }
 
     def test_a_broken_plugin_hides_nothing(self, call, monkeypatch):
         monkeypatch.setattr(

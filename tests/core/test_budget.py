@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from visprune.budget import Budget
+from visprune.budget import Budget, LayerBudget
 from visprune.errors import UsageError
 
 TOKENS = Budget(576)
@@ -124,3 +124,83 @@ def test_describe(tokens, kept, sentence):
 def test_numbers_that_describe_no_budget_are_refused(numbers):
     with pytest.raises(UsageError, match="cannot be counted"):
         Budget(**numbers)
+
+
+class TestInsideTheLlm:
+    HALF = LayerBudget(1, 0.5, rounding="nearest")
+    PYRAMID = LayerBudget(3, 0.125)
+    RECIPE = LayerBudget(3, 0.4, deletions=(100, 200, 76), recipe_tokens=576)
+
+    @pytest.mark.parametrize(
+        ("budget", "tokens", "kept"),
+        [
+            (HALF, 576, (288,)),
+            (HALF, 577, (289,)),  # round(N r), halves up
+            (HALF, 1, (1,)),
+            (LayerBudget(1, 0.25, rounding="nearest"), 10, (3,)),
+            (LayerBudget(1, 0.25, rounding="nearest"), 9, (2,)),
+            (LayerBudget(1, 0.01, rounding="nearest"), 10, (1,)),  # never none
+            (LayerBudget(1, 1.0, rounding="nearest"), 576, (576,)),
+            (PYRAMID, 576, (288, 144, 72)),
+            (PYRAMID, 2880, (1440, 720, 360)),
+            (PYRAMID, 575, (287, 143, 71)),
+            (PYRAMID, 1, (1, 1, 1)),
+            (LayerBudget(2, 0.25), 36, (18, 9)),
+            (LayerBudget(2, 0.09), 100, (30, 9)),  # 0.09 ** 0.5 is 0.3, and 100 * 0.3 is whole
+            (LayerBudget(1, 0.29), 100, (29,)),
+            (LayerBudget(3, 1e-9), 50, (1, 1, 1)),
+            (RECIPE, 576, (476, 276, 200)),
+            (RECIPE, 1152, (952, 552, 400)),
+            (RECIPE, 288, (238, 138, 100)),
+            (RECIPE, 10, (9, 5, 4)),  # deletions are rounded down, as their sum
+            (RECIPE, 1, (1, 1, 1)),
+            (LayerBudget(2, 0.1, deletions=(0, 575), recipe_tokens=576), 100, (100, 1)),
+        ],
+    )
+    def test_kept(self, budget, tokens, kept):
+        assert budget.kept(tokens) == kept
+
+    def test_counts_never_rise_with_depth_and_never_reach_zero(self):
+        for budget in (self.HALF, self.PYRAMID, self.RECIPE, LayerBudget(7, 0.2)):
+            for tokens in range(1, 700, 7):
+                counts = (tokens, *budget.kept(tokens))
+                assert list(counts) == sorted(counts, reverse=True)
+                assert counts[-1] >= 1
+
+    def test_another_ratio(self):
+        assert self.HALF.kept(576, 0.25) == (144,)
+        assert self.PYRAMID.kept(1000, 0.001) == (100, 10, 1)
+        assert self.PYRAMID.kept(576, 1.0) == (576, 576, 576)
+
+    @pytest.mark.parametrize("ratio", [0.0, -1.0, 1.01, math.nan, math.inf])
+    def test_a_ratio_that_cannot_be(self, ratio):
+        with pytest.raises(UsageError, match="outside"):
+            self.PYRAMID.kept(576, ratio)
+        with pytest.raises(UsageError, match="outside"):
+            LayerBudget(1, ratio)
+
+    @pytest.mark.parametrize("ratio", [0.4, 1.0, 0.0])
+    def test_a_recipe_has_no_other_ratio(self, ratio):
+        assert self.RECIPE.is_recipe
+        assert not self.PYRAMID.is_recipe
+        with pytest.raises(UsageError, match="A recipe fixes") as caught:
+            self.RECIPE.kept(576, ratio)
+        assert "visprune fit" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("numbers", "what"),
+        [
+            ({"points": 0}, "no layer to prune at"),
+            ({"points": -1}, "no layer to prune at"),
+            ({"deletions": (1, 2)}, "2 deletions do not fit 1 prune points"),
+            ({"deletions": ()}, "0 deletions do not fit 1"),
+            ({"deletions": (-1,)}, "do not fit"),
+            ({"deletions": (576,)}, "deletes 576 of 576"),
+            ({"deletions": (600,)}, "one at least must be left"),
+            ({"deletions": (5,), "recipe_tokens": 0}, "deletes 5 of 0"),
+            ({"deletions": (5,), "recipe_tokens": -1}, "deletes 5 of -1"),
+        ],
+    )
+    def test_numbers_that_describe_none(self, numbers, what):
+        with pytest.raises(UsageError, match=what):
+            LayerBudget(**({"points": 1, "ratio": 0.5, "recipe_tokens": 576} | numbers))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from visprune.budget import Budget
+from visprune.budget import Budget, LayerBudget
 from visprune.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -19,6 +19,7 @@ from visprune.bundle import (
     Decoder,
     FileRecord,
     Graph,
+    LayerPruning,
     Manifest,
     Parity,
     ParityRow,
@@ -28,7 +29,7 @@ from visprune.bundle import (
     TensorSpec,
     Text,
 )
-from visprune.errors import BundleError
+from visprune.errors import BundleError, UsageError
 from visprune.records import sha256
 
 Edit = Callable[[dict[str, Any]], None]
@@ -110,6 +111,7 @@ def test_every_record_of_the_manifest_is_frozen():
         Graph,
         Stage,
         Pruning,
+        LayerPruning,
         Decoder,
         Text,
         Parity,
@@ -282,6 +284,135 @@ def test_a_value_assigned_twice_by_one_stage_is_refused(edit):
 def test_a_value_that_the_runtime_supplies_cannot_be_assigned(edit, name):
     with pytest.raises(BundleError, match=f"assigns '{name}' twice"):
         Bundle.open(edit(lambda d: d["stages"][1]["outputs"].update(logits=name)))
+
+
+# --- pruning inside the LLM ---
+
+
+def inside(layers=(0, 2), positions="original", **budget: Any) -> LayerPruning:
+    return LayerPruning(
+        "m", {}, tuple(layers), "attention", positions, LayerBudget(**({"points": 2, "ratio": 0.5} | budget))
+    )
+
+
+@pytest.fixture
+def pruned(folder: Path) -> Callable[[Edit], Path]:
+    """Change the manifest of a decoder of four layers in which two prune points are."""
+    manifest = manifest_of(folder)
+    stage = replace(manifest.stages[0], bypass={"image_features": "pixel_values"})
+    manifest = replace(
+        manifest,
+        decoder=replace(manifest.decoder, num_layers=4),
+        layer_pruning=inside(),
+        stages=(stage, *manifest.stages[1:]),
+    )
+
+    def apply(change: Edit) -> Path:
+        data = json.loads(manifest.to_json())
+        change(data)
+        (folder / MANIFEST).write_text(json.dumps(data))
+        return folder
+
+    return apply
+
+
+def test_pruning_inside_the_llm_is_read_as_it_is_written(pruned):
+    manifest = Bundle.open(pruned(lambda d: None)).manifest
+    assert manifest.layer_pruning == inside()
+    assert manifest.stages[0].bypass == {"image_features": "pixel_values"}
+
+
+def test_a_manifest_of_the_first_schema_is_still_read(edit):
+    def change(data):
+        data["schema_version"] = 1
+        del data["layer_pruning"], data["shapes"]
+        for stage in data["stages"]:
+            del stage["bypass"]
+
+    manifest = Bundle.open(edit(change)).manifest
+    assert (manifest.layer_pruning, manifest.shapes, manifest.stages[0].bypass) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    "bypass",
+    [
+        {"logits": "pixel_values"},  # of another stage
+        {"image_features": "input_ids"},  # nothing that it reads
+        {"pixel_values": "image_features"},
+        {"nothing": "pixel_values"},
+    ],
+)
+def test_a_bypass_of_values_that_are_not_the_stages_own_is_refused(pruned, bypass):
+    with pytest.raises(BundleError, match="stage 'a' is bypassed by values that are not its own"):
+        Bundle.open(pruned(lambda d: d["stages"][0].update(bypass=bypass)))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda p: p.update(layers=[0, 3]), "prunes after layer 3 of 4, where nothing follows"),
+        (lambda p: p.update(layers=[0, 10**12]), "where nothing follows"),
+        (lambda p: p.update(layers=[2, 0]), r"prune layers \(2, 0\) do not fit"),
+        (lambda p: p.update(layers=[1, 1]), r"prune layers \(1, 1\) do not fit"),
+        (lambda p: p.update(layers=[-1, 1]), r"prune layers \(-1, 1\) do not fit"),
+        (lambda p: p.update(layers=[0]), r"prune layers \(0,\) do not fit 2"),
+        (lambda p: p.update(layers=[]), "do not fit 2 prune points"),
+        (lambda p: p.update(layers=[0, True]), r"layers\[1\] should be int"),
+        (lambda p: p.update(boundary="mlp"), r"layer_pruning\.boundary should be"),
+        (lambda p: p.update(positions="contiguous"), r"layer_pruning\.positions should be"),
+        (lambda p: p.update(colour="red"), "layer_pruning has an unknown field 'colour'"),
+        (lambda p: p["budget"].update(ratio=0), r"layer_pruning\.budget cannot be used: The ratio 0"),
+        (lambda p: p["budget"].update(points=0), "budget cannot be used: There is no layer"),
+        (lambda p: p["budget"].update(scope="image"), r"budget\.scope should be"),
+        (lambda p: p["budget"].update(recipe_tokens=9), "0 deletions do not fit 2"),
+        (lambda p: p["budget"].update(recipe_tokens=9, deletions=[4, 5]), "deletes 9 of 9"),
+    ],
+)
+def test_pruning_inside_the_llm_that_cannot_be_is_refused(pruned, change, what):
+    with pytest.raises(BundleError, match=what):
+        Bundle.open(pruned(lambda d: change(d["layer_pruning"])))
+
+
+@pytest.mark.parametrize("name", ["keep_tokens.0", "keep_tokens.1", "position_ids.1", "position_ids.2"])
+def test_what_the_runtime_supplies_at_prune_points_cannot_be_assigned(pruned, name):
+    def change(data):
+        data["stages"][1]["outputs"]["logits"] = name
+        data["layer_pruning"]["positions"] = "renumbered"
+
+    with pytest.raises(BundleError, match=f"assigns '{name}' twice"):
+        Bundle.open(pruned(change))
+
+
+def test_positions_after_a_prune_point_are_supplied_where_they_are_counted_anew():
+    assert inside().supplied() == ["keep_tokens.0", "keep_tokens.1"]
+    assert inside(positions="renumbered").supplied()[2:] == ["position_ids.1", "position_ids.2"]
+
+
+def test_layers_and_points_must_agree_in_python_too():
+    with pytest.raises(UsageError, match="do not fit 2 prune points"):
+        inside(layers=(0, 1, 2))
+
+
+def test_tokens_by_layer_change_after_a_prune_layer():
+    assert inside().kept_by_layer(4, (6, 3), 12) == (12, 6, 6, 3)
+    assert inside(layers=(1, 2)).kept_by_layer(5, (6, 3), 12) == (12, 12, 6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "sentence"),
+    [
+        (
+            LayerPruning("m", {}, (1,), "attention", "original", LayerBudget(1, 0.5)),
+            "kept 288 of 576 visual tokens after the attention of layer 1, 50% removed",
+        ),
+        (
+            LayerPruning("m", {}, (7, 15, 23), "layer", "renumbered", LayerBudget(3, 0.125)),
+            "kept 288, 144 and 72 of 576 visual tokens after layers 7, 15 and 23, 87.5% removed in the end",
+        ),
+    ],
+)
+def test_a_sentence_for_people(pruning, sentence):
+    assert pruning.describe(576, pruning.budget.kept(576)) == sentence
 
 
 # --- paths ---

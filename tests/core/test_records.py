@@ -33,6 +33,7 @@ class Outer:
     table: dict[str, Inner]
     dims: tuple[int | str, ...]
     maybe: int | None
+    other: Inner | None = field(default=None, kw_only=True)
     anything: dict[str, Any]
     flag: bool = False
     default: dict[str, int] = field(default_factory=dict)
@@ -87,6 +88,8 @@ def test_writing_and_reading_give_the_same_record():
         ({"dims": [None]}, r"file.dims\[0\]"),
         ({"maybe": "0"}, "file.maybe"),
         ({"maybe": False}, "file.maybe"),
+        ({"other": 3}, "file.other"),
+        ({"other": {"size": "1"}}, "file.other.size"),
         ({"flag": 0}, "file.flag"),
         ({"anything": []}, "file.anything"),
     ],

@@ -9,8 +9,8 @@ import pytest
 
 from visprune import registry
 from visprune.errors import UnsupportedError, UsageError
-from visprune.pruning.base import Layout, VisionPruner
-from visprune.registry import BUILTIN, load_method, method_names
+from visprune.pruning.base import LayerPruner, Layout, VisionPruner
+from visprune.registry import BUILTIN, load_method, method_name, method_names
 
 STRANGER = """
 from dataclasses import dataclass
@@ -58,9 +58,52 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_every_built_in_method_keeps_the_protocol(name):
     method = load_method(name)()
-    assert isinstance(method, VisionPruner)
-    assert method.budget(Layout(144, (12, 12))).from_ratio(1.0) == 144
-    assert method.positions == "contiguous"
+    assert isinstance(method, VisionPruner) != isinstance(method, LayerPruner)
+    if isinstance(method, VisionPruner):
+        assert method.place == "before the LLM"
+        assert method.budget(Layout(144, (12, 12))).from_ratio(1.0) == 144
+        assert method.positions == "contiguous"
+    else:
+        assert method.place == "inside the LLM"
+        assert method.positions in ("original", "renumbered")
+        assert (method.rows, method.heads) in (("last", "mean"), ("all", "max"))
+
+
+def test_what_prunes_inside_the_llm():
+    inside = {name for name in BUILTIN if isinstance(load_method(name)(), LayerPruner)}
+    assert inside == {"fastv", "fitprune", "pyramiddrop"}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "points"),
+    [
+        ("fastv", 32, (1,)),
+        ("fastv", 3, (1,)),
+        ("pyramiddrop", 32, (7, 15, 23)),  # before layers 8, 16 and 24
+        ("pyramiddrop", 40, (9, 19, 29)),
+        ("pyramiddrop", 24, (5, 11, 17)),
+        ("pyramiddrop", 5, (0, 1, 2)),
+        ("pyramiddrop", 3, (0, 1)),  # too few layers for four stages
+        ("pyramiddrop", 2, (0,)),
+    ],
+)
+def test_where_a_method_prunes_inside_the_llm(name, layers, points):
+    assert load_method(name)().layers(layers) == points
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("fastv", 2), ("fastv", 1), ("pyramiddrop", 1), ("fitprune", 4)]
+)
+def test_a_decoder_that_a_method_cannot_prune(name, layers):
+    with pytest.raises(UnsupportedError) as caught:
+        load_method(name)().layers(layers)
+    assert caught.value.hint.endswith(".")
+
+
+def test_a_method_of_somebody_else_keeps_a_name_when_it_is_given_as_an_object():
+    assert method_name(load_method("fastv")) == "fastv"
+    assert method_name(load_method("fopru-row")) == "fopru-row"
+    assert method_name(type("Mine", (), {})) == "mine"
 
 
 def test_the_table_is_sorted_and_complete():

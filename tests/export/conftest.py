@@ -21,7 +21,7 @@ TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """What may vary in a tiny checkpoint."""
+    """What may vary in a tiny checkpoint; a lively one has norms and biases of its own in the decoder."""
 
     tower: str = "clip"
     text: str = "llama"
@@ -33,6 +33,8 @@ class Tiny:
     side: int = 4
     tower_layers: int = 3
     layers: int = 2
+    hidden: int = 32
+    lively: bool = False
     tied: bool = False
     dtype: str = "float32"
     text_extra: tuple[tuple[str, object], ...] = ()
@@ -72,8 +74,8 @@ def config(tiny: Tiny):
         tiny.text, tiny.text
     )
     text = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": tiny.hidden,
+        "intermediate_size": 2 * tiny.hidden,
         "num_hidden_layers": tiny.layers,
         "num_attention_heads": tiny.heads,
         "num_key_value_heads": tiny.kv_heads,
@@ -107,6 +109,8 @@ def write(tiny: Tiny, path: Path) -> Path:
         for name, parameter in model.named_parameters():  # livelier than the default initialisation
             if "tower" in name or "projector" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if "norm" in name else 0.0))
+            elif tiny.lively and ("norm" in name or "bias" in name):
+                parameter.add_(torch.randn_like(parameter) * 0.25)
         if tiny.loud_token is not None:
             model.lm_head.weight[tiny.loud_token] *= 20
     model.to(getattr(torch, tiny.dtype)).save_pretrained(path)

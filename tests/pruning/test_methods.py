@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -9,13 +11,19 @@ torch = pytest.importorskip("torch")
 
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning.base import Layout, VisionPruner
+from visprune.pruning.divprune import DivPrune
 from visprune.pruning.fopru import FoPruRank, FoPruRow
+from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.random_draw import Random
+from visprune.pruning.select import part, ranks
 from visprune.pruning.signals import SIGNALS, LayerAttention
+from visprune.pruning.vispruner import VisPruner
 from visprune.registry import BUILTIN, load_method
 
 SIDE = 6
-LAYOUT = Layout(SIDE * SIDE, (SIDE, SIDE))
+N = SIDE * SIDE
+LAYOUT = Layout(N, (SIDE, SIDE))
+METHODS = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
 
 
 def attention_logits(seed, tiles=2, heads=3, prefix=1):
@@ -24,60 +32,276 @@ def attention_logits(seed, tiles=2, heads=3, prefix=1):
     return rng.normal(size=(tiles, heads, length, length)).astype(np.float32) * 2
 
 
+def vision_features(seed, tiles=2):
+    return np.random.default_rng(100 + seed).normal(size=(tiles, N, 8)).astype(np.float32)
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
-def signals(pruner, logits, prefix=1):
-    layer = LayerAttention(torch.from_numpy(logits), prefix, 0)
-    return {name: SIGNALS[name](layer) for name in pruner.signals} | {
-        name: torch.from_numpy(value) for name, value in pruner.constants(LAYOUT).items()
-    }
+def signals(pruner, late, early=None, prefix=1):
+    """What an encoder puts out, with logits for the feature layer and others for every earlier one."""
+    known = {name: torch.from_numpy(value) for name, value in pruner.constants(LAYOUT).items()}
+    for name in pruner.signals:
+        signal = SIGNALS[name]
+        logits = torch.from_numpy(late if signal.depth == 1 else early)
+        rows = logits if signal.rows == "all" else logits[:, :, :1]
+        known[name] = signal.compute(LayerAttention(rows, prefix, 0))
+    return known
 
 
-def oracle(name, logits, keep):
-    """Kept sets, written from the definitions with loops and sorting, sharing nothing with the product."""
-    tiles = logits.shape[0]
-    n = SIDE * SIDE
-    kept = []
-    for tile in range(tiles):
-        mean = softmax(logits[tile].astype(np.float64)).mean(0)[1:, 1:]
-        score = [sum(mean[i][j] for i in range(n)) / n for j in range(n)]
-        if name == "fopru-rank":
-            kept.append(sorted(sorted(range(n), key=lambda j: -score[j])[:keep]))
-        elif name == "fopru-row":
-            rows = [sum(score[r * SIDE : (r + 1) * SIDE]) for r in range(SIDE)]
-            best = sorted(range(SIDE), key=lambda r: -rows[r])[: keep // SIDE]
-            kept.append(sorted(r * SIDE + c for r in best for c in range(SIDE)))
-        elif name == "uniform":
-            kept.append([int((i + 0.5) * n / keep) for i in range(keep)])
-        elif name == "none":
-            kept.append(list(range(n)))
-        else:
-            order = np.random.default_rng(0).permutation(n)
-            kept.append(sorted(sorted(range(n), key=lambda j: -order[j])[:keep]))
-    return np.array(kept)
+# One reading of each definition in float64 with loops and sorting, sharing nothing with the product. Each
+# takes one tile's logits of the feature layer and of an early one [H, n, n], its features [N, Dv] and K.
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
-@pytest.mark.parametrize("keep", [1, 6, 18, 36])
+def patches(logits):
+    return softmax(logits.astype(np.float64)).mean(0)[1:, 1:]
+
+
+def best(scores, count, among=None):
+    """The indices of the `count` largest, which must stand apart from the others."""
+    order = sorted(range(len(scores)) if among is None else among, key=lambda j: -scores[j])
+    if 0 < count < len(order):
+        assert scores[order[count - 1]] - scores[order[count]] > 1e-7
+    return sorted(order[:count])
+
+
+def fopru_rank(late, early, features, keep):
+    mean = patches(late)
+    return best([sum(mean[i][j] for i in range(N)) / N for j in range(N)], keep)
+
+
+def fopru_row(late, early, features, keep):
+    received = patches(late).sum(0)
+    rows = best([sum(received[r * SIDE : (r + 1) * SIDE]) for r in range(SIDE)], keep // SIDE)
+    return [r * SIDE + c for r in rows for c in range(SIDE)]
+
+
+def uniform(late, early, features, keep):
+    return [int((i + 0.5) * N / keep) for i in range(keep)]
+
+
+def random(late, early, features, keep):
+    return best(np.random.default_rng(0).permutation(N), keep)
+
+
+def none(late, early, features, keep):
+    return list(range(N))
+
+
+def cls_attention(late):
+    return [np.mean([softmax(head[0].astype(np.float64))[1 + j] for head in late]) for j in range(N)]
+
+
+def fastervlm(late, early, features, keep):
+    return best(cls_attention(late), keep)
+
+
+def outliers(row):
+    q1, q3 = np.percentile(row, [25, 75])
+    return [j for j in range(len(row)) if row[j] > q3 + 1.5 * (q3 - q1)]
+
+
+def degree(late, mode):
+    if mode == "mass":
+        return patches(late).sum(0)
+    count = [0] * N
+    for row in patches(late):
+        for j in outliers(row):
+            count[j] += 1
+    return np.array(count) - np.arange(N) / 1000  # ties go to the first
+
+
+def freepruner(late, early, features, keep, mode="mass", share=0.5):
+    pivots = best(degree(late, mode), max(1, int(keep * share + 0.5)))
+    return completed(pivots, early, keep)
+
+
+def completed(pivots, early, keep):
+    seen = patches(early)
+    rest = [j for j in range(N) if j not in pivots]
+    looked_at = {j: sum(seen[p][j] for p in pivots) for j in rest}
+    return sorted(pivots + best([looked_at.get(j) for j in range(N)], max(0, keep - len(pivots)), rest))
+
+
+def cosine(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def vispruner(late, early, features, keep, share=4):
+    important = best(cls_attention(late), int(keep / 2 + 0.5))
+    alive = [j for j in range(N) if j not in important]
+    diverse = keep - len(important)
+    while diverse and len(alive) > diverse:
+        even, odd = alive[::2], alive[1::2]
+        drop = min(len(alive) - diverse, -(-len(alive) // share))
+        nearest = {e: max(cosine(features[e], features[o]) for o in odd) for e in even}
+        gone = best([nearest.get(j) for j in range(N)], drop, even)
+        alive = [j for j in alive if j not in gone]
+    return sorted(important + (alive if diverse else []))
+
+
+def divprune(late, early, features, keep):
+    far = [[1 - cosine(features[i], features[j]) for j in range(N)] for i in range(N)]
+    picked = best([min(far[j][i] for i in range(N) if i != j) for j in range(N)], 1)
+    while len(picked) < keep:
+        rest = [j for j in range(N) if j not in picked]
+        nearest = {j: min(far[p][j] for p in picked) for j in rest}
+        picked += best([nearest.get(j) for j in range(N)], 1, rest)
+    return sorted(picked)
+
+
+ORACLES = {
+    "divprune": divprune,
+    "fastervlm": fastervlm,
+    "fopru-rank": fopru_rank,
+    "fopru-row": fopru_row,
+    "freepruner": freepruner,
+    "none": none,
+    "random": random,
+    "uniform": uniform,
+    "vispruner": vispruner,
+}
+
+
+def agrees(pruner, oracle, keep, seed, **options):
+    late, early, features = attention_logits(seed), attention_logits(50 + seed), vision_features(seed)
+    got = pruner.select(torch.from_numpy(features), signals(pruner, late, early), keep, LAYOUT)
+    assert got.dtype == torch.int64
+    assert got.tolist() == [
+        oracle(*tile, keep, **options) for tile in zip(late, early, features, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("keep", [1, 2, 3, 6, 18, 35, 36])
 def test_selects_what_the_definition_says(name, keep):
     pruner = load_method(name)()
-    assert isinstance(pruner, VisionPruner)
     budget = pruner.budget(LAYOUT)
     if not budget.prunable:
-        keep = SIDE * SIDE
+        keep = N
     if keep % budget.unit_tokens:
         with pytest.raises(UsageError):
             budget.from_tokens(keep)
         return
     for seed in range(3):
-        logits = attention_logits(seed)
-        features = torch.zeros(2, SIDE * SIDE, 4)
-        got = pruner.select(features, signals(pruner, logits), budget.from_tokens(keep), LAYOUT)
-        assert got.dtype == torch.int64
-        np.testing.assert_array_equal(got.numpy(), oracle(name, logits, keep))
+        agrees(pruner, ORACLES[name], budget.from_tokens(keep), seed)
+
+
+@pytest.mark.parametrize("mode", ["mass", "count"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("keep", [1, 5, 18, 36])
+def test_freepruner_knobs(mode, share, keep):
+    for early in ("quarter", "third", "half"):
+        pruner = FreePruner(mode=mode, pivot_share=share, early=early)
+        assert f"attention_map_{early}" in pruner.signals
+        agrees(pruner, freepruner, keep, 7, mode=mode, share=share)
+
+
+@pytest.mark.parametrize("mode", ["mass", "count"])
+def test_freepruner_adaptive_takes_as_many_pivots_as_stand_out(mode):
+    pruner, tiles, counts = FreePruner(mode=mode), 6, set()
+    late, early = attention_logits(3, tiles), attention_logits(4, tiles)
+    late[0] = late[0].mean(axis=1, keepdims=True) * 0.01  # nearly even: no token stands out
+    for tile in range(1, tiles):
+        late[tile][:, :, 4 : 4 + 2 * tile] += 3
+    for keep in (1, 8, N):
+        got = pruner.adaptive(signals(pruner, late, early), keep)
+        assert len(got) == tiles
+        for tile in range(tiles):
+            scores = degree(late[tile], mode)
+            pivots = outliers(scores) or best(scores, 1)
+            counts.add(len(pivots))
+            assert got[tile].tolist() == completed(pivots, early[tile], keep)
+            assert len(got[tile]) == max(keep, len(pivots))
+    assert len(counts) > 2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.01])
+def test_vispruner_keeps_the_count_for_every_number(share):
+    features, late = vision_features(0), attention_logits(0)
+    features[1] = features[1, :1]  # one tile of nothing but duplicates
+    pruner = VisPruner(drop_share=share)
+    known = signals(pruner, late)
+    for keep in range(1, N + 1):
+        got = pruner.select(torch.from_numpy(features), known, keep, LAYOUT)
+        assert got.shape == (2, keep)
+        assert (got.diff(dim=1) > 0).all()
+
+
+def test_vispruner_rounds_reach_one_token_and_drop_even_ones_only():
+    assert VisPruner().rounds(576) == 19
+    for share in (0.5, 0.25, 0.01):
+        assert VisPruner(drop_share=share).rounds(1) == 0
+        assert VisPruner(drop_share=share).rounds(2) == 1
+    for keep in (3, 8, 20):
+        agrees(VisPruner(drop_share=0.5), vispruner, keep, 5, share=2)
+        agrees(VisPruner(drop_share=0.1), vispruner, keep, 5, share=10)
+
+
+def test_divprune_breaks_ties_by_position():
+    """Duplicates, and the two that are each other's nearest, differ in nothing but their place."""
+    pruner = DivPrune()
+    same = torch.ones(1, N, 8)
+    assert pruner.select(same, {}, 5, LAYOUT).tolist() == [[0, 1, 2, 3, 4]]
+    pair = torch.eye(8)[0].repeat(1, N, 1)
+    pair[0, 7], pair[0, 9] = torch.eye(8)[1], torch.tensor([0.0, 3.0, 7.0, 0.1, 0.0, 0.0, 0.0, 0.0])
+    assert pruner.select(pair, {}, 1, LAYOUT).tolist() == [[7]]
+    assert pruner.select(pair, {}, 2, LAYOUT).tolist() == [[0, 7]]
+    assert pruner.select(torch.ones(3, 1, 8), {}, 1, Layout(1, (1, 1))).tolist() == [[0]] * 3
+
+
+def test_divprune_sees_projected_tokens():
+    assert DivPrune.projected
+    assert not any(getattr(load_method(name), "projected", False) for name in METHODS if name != "divprune")
+
+
+@pytest.mark.parametrize("name", ["fastervlm", "vispruner"])
+def test_methods_that_need_a_cls_say_what_to_use_instead(name):
+    with pytest.raises(UnsupportedError, match=f"{name} scores with the CLS token") as caught:
+        load_method(name)().budget(Layout(N, (SIDE, SIDE), has_cls=False))
+    assert "fopru-rank" in caught.value.hint
+
+
+def test_the_cls_row_is_the_first_of_all_rows():
+    logits = torch.from_numpy(attention_logits(0))
+    one, every = (
+        SIGNALS["cls_attention"].compute(LayerAttention(rows, 1, 0)) for rows in (logits[:, :, :1], logits)
+    )
+    assert torch.equal(one, every)
+    assert one.shape == (2, N)
+
+
+def test_a_map_holds_the_visual_tokens_alone():
+    logits = attention_logits(2)
+    for prefix, skipped in ((1, 0), (0, 1)):
+        layer = LayerAttention(torch.from_numpy(logits), prefix, skipped)
+        got = SIGNALS["attention_map"].compute(layer)
+        want = softmax(logits.astype(np.float64)).mean(1)[:, 1:, 1:]
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-4)
+
+
+def test_early_layers_are_counted_up_to_the_feature_layer():
+    names = ("attention_map", "attention_map_half", "attention_map_third", "attention_map_quarter")
+    for layers, want in ((23, [22, 10, 6, 4]), (3, [2, 0, 0, 0]), (1, [0, 0, 0, 0])):
+        assert [SIGNALS[name].layer(layers) for name in names] == want
+    assert SIGNALS["attention_map"].shape(N) == (N, N)
+    assert SIGNALS["cls_attention"].shape(N) == (N,)
+
+
+@pytest.mark.parametrize("share", [0.01, 1 / 3, 0.5, 0.75, 1.0])
+def test_a_part_of_a_count_is_rounded_and_never_nothing(share):
+    for count in (*range(1, 50), 576, 2880, 60_000):
+        exact = Fraction(share).limit_denominator(100) * count
+        want = min(count, max(1, int(exact + Fraction(1, 2))))
+        assert part(count, share).item() == want
+
+
+def test_ranks_break_ties_by_position():
+    assert ranks(torch.tensor([[1.0, 3.0, 1.0, 3.0, 2.0]])).tolist() == [[3.0, 0.0, 4.0, 1.0, 2.0]]
 
 
 def test_variance_rule_takes_the_wider_vector():
@@ -96,7 +320,10 @@ def test_variance_rule_takes_the_wider_vector():
 def test_given_attention_hardly_varies():
     """The fact behind exporting the received vector alone: rows of a softmax sum to one."""
     layer = LayerAttention(torch.from_numpy(attention_logits(0, prefix=0)), 0, 0)
-    assert SIGNALS["attention_given"](layer).var() < 1e-6 * SIGNALS["attention_received"](layer).var()
+    assert (
+        SIGNALS["attention_given"].compute(layer).var()
+        < 1e-6 * SIGNALS["attention_received"].compute(layer).var()
+    )
 
 
 def test_logits_score_before_the_softmax():
@@ -112,7 +339,7 @@ def test_a_skipped_patch_is_not_a_candidate_but_still_looks():
     logits = attention_logits(1, prefix=0)
     layer = LayerAttention(torch.from_numpy(logits), 0, 1)
     want = softmax(logits.astype(np.float64)).mean(1).mean(1)[:, 1:]
-    np.testing.assert_allclose(SIGNALS["attention_received"](layer).numpy(), want, rtol=1e-5)
+    np.testing.assert_allclose(SIGNALS["attention_received"].compute(layer).numpy(), want, rtol=1e-5)
 
 
 def test_row_pruning_needs_a_square():
@@ -135,3 +362,9 @@ def test_knobs_that_mean_nothing_are_refused():
         FoPruRank(scores="cosine")
     with pytest.raises(UsageError):
         FoPruRow(scores="logits", direction="variance")
+    for knobs in ({"mode": "sum"}, {"pivot_share": 0.0}, {"pivot_share": 1.5}, {"early": "late"}):
+        with pytest.raises(UsageError):
+            FreePruner(**knobs)
+    for knobs in ({"important_share": 0.0}, {"drop_share": 0.6}, {"drop_share": 0.0}):
+        with pytest.raises(UsageError):
+            VisPruner(**knobs)

@@ -113,3 +113,71 @@ def test_a_value_is_freed_after_its_last_reader():
 def test_reading_before_assigning_is_refused():
     with pytest.raises(BundleError, match="before it is assigned"):
         Executor(STAGES[::-1], GRAPHS, make(), ["out"])
+
+
+class TestBypass:
+    """A stage that does not run hands on what it was given."""
+
+    GRAPHS = GRAPHS | {
+        "prune": Graph(
+            "",
+            None,
+            (spec("h", 1, "S", 3), spec("score", 1, "S"), spec("count", dtype="int64")),
+            (spec("kept", 1, "kept", 3), spec("indices", 1, "kept", dtype="int64")),
+        ),
+        "last": Graph("", None, (spec("h", 1, "S", 3),), (spec("z", "S"),)),
+    }
+    STAGES = (
+        Stage(
+            "prune",
+            "visual",
+            {"h": "h.0", "score": "score.0", "count": "count.0"},
+            {"kept": "h.1", "indices": "indices.0"},
+            {"h.1": "h.0"},
+        ),
+        Stage(
+            "prune",
+            "visual",
+            {"h": "h.1", "score": "score.1", "count": "count.1"},
+            {"kept": "h.2", "indices": "indices.1"},
+            {"h.2": "h.1"},
+        ),
+        Stage("last", "always", {"h": "h.2"}, {"z": "out"}),
+    )
+
+    def make(self, wanted=("out", "indices.0", "indices.1")):
+        runners = {
+            "prune": FakeRunner(
+                lambda h, score, count: {"kept": h[:, : int(count)], "indices": np.arange(int(count))[None]}
+            ),
+            "last": FakeRunner(lambda h: {"z": h[0, :, 0]}),
+        }
+        return Executor(self.STAGES, self.GRAPHS, runners, wanted), runners
+
+    def supplied(self):
+        hidden = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
+        scores = {f"score.{k}": np.zeros((1, 4 - k), np.float32) for k in (0, 1)}
+        return {"h.0": hidden, "count.0": np.array(3), "count.1": np.array(2)} | scores
+
+    def test_values_go_through_a_chain_of_stages_that_do_not_run(self):
+        executor, runners = self.make()
+        supplied = self.supplied()
+        done = executor.run(supplied, visual=False)
+        np.testing.assert_array_equal(done.values["out"], supplied["h.0"][0, :, 0])
+        assert set(done.values) == {"out"}  # no indices: nothing was chosen
+        assert not runners["prune"].calls
+        assert list(done.timings_ms) == ["last"]
+
+    def test_stages_that_run_are_not_bypassed(self):
+        executor, runners = self.make()
+        done = executor.run(self.supplied(), visual=True)
+        np.testing.assert_array_equal(done.values["out"], [0.0, 3.0])
+        np.testing.assert_array_equal(done.values["indices.0"], [[0, 1, 2]])
+        assert len(runners["prune"].calls) == 2
+        assert list(done.timings_ms) == ["prune", "last"]  # one figure for a graph that runs twice
+
+    def test_what_the_bypass_names_may_be_missing_itself(self):
+        executor, _ = self.make()
+        supplied = self.supplied()
+        del supplied["h.0"]
+        assert executor.run(supplied, visual=False).values["out"].shape == (0,)

@@ -1,12 +1,10 @@
-"""The cache holds what it is given and cuts to a prefix."""
+"""The cache holds what it is given and cuts each layer to a prefix."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from visprune.bundle import Decoder
-from visprune.errors import UnsupportedError
 from visprune.runtime.kv_cache import KVCache, past_names, present_names
 
 DECODER = Decoder(2, 3, 5, "float16", 10, 100, None, (1,))
@@ -33,25 +31,37 @@ def test_hands_back_the_same_values():
     cache = KVCache(DECODER)
     arrays = fill(cache, 7, 7)
     assert all(a is b for a, b in zip(cache.feeds().values(), arrays, strict=True))
-    cache.crop(7)
+    cache.crop([7, 7])
     assert all(a is b for a, b in zip(cache.feeds().values(), arrays, strict=True))
 
 
 def test_crop_keeps_the_front():
     cache = KVCache(DECODER)
     arrays = fill(cache, 7, 7)
-    cache.crop(4)
+    cache.crop([4, 4])
     assert cache.lengths == (4, 4)
     for value, array in zip(cache.feeds().values(), arrays, strict=True):
         np.testing.assert_array_equal(value, array[:, :, :4])
         assert value.base is None  # the longer buffer is not kept alive
-    cache.crop(0)
+    cache.crop([0, 0])
     assert cache.lengths == (0, 0)
 
 
-def test_layers_of_different_lengths_are_not_cut():
+def test_layers_are_cut_to_lengths_of_their_own():
+    cache = KVCache(DECODER)
+    arrays = fill(cache, 7, 3)
+    assert cache.lengths == (7, 3)
+    cache.crop([5, 3])
+    assert cache.lengths == (5, 3)
+    first, second = list(cache.feeds().values())[:2], list(cache.feeds().values())[2:]
+    for value, array in zip(first, arrays[:2], strict=True):
+        np.testing.assert_array_equal(value, array[:, :, :5])
+    assert all(a is b for a, b in zip(second, arrays[2:], strict=True))  # nothing to cut, nothing copied
+
+
+def test_a_deep_layer_may_become_empty():
     cache = KVCache(DECODER)
     fill(cache, 7, 3)
-    assert cache.lengths == (7, 3)
-    with pytest.raises(UnsupportedError, match="different tokens"):
-        cache.crop(2)
+    cache.crop([2, 0])
+    assert cache.lengths == (2, 0)
+    assert {value.shape for value in list(cache.feeds().values())[2:]} == {(1, 3, 0, 5)}

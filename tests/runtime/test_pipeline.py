@@ -281,7 +281,7 @@ class TestManifest:
 
     def test_original_positions_are_not_run(self, tiny_copy, edit_manifest):
         edit_manifest(tiny_copy, "pruning", positions="original")
-        with pytest.raises(UnsupportedError, match="original positions"):
+        with pytest.raises(BundleError, match=r"pruning\.positions should be"):
             load(tiny_copy)
 
     def test_unknown_value(self, tiny_copy, edit_manifest):

@@ -62,22 +62,22 @@ def chat(  # noqa: PLR0913 - a command line's options
     from visprune.bundle import Bundle
     from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode
-    from visprune.runtime.pipeline import keep_tokens_for
+    from visprune.runtime.keep import keep_for
     from visprune.runtime.sampling import Sampling
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     limits = Limits(max_new_tokens)
-    pruning = Bundle.open(bundle).manifest.pruning
-    keep = keep_tokens_for(pruning, ratio=ratio, keep_tokens=keep_tokens)
+    manifest = Bundle.open(bundle).manifest
+    keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
     pictures = [decode(path) for path in image or []]
     with open_pipeline(bundle, provider, threads) as pipeline:
         talk = _Talk(
-            pipeline.chat(keep_tokens=keep),
+            pipeline.chat(ratio=ratio, keep_tokens=keep_tokens),
             pictures,
             sampling,
             limits,
-            about_pictures=None if as_json else pruning.budget.describe(keep),
+            about_pictures=None if as_json else keep.describe(manifest),
         )
         if not as_json:
             note(_HELP)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from visprune.commands.terminal import note, print_json, size
+from visprune.commands.terminal import bars, print_json, size
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -33,10 +30,36 @@ def export(  # noqa: PLR0913 - a command line's options
         str, typer.Option("--method", "-m", metavar="NAME", help="Pruning method, see `visprune methods`.")
     ],
     ratio: Annotated[
-        float | None, typer.Option(help="Fraction of visual tokens to KEEP, in (0, 1].", show_default="1.0")
+        float | None,
+        typer.Option(
+            help="Fraction to KEEP, in (0, 1]: of the visual tokens, or of the visual work for fitprune.",
+            show_default="1.0, or the method's own",
+        ),
     ] = None,
     keep_tokens: Annotated[
         int | None, typer.Option(help="Visual tokens to keep of one image, instead.")
+    ] = None,
+    then: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:RATIO]", help="A method inside the LLM after one before it: fastv:0.5."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For fitprune without a recipe: JSONL of image and prompt to fit on.",
+            show_default="a bundled set",
+        ),
+    ] = None,
+    max_prune_points: Annotated[
+        int | None, typer.Option(metavar="G", help="For fitprune without a recipe: most layers that prune.")
+    ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cut the decoder into N files, with nothing pruned inside."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -58,7 +81,7 @@ def export(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-export --method fopru-row --ratio 0.25
     """
-    with _bars() as progress:
+    with bars() as progress:
         from visprune.export import export as run
 
         bundle = run(
@@ -68,6 +91,11 @@ def export(  # noqa: PLR0913 - a command line's options
             progress=progress,
             ratio=ratio,
             keep_tokens=keep_tokens,
+            then=then,
+            recipe=recipe,
+            calibration=data,
+            max_prune_points=max_prune_points,
+            segments=segments,
             target=target,
             dtype=cast("Literal['fp32', 'fp16'] | None", dtype),
             verify=verify,
@@ -79,45 +107,16 @@ def export(  # noqa: PLR0913 - a command line's options
     _print(bundle)
 
 
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a step on a terminal; a line a step elsewhere, so that a log shows where it is."""
-    if not sys.stderr.isatty():
-        seen: set[str] = set()
-
-        def line(what: str, done: int, total: int) -> None:
-            if what not in seen:
-                seen.add(what)
-                note(f"{what} ...")
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        first = bars.add_task("starting", total=None)
-
-        def update(what: str, done: int, total: int) -> None:
-            bars.update(first, visible=False)
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield update
-
-
 def _summary(bundle: Bundle) -> dict[str, object]:
     """What a script wants to know of an export."""
     manifest = bundle.manifest
-    budget = manifest.pruning.budget
+    budget, inside = manifest.pruning.budget, manifest.layer_pruning
     return {
         "method": manifest.pruning.method,
         "visual_tokens": budget.visual_tokens,
         "keep_tokens": manifest.pruning.keep_tokens,
         "ratio": manifest.pruning.keep_tokens / budget.visual_tokens,
+        "inside": asdict(inside) if inside else None,
         "target": manifest.target,
         "dtype": manifest.dtype,
         "bytes": sum(record.size for record in manifest.files.values()),
@@ -129,7 +128,8 @@ def _print(bundle: Bundle) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from visprune.commands.inspect import graph_size, parity_table
+    from visprune.commands.inspect import graph_size, parity_table, work_line
+    from visprune.runtime.keep import keep_for
 
     manifest = bundle.manifest
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -140,6 +140,7 @@ def _print(bundle: Bundle) -> None:
     console.print()
     console.print(parity_table(manifest))
     console.print()
-    console.print(manifest.pruning.budget.describe(manifest.pruning.keep_tokens))
+    console.print(keep_for(manifest).describe(manifest))
+    console.print(f"work: {work_line(manifest)}")
     total = size(sum(record.size for record in manifest.files.values()))
     console.print(f"wrote {bundle.path} ({total}; {manifest.target}, {manifest.dtype})")

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle, Manifest, TensorSpec
 
 
-__all__ = ["graph_size", "inspect", "parity_table"]
+__all__ = ["graph_size", "inspect", "parity_table", "work_line"]
 
 
 def inspect(
     bundle: BundleDir,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON instead.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest and its work as JSON instead.")
+    ] = False,
 ) -> None:
     """Show what a bundle holds.
 
@@ -33,7 +35,7 @@ def inspect(
     if verify:
         _verify(opened)
     if as_json:
-        print_json({**asdict(opened.manifest), "verified": verify})
+        print_json({**asdict(opened.manifest), "work": _work(opened.manifest), "verified": verify})
         return
     from rich.console import Console
 
@@ -64,7 +66,7 @@ def _verify(bundle: Bundle) -> None:
 
 def _facts(manifest: Manifest) -> list[str]:
     source, pruning, decoder = manifest.source, manifest.pruning, manifest.decoder
-    options = ", ".join(f"{name}={value}" for name, value in pruning.options.items())
+    options = _options(pruning.options)
     grid = f"{pruning.grid[0]} x {pruning.grid[1]}" if pruning.grid else "no grid"
     window = f", sliding window {decoder.sliding_window}" if decoder.sliding_window else ""
     always = f", and {pruning.always_kept} always" if pruning.always_kept else ""
@@ -76,15 +78,75 @@ def _facts(manifest: Manifest) -> list[str]:
         f"weights   {source.parameters:,} parameters, {source.weights_dtype}, "
         f"SHA-256 {source.weights_sha256[:16]}",
         f"target    {manifest.target}: {manifest.flavour} flavour, opset {manifest.opset}, {manifest.dtype}",
-        f"pruning   {pruning.method}{f' ({options})' if options else ''}: "
-        f"{pruning.budget.describe(pruning.keep_tokens)}{always}",
+        f"pruning   {pruning.method}{options}: {pruning.budget.describe(pruning.keep_tokens)}{always}",
         f"counts    {pruning.budget.unit}s of {pruning.budget.unit_tokens}, {grid}, "
         f"positions {pruning.positions}",
+        *_inside(manifest),
         f"decoder   {decoder.num_layers} layers, {decoder.num_kv_heads} key-value heads of "
         f"{decoder.head_dim}, cache {decoder.cache_dtype}, context {decoder.context_length}{window}",
+        *_work_lines(manifest),
         f"stages    {stages}   (in brackets: only for new images)",
         f"files     {len(manifest.files)}, {size(total)}",
         f"made      {source.created}, {versions}",
+    ]
+
+
+def _options(options: dict[str, Any]) -> str:
+    """A method's own knobs in brackets; a recipe's long row of numbers is counted, not listed."""
+    shown = []
+    for name, value in options.items():
+        long = isinstance(value, (list, tuple)) and len(value) > 4
+        short = f"{value:.4g}" if isinstance(value, float) else value
+        shown.append(f"{name}: {len(value)} values" if long else f"{name}={short}")
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _inside(manifest: Manifest) -> list[str]:
+    """What leaves inside the LLM, for one image and by default."""
+    inside, before = manifest.layer_pruning, manifest.pruning
+    if inside is None:
+        return []
+    entering = before.keep_tokens + before.always_kept
+    sentence = inside.describe(entering, inside.budget.kept(entering))
+    return [f"inside    {inside.method}{_options(inside.options)}: {sentence}; positions {inside.positions}"]
+
+
+def _work(manifest: Manifest) -> dict[str, Any] | None:
+    """What pruning saves, for a script; None where the manifest does not know the shapes."""
+    from visprune.bench.flops import savings
+
+    found = savings(manifest)
+    return asdict(found) if found else None
+
+
+def work_line(manifest: Manifest) -> str:
+    """What pruning saves of the decoder's prefill of one image, convention named; shared with `export`."""
+    from visprune.bench.flops import savings
+
+    found = savings(manifest)
+    if found is None:
+        return "not known: this bundle does not say its model's shapes"
+    matrices = {"F2": "two", "F3": "three"}[found.convention]
+    return (
+        f"decoder, {found.visual_tokens} visual tokens of one image: "
+        f"{found.visual.describe(found.unit)} ({found.convention}: {matrices} MLP matrices)"
+    )
+
+
+def _work_lines(manifest: Manifest) -> list[str]:
+    from visprune.bench.flops import savings
+
+    found = savings(manifest)
+    first = f"work      {work_line(manifest)}"
+    if found is None:
+        return [first]
+    cache = found.cache_bytes
+    return [
+        first,
+        f"          with {found.text_tokens} text tokens: {found.sequence.describe(found.unit)}",
+        f"          and with the vision tower, projector and output head: {found.model.describe(found.unit)}",
+        f"cache     {size(cache.pruned)} of {size(cache.unpruned)} for the visual tokens, "
+        f"{100 * cache.removed:.1f}% removed",
     ]
 
 

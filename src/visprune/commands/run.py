@@ -74,16 +74,15 @@ def run(  # noqa: PLR0913 - a command line's options
     from visprune.runtime.conversation import check_prompt
     from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode
-    from visprune.runtime.pipeline import keep_tokens_for
+    from visprune.runtime.keep import keep_for
     from visprune.runtime.sampling import Sampling
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     limits = Limits(max_new_tokens, tuple(stop or ()))
     manifest = Bundle.open(bundle).manifest
-    pruning = manifest.pruning
     check_prompt(prompt, manifest)
-    keep = keep_tokens_for(pruning, ratio=ratio, keep_tokens=keep_tokens)
+    keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
     if not image and not (ratio is None and keep_tokens is None):
         raise UsageError(
             "There is no picture whose visual tokens could be dropped.",
@@ -94,7 +93,7 @@ def run(  # noqa: PLR0913 - a command line's options
             "--force replaces an overlay, and none is asked for.", "Add --overlay, or leave --force out."
         )
     pictures = [decode(path) for path in image or []]
-    targets = _overlay_targets(overlay, len(pictures), pruning, force=force) if overlay else []
+    targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
 
     with open_pipeline(bundle, provider, threads) as pipeline:
         stream = pipeline.stream(
@@ -103,7 +102,8 @@ def run(  # noqa: PLR0913 - a command line's options
             max_new_tokens=limits.max_new_tokens,
             sampling=sampling,
             stop=limits.stop,
-            keep_tokens=keep,
+            ratio=ratio,
+            keep_tokens=keep_tokens,
         )
         if not as_json:
             for piece in stream:
@@ -117,7 +117,7 @@ def run(  # noqa: PLR0913 - a command line's options
         return
     if pictures:
         each = f" (each of {len(pictures)} images)" if len(pictures) > 1 else ""
-        note(pruning.budget.describe(keep) + each)
+        note(keep.describe(manifest) + each)
     note(_timing_line(answer))
 
 

@@ -1,0 +1,108 @@
+"""What pruning inside the LLM costs and saves: a merged decoder, six segments, and a FitPrune recipe.
+
+    python benchmarks/segments.py --work /tmp/visprune-bench
+
+One image (576 tokens) and 64 text tokens go through the runtime's own program, on the same threads, bundles
+in turns, so that what else the machine does hits all alike. Two ratios are the result: prefill time
+with the recipe against what its FLOPs promise, and decoding through six segments against the merged decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from model import THREADS, make
+
+import visprune
+from visprune.bench.flops import savings
+from visprune.bundle import Bundle
+from visprune.export import export
+from visprune.pruning.recipe import read_recipe
+from visprune.runtime.keep import keep_for
+from visprune.runtime.session import Picture, Session
+
+TEXT_TOKENS, STEPS, RATIO, POINTS = 64, 16, 0.4, 5
+
+
+def bundles(work: Path) -> dict[str, Path]:
+    """Export what is not there yet; nothing is verified, which has nothing to do with speed."""
+    checkpoint = make(work / "checkpoint")
+    recipe = work / "recipe.json"
+    if not recipe.is_file():
+        visprune.fit(checkpoint, ratio=RATIO, max_prune_points=POINTS, output=recipe)
+    options: dict[str, dict[str, Any]] = {
+        "merged": {"method": "none"},
+        "six segments": {"method": "none", "segments": POINTS + 1},
+        "fitprune": {"method": "fitprune", "recipe": recipe},
+    }
+    for name, chosen in options.items():
+        if not (work / name).is_dir():
+            export(checkpoint, output=work / name, verify=False, **chosen)
+    print("scheme", read_recipe(recipe).scheme)
+    return {name: work / name for name in options}
+
+
+def prompt(bundle: Bundle) -> list[int]:
+    """Half of the text, the image, the other half."""
+    text = bundle.manifest.text
+    rng = np.random.default_rng(0)
+    words = [int(w) for w in rng.integers(10, 400, TEXT_TOKENS) if w != text.image_token_id]
+    image = [text.image_token_id] * bundle.manifest.pruning.budget.visual_tokens
+    return words[:32] + image + words[32:]
+
+
+def decoder_ms(timings: dict[str, float]) -> float:
+    """What the decoder's own stages took, the pruning between them included."""
+    return sum(ms for name, ms in timings.items() if name.startswith(("decoder", "segment_pruner")))
+
+
+def main() -> None:
+    """Measure, print a table and a JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    picture = Picture.of(np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32))
+    pipelines = {name: visprune.load(path, threads=THREADS) for name, path in bundles(args.work).items()}
+    prefill: dict[str, list[float]] = {name: [] for name in pipelines}
+    decode: dict[str, list[float]] = {name: [] for name in pipelines}
+    for repeat in range(args.repeats + 1):  # the first round warms up
+        for name, pipeline in pipelines.items():
+            manifest = pipeline.manifest
+            session = Session(pipeline._model.executor, manifest, keep_for(manifest))
+            done = session.prefill(prompt(pipeline.bundle), [picture])
+            start = time.perf_counter()
+            for token in range(20, 20 + STEPS):
+                session.decode(token)
+            if repeat:
+                decode[name].append((time.perf_counter() - start) * 1e3)
+                prefill[name].append(decoder_ms(done.timings_ms))
+    for what, values in (("prefill", prefill), (f"decode {STEPS}", decode)):
+        for name, ms in values.items():
+            low, middle, high = statistics.quantiles(ms, n=4)
+            print(f"{what:10s} {name:14s} {middle:9.1f} ms   spread {100 * (high - low) / middle:3.0f}%")
+    found = savings(pipelines["fitprune"].manifest, text_tokens=TEXT_TOKENS)
+    assert found is not None
+    promised = found.sequence.pruned / found.sequence.unpruned
+    medians = {k: (statistics.median(prefill[k]), statistics.median(decode[k])) for k in pipelines}
+    summary = {
+        "promised prefill, fitprune / merged (F3, whole sequence)": promised,
+        "prefill, fitprune / merged": medians["fitprune"][0] / medians["merged"][0],
+        "prefill, measured / promised": medians["fitprune"][0] / medians["merged"][0] / promised,
+        "prefill, six segments / merged": medians["six segments"][0] / medians["merged"][0],
+        "decode, six segments / merged": medians["six segments"][1] / medians["merged"][1],
+        "decode, fitprune / merged": medians["fitprune"][1] / medians["merged"][1],
+    }
+    for name, value in summary.items():
+        print(f"{name:58s} {value:.3f}")
+    print(json.dumps({"threads": THREADS, "summary": summary}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Exact match of methods inside the LLM: real bundles, through the runtime that users run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visprune.bench.flops import savings
+from visprune.demo.scenes import Question
+from visprune.errors import VispruneError
+from visprune.export import export
+from visprune.runtime import load
+
+__all__ = ["Result", "evaluate_inside"]
+
+_ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Exact match of one method at one ratio.
+
+    Attributes:
+        method: Its name.
+        ratio: What was asked for.
+        kept: Visual tokens kept; where they are pruned inside the LLM, those that enter each layer.
+        work: Share of the decoder's work on visual tokens that is left (F3).
+        right: Questions answered right.
+        of: Questions.
+    """
+
+    method: str
+    ratio: float
+    kept: str
+    work: float
+    right: int
+    of: int
+
+
+def evaluate_inside(
+    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[Question], ratios: Sequence[float]
+) -> list[Result]:
+    """Every method inside the LLM at every ratio, and one composition.
+
+    A ratio is the tokens left after the last prune point; for fitprune the visual work left, and for the
+    composition half of what its first method leaves. A ratio that no recipe reaches has no result.
+    """
+    results = []
+    for ratio in ratios:
+        for name, options in (
+            ("fastv", {"method": "fastv", "ratio": ratio}),
+            ("pyramiddrop", {"method": "pyramiddrop", "ratio": ratio}),
+            ("fitprune", {"method": "fitprune", "ratio": ratio}),
+            ("fopru-rank, then fastv", {"method": "fopru-rank", "ratio": ratio, "then": "fastv:0.5"}),
+        ):
+            try:
+                results.append(_run(checkpoint, name, options, images, asked))
+            except VispruneError as error:
+                print(f"{name} {ratio:g}: {error.what}")
+    return sorted(results, key=lambda result: result.method)
+
+
+def _run(
+    checkpoint: Path,
+    name: str,
+    options: dict[str, Any],
+    images: NDArray[np.uint8],
+    asked: Sequence[Question],
+) -> Result:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bundle = export(checkpoint, output=folder / "bundle", verify=False, **options)
+        pipeline = stack.enter_context(load(bundle.path))
+        right = 0
+        for image, question in zip(images, asked, strict=True):
+            answer = pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
+            right += answer.text.strip() == question.answer
+        found = savings(bundle.manifest)
+        assert found is not None
+        kept = " > ".join(map(str, answer.layer_tokens))
+        return Result(
+            name, options["ratio"], kept, found.visual.pruned / found.visual.unpruned, right, len(asked)
+        )

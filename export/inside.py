@@ -1,0 +1,110 @@
+"""What an export does inside the LLM: where it cuts the decoder, and what it prunes there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from visprune.budget import Budget
+from visprune.bundle import LayerPruning
+from visprune.errors import UnsupportedError
+from visprune.export import models
+from visprune.export.checkpoint import Checkpoint
+from visprune.export.compare import release
+from visprune.export.fitting import fit_checkpoint
+from visprune.export.job import Progress
+from visprune.export.options import Asked, ExportOptions, Methods
+from visprune.export.plan import Cuts
+from visprune.export.segments import cuts_of, even_cuts
+from visprune.pruning.fitprune import FitPrune
+from visprune.pruning.recipe import Recipe, read_recipe
+
+__all__ = ["Inside", "decide", "knobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """Where the decoder is cut, what is pruned there, and the recipe that says so, if one does."""
+
+    cuts: Cuts
+    pruning: LayerPruning | None = None
+    recipe: Recipe | None = None
+
+
+def decide(
+    methods: Methods,
+    settings: ExportOptions,
+    checkpoint: Checkpoint,
+    config: Any,
+    entering: tuple[int, Progress],
+) -> Inside:
+    """Work out what is asked for inside the LLM; a recipe is fitted here if none is given.
+
+    Args:
+        methods: The methods asked for.
+        settings: The other options.
+        checkpoint: The model.
+        config: Its configuration.
+        entering: Visual tokens of one image that enter the LLM; and what to call as the work goes on.
+
+    Raises:
+        UsageError: More segments than layers, or a recipe of another model.
+        UnsupportedError: The decoder cannot be cut, or the method cannot work on it.
+    """
+    text = config.text_config
+    if methods.inside is None or methods.inside_asked is None:
+        places = even_cuts(text.num_hidden_layers, 1 if settings.segments is None else settings.segments)
+        if places:
+            models.check_cut(text.model_type)
+        return Inside(Cuts(places))
+    models.check_cut(text.model_type)
+    tokens, progress = entering
+    pruner, asked = methods.inside, methods.inside_asked
+    recipe = None
+    if isinstance(pruner, FitPrune) and not pruner.scheme:
+        recipe = _recipe(settings, asked, checkpoint, text.num_hidden_layers, progress)
+        pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.ratio_reached)
+    layers = pruner.layers(text.num_hidden_layers)
+    if list(layers) != sorted(set(layers) & set(range(text.num_hidden_layers - 1))):
+        raise UnsupportedError(
+            f"{asked.name} prunes at the layers {layers} of {text.num_hidden_layers}.",
+            "Prune at ascending layers, each with another one after it.",
+        )
+    budget = pruner.budget(len(layers))
+    if asked.keep_tokens is not None:
+        whole = Budget(tokens)
+        budget = replace(budget, ratio=whole.from_tokens(asked.keep_tokens) / tokens)
+    elif asked.ratio is not None and not budget.is_recipe:
+        budget = replace(budget, ratio=asked.ratio)
+    pruning = LayerPruning(
+        method=asked.name,
+        options=knobs(pruner),
+        layers=layers,
+        boundary=pruner.boundary,
+        positions=pruner.positions,
+        budget=budget,
+    )
+    return Inside(Cuts(cuts_of(pruner, layers), pruner), pruning, recipe)
+
+
+def _recipe(
+    settings: ExportOptions, asked: Asked, checkpoint: Checkpoint, num_layers: int, progress: Progress
+) -> Recipe:
+    """The recipe of a file, or one fitted now."""
+    if settings.recipe is None:
+        options = {"data": settings.calibration, "max_prune_points": settings.max_prune_points}
+        recipe = fit_checkpoint(checkpoint, progress=progress, ratio=asked.ratio or 1.0, **options)
+        release()
+        return recipe
+    recipe = read_recipe(settings.recipe)
+    progress("checking the recipe's model", 0, 1)
+    recipe.check_model(
+        weights_sha256=checkpoint.weights_sha256(), num_layers=num_layers, name=checkpoint.name
+    )
+    progress("checking the recipe's model", 1, 1)
+    return recipe
+
+
+def knobs(pruner: Any) -> dict[str, Any]:
+    """The fields of a method's instance."""
+    return {f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {}

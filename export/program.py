@@ -1,0 +1,71 @@
+"""The manifest's program: which values the graphs exchange, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from visprune.bundle import Stage
+
+if TYPE_CHECKING:
+    from visprune.bundle import Graph, LayerPruning
+
+__all__ = ["program"]
+
+_GATHERED = ("hidden_states", "position_ids", "is_visual")
+
+
+def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[Stage, ...]:
+    """Every graph once, in order, and the segment pruner once for each prune point.
+
+    The values' names are the tensors' names, with these exceptions: the features before the pruner are
+    `vision_features`; what segment k puts out is `last_hidden_state.{k}`; and after prune point k the values
+    that go on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and `is_visual.{k + 1}`.
+    """
+    stages: list[Stage] = []
+    flow = {"hidden_states": "", "position_ids": "position_ids", "is_visual": "is_visual"}
+    point = 0
+    for name, graph in graphs.items():
+        if name == "segment_pruner":
+            continue
+        if not name.startswith("decoder"):
+            stages.append(_before_the_decoder(name, graph))
+            continue
+        outputs = {spec.name: spec.name for spec in graph.outputs}
+        if "last_hidden_state" in outputs:
+            outputs["last_hidden_state"] += f".{name.rpartition('_')[2]}"
+        if "token_scores" in outputs:
+            outputs["token_scores"] = f"token_scores.{point}"
+        inputs = {spec.name: flow.get(spec.name, spec.name) for spec in graph.inputs}
+        stages.append(Stage(name, "always", inputs, outputs))
+        flow["hidden_states"] = outputs.get("last_hidden_state", "")
+        if "token_scores" in outputs:
+            flow = _prune(stages, graphs["segment_pruner"], flow, point, inside)
+            point += 1
+    return tuple(stages)
+
+
+def _before_the_decoder(name: str, graph: Graph) -> Stage:
+    renamed = {("vision_encoder", "image_features"): "vision_features"}
+    return Stage(
+        graph=name,
+        when="visual" if name in ("vision_encoder", "token_pruner") else "always",
+        inputs={spec.name: spec.name for spec in graph.inputs},
+        outputs={spec.name: renamed.get((name, spec.name), spec.name) for spec in graph.outputs},
+    )
+
+
+def _prune(
+    stages: list[Stage], graph: Graph, flow: dict[str, str], point: int, inside: LayerPruning | None
+) -> dict[str, str]:
+    """Add the stage of one prune point; give the names of the values that go on."""
+    kept = {name: f"{name}.{point + 1}" for name in _GATHERED}
+    # Positions counted anew are the runtime's: it knows how many tokens each segment has seen.
+    taken = [n for n in _GATHERED if n != "position_ids" or inside is None or inside.positions == "original"]
+    inputs = {name: flow[name] for name in _GATHERED}
+    inputs |= {"token_scores": f"token_scores.{point}", "keep_tokens": f"keep_tokens.{point}"}
+    outputs = {f"kept_{name}": kept[name] for name in taken} | {"keep_indices": f"keep_indices.{point}"}
+    bypass = {kept[name]: flow[name] for name in taken}
+    inputs = {spec.name: inputs[spec.name] for spec in graph.inputs}
+    stages.append(Stage("segment_pruner", "visual", inputs, outputs, bypass))
+    return kept

@@ -1,0 +1,82 @@
+"""DivPrune: the tokens that are least alike (arXiv 2503.02175).
+
+Before the LLM, on the *projected* tokens: all N are projected, then K are chosen. With
+
+    d(i, j) = 1 - cosine of projected tokens i and j
+
+the smallest distance within the kept set is made large, greedily:
+
+    first pick   argmax over j of min over i != j of d(i, j)
+    next pick    argmax over j not picked of min over picked p of d(p, j)      K - 1 times
+
+The pick order does not depend on K: a graph computes the whole order, N steps of O(N), and keeps the first K
+picks. Of equal distances the first token in reading order wins; two tokens that are each
+other's nearest tie by definition, so distances are made exactly symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import Budget
+from visprune.pruning.base import Layout
+from visprune.pruning.select import ascending, repeat
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["DivPrune"]
+
+
+@dataclass(frozen=True, slots=True)
+class DivPrune:
+    """Keep the tokens that differ most from each other."""
+
+    place: ClassVar[str] = "before the LLM"
+    paper: ClassVar[str] = "DivPrune, arXiv 2503.02175"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+    chained: ClassVar[bool] = True
+    projected: ClassVar[bool] = True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """None: it looks at the tokens themselves."""
+        return ()
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts single tokens."""
+        return Budget(layout.visual_tokens)
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
+
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
+        """[T, K]: the first K picks, in ascending order of position; `features` are projected, [T, N, D]."""
+        import torch
+
+        tiles, count = features.shape[:2]
+        unit = torch.nn.functional.normalize(features.float(), dim=-1)
+        cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
+        distance = 1 - (cosine + cosine.transpose(1, 2)) / 2
+        position = torch.arange(count)
+        itself = position.unsqueeze(0) == position.unsqueeze(1)  # [N, N]
+        first = distance.masked_fill(itself, 3.0).amin(dim=-1).argmax(dim=-1)  # [T]
+        # Distances are in [0, 2]: with -1 to itself a token is never picked twice.
+        rows = distance.masked_fill(itself, -1.0).flatten(0, 1)  # [T * N, N]
+        start = torch.arange(tiles) * count
+
+        def pick(nearest: Tensor) -> tuple[Tensor, Tensor]:
+            index = nearest.argmax(dim=-1)  # [T]
+            return nearest.minimum(rows.index_select(0, index + start)), index
+
+        # The step after the last pick is one too many, and saves a special case for a single token.
+        _, rest = repeat(pick, rows.index_select(0, first + start), count)  # [N, T]
+        order = torch.cat([first.unsqueeze(0), rest]).transpose(0, 1)  # [T, N + 1]
+        return ascending(order[:, :keep_tokens])

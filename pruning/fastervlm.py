@@ -1,0 +1,59 @@
+"""FasterVLM: the tokens the CLS token looks at most (arXiv 2412.01818, version 1).
+
+Before the LLM, from the vision layer whose output the projector takes. With P the softmax
+probabilities of that layer [H, n, n] and c the row of the CLS token:
+
+    score[j] = mean over heads of P[:, c, j],  over the visual tokens j
+
+The K largest are kept. One row of the attention is enough, so the layer itself stays fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import Budget
+from visprune.pruning.base import Layout, need_cls
+from visprune.pruning.select import top_indices
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["FasterVLM"]
+
+
+@dataclass(frozen=True, slots=True)
+class FasterVLM:
+    """Keep the tokens that the CLS token gives most attention to."""
+
+    place: ClassVar[str] = "before the LLM"
+    paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The attention of the CLS token."""
+        return ("cls_attention",)
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts single tokens.
+
+        Raises:
+            UnsupportedError: The tower has no CLS token.
+        """
+        need_cls(layout, "fastervlm")
+        return Budget(layout.visual_tokens)
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
+
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
+        """[T, K]: the K largest scores, in ascending order of position."""
+        return top_indices(signals["cls_attention"], keep_tokens)

@@ -1,0 +1,72 @@
+"""PyramidDrop: drop a share of the visual tokens before each later stage of layers (arXiv 2410.17247).
+
+Inside the LLM. The L layers make `stages` equal parts; before the first layer l of each part but the
+first (8, 16, 24 of 32), visual tokens are ranked with that layer's own projections:
+
+    score[j] = mean over heads of softmax(q_last k_j / sqrt(Dh))     q_last: the last prompt token
+
+The best half stays, by default: 0.5, 0.25, 0.125 of N in the end. Survivors are numbered anew after each
+drop. Another ratio is reached in equal steps: with r left after P drops, each keeps r^(1/P).
+
+One query and no square matrix makes it the cheapest score there is; its price is that the scoring layer's
+query and key weights stand in two graphs. In a later turn the softmax runs over the new tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import LayerBudget
+from visprune.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["PyramidDrop"]
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidDrop:
+    """Drop visual tokens in stages, by the attention of the last prompt token.
+
+    Attributes:
+        stages: Parts of the decoder, with one drop between each and the next.
+    """
+
+    place: ClassVar[str] = "inside the LLM"
+    paper: ClassVar[str] = "PyramidDrop, arXiv 2410.17247"
+    positions: ClassVar[Literal["renumbered"]] = "renumbered"
+    boundary: ClassVar[Literal["layer"]] = "layer"
+    rows: ClassVar[Literal["last"]] = "last"
+    heads: ClassVar[Literal["mean"]] = "mean"
+
+    stages: int = 4
+
+    def __post_init__(self) -> None:
+        if self.stages < 2:
+            raise UsageError(
+                f"PyramidDrop with {self.stages} stages drops nothing.", "Give stages of at least 2."
+            )
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The last layer of each stage but the last.
+
+        Raises:
+            UnsupportedError: The decoder has one layer.
+        """
+        starts = {num_layers * stage // self.stages for stage in range(1, self.stages)}
+        found = tuple(start - 1 for start in sorted(starts) if start > 0)
+        if not found:
+            raise UnsupportedError(
+                f"A decoder of {num_layers} layers has no {self.stages} stages.", "Choose another method."
+            )
+        return found
+
+    def budget(self, points: int) -> LayerBudget:
+        """Half of the tokens at each drop unless another ratio is asked for."""
+        return LayerBudget(points, ratio=0.5**points)
+
+    def score(self, attention: Tensor, is_visual: Tensor) -> Tensor:
+        """The last token's attention: [B, 1, S] -> [B, S]."""
+        return attention[:, 0]

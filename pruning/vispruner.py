@@ -1,0 +1,119 @@
+"""VisPruner: some tokens for their importance, the others for being no duplicates (arXiv 2412.01818v2).
+
+Before the LLM. K tokens are kept, in two groups:
+
+    important   the Ki largest of the CLS token's attention (as FasterVLM), Ki = round(important_share K)
+    diverse     of the N - Ki others, K - Ki are left by rounds of removal, in each of which
+                - the a tokens still alive are numbered 0 .. a - 1 in reading order,
+                - each even one gets s = max over the odd ones of the cosine of their vision features,
+                - the d even ones of largest s are dropped.
+
+The published form drops a few tokens at a time until the count is met. A graph needs a fixed number
+of rounds, so here a round drops d = min(a - (K - Ki), ceil(drop_share a)) and there are as many rounds as it
+takes to come from N tokens to one; those that have nothing left to drop change nothing. This is our
+reading; a smaller `drop_share` is nearer to the published form, and costs rounds (19 for 1/4 and N = 576).
+`drop_share` is at most 1/2, because only even tokens go: ceil(a / 2) of a are even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from visprune.budget import Budget
+from visprune.errors import UsageError
+from visprune.pruning.base import Layout, need_cls
+from visprune.pruning.select import part, ranks, repeat, top_indices
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["VisPruner"]
+
+
+@dataclass(frozen=True, slots=True)
+class VisPruner:
+    """Keep what the CLS token looks at, and of the rest what is least alike.
+
+    Attributes:
+        important_share: Of the kept tokens, the share chosen by attention; in (0, 1].
+        drop_share: Of the tokens alive, the largest share a round of removal drops; in [1/100, 1/2].
+    """
+
+    place: ClassVar[str] = "before the LLM"
+    paper: ClassVar[str] = "VisPruner, arXiv 2412.01818v2"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+    chained: ClassVar[bool] = True
+
+    important_share: float = 0.5
+    drop_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.important_share <= 1.0 or not 0.01 <= self.drop_share <= 0.5:
+            raise UsageError(
+                f"VisPruner has no important_share={self.important_share!r} with "
+                f"drop_share={self.drop_share!r}.",
+                "Use an important_share in (0, 1] and a drop_share in [0.01, 0.5].",
+            )
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The attention of the CLS token."""
+        return ("cls_attention",)
+
+    def budget(self, layout: Layout) -> Budget:
+        """Counts single tokens.
+
+        Raises:
+            UnsupportedError: The tower has no CLS token.
+        """
+        need_cls(layout, "vispruner")
+        return Budget(layout.visual_tokens)
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
+
+    def rounds(self, tokens: int) -> int:
+        """How many rounds of removal lead from so many tokens to a single one."""
+        share, count = self._share, 0
+        while tokens > 1:
+            tokens -= -(-tokens * share.numerator // share.denominator)
+            count += 1
+        return count
+
+    def select(
+        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+    ) -> Tensor:
+        """[T, K]: the important and the diverse tokens, in ascending order of position."""
+        import torch
+
+        important = part(keep_tokens, self.important_share)  # [1, 1]
+        diverse = float(keep_tokens) - important
+        is_important = ranks(signals["cls_attention"]) < important  # [T, N]
+        unit = torch.nn.functional.normalize(features.float(), dim=-1)
+        cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
+        position = torch.arange(features.shape[1])
+        before = (position.unsqueeze(1) < position.unsqueeze(0)).float()  # [N, N], 1 where row < column
+        share = self._share
+
+        def drop(alive: Tensor) -> tuple[Tensor, Tensor]:
+            count = alive.sum(dim=-1, keepdim=True)  # [T, 1]
+            half = (alive @ before) / 2
+            is_odd = (alive > 0) & (half != half.floor())  # [T, N]
+            nearest = cosine.where(is_odd.unsqueeze(1), -2.0).amax(dim=-1)
+            nearest = nearest.where((alive > 0) & ~is_odd, -3.0)  # of the even ones; cosines end at -1
+            most = ((count * share.numerator + (share.denominator - 1)) / share.denominator).floor()
+            dropped = ranks(nearest) < (count - diverse).minimum(most)
+            return alive.masked_fill(dropped, 0.0), count
+
+        alive, _ = repeat(drop, 1 - is_important.float(), max(1, self.rounds(features.shape[1])))
+        return top_indices(alive + 2 * is_important.float(), keep_tokens)
+
+    @property
+    def _share(self) -> Fraction:
+        return Fraction(self.drop_share).limit_denominator(100)

@@ -1,0 +1,97 @@
+"""Work of a transformer layer, in multiply-accumulates (MAC): the formulas every figure comes from.
+
+With n tokens, hidden size d and MLP size m, by the two conventions in print:
+
+    F2 = 4 n d^2 + 2 n^2 d + 2 n d m     two MLP matrices (FastV, DivPrune, VisionZip; right for a ViT)
+    F3 = 4 n d^2 + 2 n^2 d + 3 n d m     three, as SwiGLU has (PyramidDrop, FitPrune; right for LLaMA)
+
+Queries, keys, values and output count n d^2 each, also where heads share keys. A FLOP count is twice
+the MAC count. Where tokens are deleted inside a layer, after attention and before the output
+projection, the layer costs `before_deletion` of the tokens that entered and `after_deletion` of those left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from visprune.errors import UsageError
+
+__all__ = ["Convention", "LayerWork", "Shapes"]
+
+Convention = Literal["F2", "F3"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """MACs of one layer.
+
+    Attributes:
+        hidden_size: d.
+        intermediate_size: m.
+        convention: How the MLP is counted.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    convention: Convention = "F3"
+
+    def before_deletion(self, tokens: int) -> int:
+        """Queries, keys, values and attention: 3 n d^2 + 2 n^2 d."""
+        n, d = tokens, self.hidden_size
+        return 3 * n * d * d + 2 * n * n * d
+
+    def after_deletion(self, tokens: int) -> int:
+        """Output projection and MLP: n d^2 + 2 n d m or 3 n d m."""
+        n, d = tokens, self.hidden_size
+        matrices = {"F2": 2, "F3": 3}[self.convention]
+        return n * d * d + matrices * n * d * self.intermediate_size
+
+    def layer(self, tokens: int) -> int:
+        """A whole layer in which nothing is deleted."""
+        return self.before_deletion(tokens) + self.after_deletion(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The sizes that a model's work depends on; an exported bundle's manifest has them.
+
+    Attributes:
+        vision_hidden_size: Of the vision tower.
+        vision_intermediate_size: Of its MLPs, which have two matrices.
+        vision_layers: Layers of it that run: those up to the feature layer.
+        vision_tokens: Tokens of one image in it (577 for CLIP-L/336, its CLS among them).
+        vision_patches: Patches of one image (576).
+        patch_values: Pixels of a patch times channels.
+        projector: (in, out) of each linear layer of the projector, first to last.
+        hidden_size: Of the decoder.
+        intermediate_size: Of its MLPs.
+        num_layers: Of the decoder.
+        vocab_size: Rows of the output head.
+        convention: F3 for a decoder whose MLP has three matrices, F2 for one with two.
+
+    Raises:
+        UsageError: A size is not positive.
+    """
+
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    vision_layers: int
+    vision_tokens: int
+    vision_patches: int
+    patch_values: int
+    projector: tuple[tuple[int, int], ...]
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    vocab_size: int
+    convention: Convention = "F3"
+
+    def __post_init__(self) -> None:
+        sizes = {f.name: getattr(self, f.name) for f in fields(self)}
+        numbers = {name: [size] for name, size in sizes.items() if isinstance(size, int)}
+        numbers["projector"] = [size for linear in self.projector for size in linear]
+        for name, values in numbers.items():
+            least = 0 if name == "vision_layers" else 1  # a model may take the patch embeddings as features
+            if min(values, default=least) < least:
+                raise UsageError(f"{name} is {sizes[name]}.", f"Give a number of at least {least}.")

@@ -1,0 +1,76 @@
+"""Every kind of graph, in fp16, becomes a TensorRT-RTX engine for SM86; no GPU is needed for that.
+
+It is no proof for another TensorRT: neither for the version on a Jetson nor for an SM that it cannot target.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+trt = pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("torch")
+
+from visprune.export import export
+from visprune.pruning.fitprune import FitPrune
+from visprune.pruning.freepruner import FreePruner
+
+# The least, usual and most of each dynamic dimension; K is an input of its own.
+SIZES = {"S": (1, 80, 160), "P": (0, 80, 160), "T": (1, 1, 2), "M": (1, 72, 288)}
+KEPT = (1, 36, 144)
+
+# On the demo model: attention has kernels for heads of its size, and none for those of smaller models.
+CASES = {
+    "fastv-after-fastervlm": {"method": "fastervlm", "then": "fastv"},
+    "pyramiddrop-after-vispruner": {"method": "vispruner", "then": "pyramiddrop"},
+    "fitprune-after-divprune": {"method": "divprune", "then": FitPrune((60, 0, 0), 144, 0.7)},
+    "segments-after-freepruner": {"method": FreePruner(mode="count"), "segments": 2},
+    "merged-after-freepruner": {"method": "freepruner"},
+}
+
+
+def engine(path, graph):
+    """Build one graph; the parser's errors, or the size of the engine."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        return [str(parser.get_error(index)) for index in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    specs = {spec.name: spec for spec in graph.inputs}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.is_shape_tensor:
+            profile.set_shape_input(tensor.name, *([count] for count in KEPT))
+            continue
+        shape = specs[tensor.name].shape
+        sizes = [tuple(d if isinstance(d, int) else SIZES[d][i] for d in shape) for i in range(3)]
+        if len(set(sizes)) > 1:
+            profile.set_shape(tensor.name, *sizes)
+    config.add_optimization_profile(profile)
+    built = builder.build_serialized_network(network, config)
+    return 0 if built is None else memoryview(built).nbytes
+
+
+def check(bundle, names):
+    for name in names:
+        graph = bundle.manifest.graphs[name]
+        built = engine(bundle.file(graph.file), graph)
+        assert isinstance(built, int), f"{name}: {built}"
+        assert built > 0, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_graph_builds(case, tmp_path):
+    bundle = export(output=tmp_path / "bundle", dtype="fp16", verify=False, **CASES[case])
+    check(bundle, bundle.manifest.graphs)
+
+
+@pytest.mark.parametrize("method", ["fastv", FitPrune((6, 0, 0), 16, 0.7)], ids=["last-row", "all-rows"])
+def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
+    path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
+    bundle = export(path, method=method, output=tmp_path / "bundle", dtype="fp16", verify=False)
+    check(bundle, [name for name in bundle.manifest.graphs if name.startswith(("decoder", "segment"))])
