@@ -276,6 +276,6 @@ def savings(
         text_tokens=text_tokens,
         visual=counted(full.macs(layer), schedule.macs(layer)),
         sequence=counted(full.plus(text_tokens).macs(layer), schedule.plus(text_tokens).macs(layer)),
-        model=counted(model(full, total), model(schedule, entering)),
+        model=counted(model(full, total), model(schedule, total if before.projects_all else entering)),
         cache_bytes=Saving(full.cache_bytes(*cache), schedule.cache_bytes(*cache)),
     )

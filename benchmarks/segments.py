@@ -27,7 +27,7 @@ from visprune.pruning.recipe import read_recipe
 from visprune.runtime.keep import keep_for
 from visprune.runtime.session import Picture, Session
 
-TEXT_TOKENS, STEPS, RATIO, POINTS = 64, 16, 0.4, 5
+TEXT_TOKENS, STEPS, TURNS, RATIO, POINTS = 64, 8, 4, 0.4, 5
 
 
 def bundles(work: Path) -> dict[str, Path]:
@@ -73,31 +73,41 @@ def main() -> None:
     prefill: dict[str, list[float]] = {name: [] for name in pipelines}
     decode: dict[str, list[float]] = {name: [] for name in pipelines}
     for repeat in range(args.repeats + 1):  # the first round warms up
+        sessions = {}
         for name, pipeline in pipelines.items():
-            manifest = pipeline.manifest
-            session = Session(pipeline._model.executor, manifest, keep_for(manifest))
+            session = Session(pipeline._model.executor, pipeline.manifest, keep_for(pipeline.manifest))
             done = session.prefill(prompt(pipeline.bundle), [picture])
-            start = time.perf_counter()
-            for token in range(20, 20 + STEPS):
-                session.decode(token)
-            if repeat:
-                decode[name].append((time.perf_counter() - start) * 1e3)
-                prefill[name].append(decoder_ms(done.timings_ms))
-    for what, values in (("prefill", prefill), (f"decode {STEPS}", decode)):
+            prefill[name].append(decoder_ms(done.timings_ms))
+            sessions[name] = session
+        for name in pipelines:
+            decode[name].append(0.0)
+        for _ in range(TURNS):
+            for name, session in sessions.items():
+                start = time.perf_counter()
+                for token in range(20, 20 + STEPS):
+                    session.decode(token)
+                decode[name][repeat] += (time.perf_counter() - start) * 1e3
+    for what, values in (("prefill", prefill), (f"decode {TURNS * STEPS}", decode)):
         for name, ms in values.items():
-            low, middle, high = statistics.quantiles(ms, n=4)
+            low, middle, high = statistics.quantiles(ms[1:], n=4)
             print(f"{what:10s} {name:14s} {middle:9.1f} ms   spread {100 * (high - low) / middle:3.0f}%")
+
+    def ratio(values: dict[str, list[float]], name: str) -> float:
+        """Median over rounds, so that drift between them cancels."""
+        return statistics.median(
+            mine / theirs for mine, theirs in zip(values[name][1:], values["merged"][1:], strict=True)
+        )
+
     found = savings(pipelines["fitprune"].manifest, text_tokens=TEXT_TOKENS)
     assert found is not None
     promised = found.sequence.pruned / found.sequence.unpruned
-    medians = {k: (statistics.median(prefill[k]), statistics.median(decode[k])) for k in pipelines}
     summary = {
         "promised prefill, fitprune / merged (F3, whole sequence)": promised,
-        "prefill, fitprune / merged": medians["fitprune"][0] / medians["merged"][0],
-        "prefill, measured / promised": medians["fitprune"][0] / medians["merged"][0] / promised,
-        "prefill, six segments / merged": medians["six segments"][0] / medians["merged"][0],
-        "decode, six segments / merged": medians["six segments"][1] / medians["merged"][1],
-        "decode, fitprune / merged": medians["fitprune"][1] / medians["merged"][1],
+        "prefill, fitprune / merged": ratio(prefill, "fitprune"),
+        "prefill, measured / promised": ratio(prefill, "fitprune") / promised,
+        "prefill, six segments / merged": ratio(prefill, "six segments"),
+        "decode, six segments / merged": ratio(decode, "six segments"),
+        "decode, fitprune / merged": ratio(decode, "fitprune"),
     }
     for name, value in summary.items():
         print(f"{name:58s} {value:.3f}")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -75,9 +75,7 @@ _BEFORE = ("fopru-rank", "fopru-row", "fastervlm", "vispruner", "divprune", "fre
 
 
 def _pruner(name: str) -> VisionPruner:
-    pruner = load_method(name)()
-    assert isinstance(pruner, VisionPruner)
-    return pruner
+    return cast(VisionPruner, load_method(name)())
 
 
 def _of_the_product(name: str) -> Method:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from visprune.bench.flops import savings
 from visprune.demo.scenes import Question
-from visprune.errors import VispruneError
+from visprune.errors import UnsupportedError
 from visprune.export import export
 from visprune.runtime import load
 
@@ -63,7 +63,7 @@ def evaluate_inside(
         ):
             try:
                 results.append(_run(checkpoint, name, options, images, asked))
-            except VispruneError as error:
+            except UnsupportedError as error:
                 print(f"{name} {ratio:g}: {error.what}")
     return sorted(results, key=lambda result: result.method)
 
@@ -84,8 +84,6 @@ def _run(
             answer = pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
             right += answer.text.strip() == question.answer
         found = savings(bundle.manifest)
-        assert found is not None
+        work = found.visual.pruned / found.visual.unpruned if found else float("nan")
         kept = " > ".join(map(str, answer.layer_tokens))
-        return Result(
-            name, options["ratio"], kept, found.visual.pruned / found.visual.unpruned, right, len(asked)
-        )
+        return Result(name, options["ratio"], kept, work, right, len(asked))

@@ -76,7 +76,7 @@ def _native(
 def _primitive(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """MatMul, Softmax, MatMul. Grouped heads share keys by broadcasting, so no cache is copied."""
+    """MatMul, Softmax, MatMul."""
     recorder = _wanted.get()
     scale = _scale(query, kwargs)
     if recorder is not None and recorder.maximum:
@@ -90,22 +90,23 @@ def _primitive(
 
 def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """Of scaled queries, in float32: [B, H, S, P + S]."""
-    if query.shape[1] == key.shape[1]:
-        logits = (query @ key.transpose(-1, -2)).float()
-    else:  # heads that share keys stand in groups, which broadcast
-        grouped = query.unflatten(1, (key.shape[1], -1))  # [B, Hkv, G, S, Dh]
-        logits = (grouped @ key.unsqueeze(2).transpose(-1, -2)).flatten(1, 2).float()
+    batch, heads, length, _ = query.shape
+    logits = (_grouped(query, key.shape[1]) @ key.transpose(-1, -2)).float()
+    logits = logits.reshape(batch, heads, length, key.shape[2])
     return logits if mask is None else logits + mask.float()
 
 
 def _mixed(probabilities: Tensor, value: Tensor) -> Tensor:
     """The values by their probabilities: [B, H, S, Dh]."""
-    probabilities = probabilities.to(value.dtype)
-    if probabilities.shape[1] == value.shape[1]:
-        return probabilities @ value
-    grouped = probabilities.unflatten(1, (value.shape[1], -1)) @ value.unsqueeze(2)
-    mixed: Tensor = grouped.flatten(1, 2)
-    return mixed
+    batch, heads, length, _ = probabilities.shape
+    mixed = _grouped(probabilities.to(value.dtype), value.shape[1]) @ value
+    return mixed.reshape(batch, heads, length, value.shape[3])
+
+
+def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
+    """Heads that share keys, one below the other: [B, H, S, X] -> [B, Hkv, G S, X]. No key is copied."""
+    batch, heads, length, width = rows.shape
+    return rows.reshape(batch, kv_heads, heads // kv_heads * length, width)
 
 
 def _one_row(query: Tensor, key: Tensor, scale: float, rows: Literal["all", "first", "last"]) -> Tensor:
@@ -115,7 +116,10 @@ def _one_row(query: Tensor, key: Tensor, scale: float, rows: Literal["all", "fir
 
 
 def _heads_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention that never holds the probabilities of all heads: out [B, H, S, Dh], maximum [B, S, P + S]."""
+    """Attention, with the probabilities of some heads at a time: out [B, H, S, Dh], maximum [B, S, P + S].
+
+    Heads that share keys stay together, so that no cache is copied; where all do, there is one part.
+    """
     kv_heads = key.shape[1]
     groups = query.shape[1] // kv_heads
     size = -(-kv_heads // _PARTS)

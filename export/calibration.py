@@ -51,7 +51,7 @@ def read_lines(data: str | Path | None) -> tuple[CalibrationLine, ...]:
         data = CALIBRATION
     path = Path(data)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(
             f"The calibration file {path} cannot be read: {error.strerror}.", "Check the path."

@@ -84,7 +84,7 @@ def export(
     if settings.verify:
         check_memory(checkpoint, "self-check", "leave the check out with --no-verify")
     progress = progress or (lambda what, done, total: None)
-    inside = decide(methods, settings, checkpoint, config, (keep + features.always_kept, progress))
+    inside = decide(methods, settings, checkpoint, config, keep + features.always_kept, progress)
     job = Job(
         checkpoint=checkpoint,
         config=config,
@@ -99,6 +99,7 @@ def export(
             grid_offset=features.skipped_patches,
             always_kept=features.always_kept,
             positions=pruner.positions,
+            projects_all=bool(getattr(pruner, "projected", False)),
         ),
         inside=inside,
         target=target,
@@ -116,7 +117,8 @@ def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, kee
     if methods.inside is None or not isinstance(methods.before, KeepAll):
         parts.append(methods.before_asked.name)
         asked = methods.before_asked
-        parts += [f"keep{keep}"] if (asked.keep_tokens, asked.ratio or 1.0) != (None, 1.0) else []
+        prunes = asked.keep_tokens is not None or asked.ratio not in (None, 1.0)
+        parts += [f"keep{keep}"] if prunes else []
     if methods.inside_asked is not None:
         asked = methods.inside_asked
         parts.append(asked.name)

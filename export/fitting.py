@@ -129,7 +129,7 @@ def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None)
     with ThreadPoolExecutor(max_workers=1) as beside:
         weights_sha256 = beside.submit(checkpoint.weights_sha256)
         report("loading the checkpoint", 0, 1)
-        model = loading.load_model(checkpoint).float().to(options.device)
+        model = loading.load_model(checkpoint).to(options.device).float()
         parts = models.family(checkpoint.model_type).parts(model)
         statistics.prepare(model, parts)
         report("loading the checkpoint", 1, 1)

@@ -36,7 +36,8 @@ def decide(
     settings: ExportOptions,
     checkpoint: Checkpoint,
     config: Any,
-    entering: tuple[int, Progress],
+    tokens: int,
+    progress: Progress,
 ) -> Inside:
     """Work out what is asked for inside the LLM; a recipe is fitted here if none is given.
 
@@ -45,7 +46,8 @@ def decide(
         settings: The other options.
         checkpoint: The model.
         config: Its configuration.
-        entering: Visual tokens of one image that enter the LLM; and what to call as the work goes on.
+        tokens: Visual tokens of one image that enter the LLM.
+        progress: Called as the work goes on.
 
     Raises:
         UsageError: More segments than layers, or a recipe of another model.
@@ -58,12 +60,11 @@ def decide(
             models.check_cut(text.model_type)
         return Inside(Cuts(places))
     models.check_cut(text.model_type)
-    tokens, progress = entering
     pruner, asked = methods.inside, methods.inside_asked
     recipe = None
     if isinstance(pruner, FitPrune) and not pruner.scheme:
         recipe = _recipe(settings, asked, checkpoint, text.num_hidden_layers, progress)
-        pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.ratio_reached)
+        pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.exported_ratio(recipe.scheme))
     layers = pruner.layers(text.num_hidden_layers)
     if list(layers) != sorted(set(layers) & set(range(text.num_hidden_layers - 1))):
         raise UnsupportedError(
@@ -93,7 +94,7 @@ def _recipe(
     """The recipe of a file, or one fitted now."""
     if settings.recipe is None:
         options = {"data": settings.calibration, "max_prune_points": settings.max_prune_points}
-        recipe = fit_checkpoint(checkpoint, progress=progress, ratio=asked.ratio or 1.0, **options)
+        recipe = fit_checkpoint(checkpoint, progress=progress, ratio=asked.ratio, **options)
         release()
         return recipe
     recipe = read_recipe(settings.recipe)

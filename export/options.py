@@ -128,21 +128,17 @@ class ExportOptions:
             )
         if pruner.scheme or self.recipe is not None:
             clash = [option for option in given if option != "--recipe" or pruner.scheme]
-            clash += ["--ratio"] if asked.ratio is not None else []
+            clash += ["--ratio" if self.then is None else "the ratio of --then"] if asked.ratio else []
             if clash:
                 raise UsageError(
                     f"A recipe is fitted already, so {clash[0]} cannot change it.",
-                    f"Leave {clash[0]} out, or fit another recipe with `visprune fit`.",
+                    "Leave that out, or fit another recipe with `visprune fit`.",
                 )
         elif asked.ratio is None:
             raise UsageError(
                 "fitprune needs a recipe, or a ratio to fit one for.",
-                "Give --recipe FILE from `visprune fit`, or --ratio R.",
-            )
-        if self.max_prune_points is not None and self.max_prune_points < 1:
-            raise UsageError(
-                f"A recipe cannot prune at {self.max_prune_points} layers.",
-                "Give --max-prune-points of at least 1.",
+                "Give --recipe FILE from `visprune fit`, or "
+                + ("--ratio R." if self.then is None else "write --then fitprune:R."),
             )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from visprune.export import graphs, models, segments
 from visprune.export.parts import Features, Parts, cache_shape
+from visprune.export.program import GATHERED
 from visprune.export.trace import GraphInput
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.signals import SIGNALS
@@ -118,7 +119,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
                 "segment_pruner",
                 lambda parts: segments.SegmentPruner(),
                 [tokens[1], positions, visual, scores, count],
-                {**{f"kept_{name}": kept for name in segments.GATHERED}, "keep_indices": kept},
+                {**{f"kept_{name}": kept for name in GATHERED}, "keep_indices": kept},
             )
         )
     return found

@@ -10,9 +10,10 @@ from visprune.bundle import Stage
 if TYPE_CHECKING:
     from visprune.bundle import Graph, LayerPruning
 
-__all__ = ["program"]
+__all__ = ["GATHERED", "program"]
 
-_GATHERED = ("hidden_states", "position_ids", "is_visual")
+GATHERED = ("hidden_states", "position_ids", "is_visual")
+"""What goes on from one segment to the next."""
 
 
 def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[Stage, ...]:
@@ -59,10 +60,10 @@ def _prune(
     stages: list[Stage], graph: Graph, flow: dict[str, str], point: int, inside: LayerPruning | None
 ) -> dict[str, str]:
     """Add the stage of one prune point; give the names of the values that go on."""
-    kept = {name: f"{name}.{point + 1}" for name in _GATHERED}
+    kept = {name: f"{name}.{point + 1}" for name in GATHERED}
     # Positions counted anew are the runtime's: it knows how many tokens each segment has seen.
-    taken = [n for n in _GATHERED if n != "position_ids" or inside is None or inside.positions == "original"]
-    inputs = {name: flow[name] for name in _GATHERED}
+    taken = [n for n in GATHERED if n != "position_ids" or inside is None or inside.positions == "original"]
+    inputs = {name: flow[name] for name in GATHERED}
     inputs |= {"token_scores": f"token_scores.{point}", "keep_tokens": f"keep_tokens.{point}"}
     outputs = {f"kept_{name}": kept[name] for name in taken} | {"keep_indices": f"keep_indices.{point}"}
     bypass = {kept[name]: flow[name] for name in taken}

@@ -21,10 +21,7 @@ from visprune.export.parts import Parts
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.select import top_indices
 
-__all__ = ["GATHERED", "Segment", "SegmentPruner", "attention_layers", "cuts_of", "even_cuts", "spans"]
-
-GATHERED = ("hidden_states", "position_ids", "is_visual")
-"""What goes on from one segment to the next."""
+__all__ = ["Segment", "SegmentPruner", "attention_layers", "cuts_of", "even_cuts", "spans"]
 
 
 def cuts_of(pruner: LayerPruner, layers: Sequence[int]) -> tuple[int, ...]:

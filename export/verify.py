@@ -9,6 +9,7 @@ another, so that memory holds one at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,8 +77,8 @@ def verify(
             for ids, part in zip(prompts, pruned, strict=True)
         ],
     )
-    got = {"vision": vision, "pruned": pruned[0], "embedded": embedded[0]}
-    reference = _compare_inputs(check, (checkpoint, manifest, features), methods, (pixels, prompts, got))
+    seen = _Seen(pixels, prompts, vision, pruned[0], embedded[0])
+    reference = _compare_inputs(check, checkpoint, manifest, features, methods, seen)
     release()
     visual = [(ids == manifest.text.image_token_id).numpy() for ids in prompts]
     embeds = [part["inputs_embeds"] for part in embedded]
@@ -85,14 +86,28 @@ def verify(
     return Parity(verified=True, rows=tuple(check.rows))
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the graphs before the decoder were given, the pruned prompt first, and what they gave."""
+
+    pixels: Tensor
+    prompts: list[Tensor]
+    vision: Arrays
+    pruned: Arrays
+    embedded: Arrays
+
+
 def _compare_inputs(
     check: Check,
-    exported: tuple[Checkpoint, Manifest, Features],
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    features: Features,
     methods: tuple[VisionPruner, Cuts],
-    seen: tuple[Tensor, list[Tensor], dict[str, Arrays]],
+    seen: _Seen,
 ) -> Reference:
     """Compare everything before the decoder; give what the decoder will be compared with."""
-    (checkpoint, manifest, features), (pruner, cuts), (pixels, prompts, got) = exported, methods, seen
+    pruner, cuts = methods
+    pixels, prompts = seen.pixels, seen.prompts
     # The reference is float32, whatever the checkpoint and the target are.
     model = load_model(checkpoint).float()
     parts = models.family(checkpoint.model_type).parts(model)
@@ -101,28 +116,28 @@ def _compare_inputs(
     tower = models.tower(model.config.vision_config.model_type)
     want = graphs.VisionEncoder(parts, tower, features, pruner.signals)(pixels)
     for name, value in zip(("image_features", *pruner.signals), want, strict=True):
-        check.close(f"vision_encoder {name}", got["vision"][name], value)
+        check.close(f"vision_encoder {name}", seen.vision[name], value)
 
     wrapper = graphs.TokenPruner(parts, features, pruner)
-    indices = got["pruned"]["keep_indices"]
+    indices = seen.pruned["keep_indices"]
     keep = torch.tensor(indices.shape[1])
-    mine = [torch.from_numpy(got["vision"][name]) for name in pruner.signals]
-    tokens = torch.from_numpy(got["vision"]["image_features"].astype(np.float32))
+    mine = [torch.from_numpy(seen.vision[name]) for name in pruner.signals]
+    tokens = torch.from_numpy(seen.vision["image_features"].astype(np.float32))
     _, same = wrapper(tokens, keep, mine)
     tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
     # A graph projects in its own precision, so projected tokens are not quite the same on both sides.
     check.kept("token_pruner keep_indices", indices, same, tolerance if wrapper.projects_first else 0.0)
     projected = parts.projector(_gather(tokens, torch.from_numpy(indices), features))
-    check.close("token_pruner image_features", got["pruned"]["image_features"], projected)
+    check.close("token_pruner image_features", seen.pruned["image_features"], projected)
     _, own = wrapper(want[0], keep, list(want[1:]))
     check.kept("kept set", indices, own, tolerance)
 
     image_features = parts.projector(_gather(want[0], torch.from_numpy(indices), features))
     embedding = graphs.Embedding(parts, model.config.image_token_id, tell_visual=True)
     embeds, is_visual = embedding(prompts[0], image_features)
-    check.close("embedding inputs_embeds", got["embedded"]["inputs_embeds"], embeds)
+    check.close("embedding inputs_embeds", seen.embedded["inputs_embeds"], embeds)
     if cuts.pruner is not None:
-        same = np.array_equal(got["embedded"]["is_visual"], is_visual.numpy())
+        same = np.array_equal(seen.embedded["is_visual"], is_visual.numpy())
         check.add("embedding is_visual", float(not same), 0.0, "")
 
     release()

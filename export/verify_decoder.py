@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from visprune.bundle import Manifest
+from visprune.bundle import LayerPruning, Manifest
 from visprune.export import attention
 from visprune.export.compare import Arrays, Check, Graphs
 from visprune.export.parts import Parts, cache_shape
 from visprune.export.plan import Cuts
-from visprune.export.segments import GATHERED, Segment, SegmentPruner, attention_layers, spans
+from visprune.export.program import GATHERED
+from visprune.export.segments import Segment, SegmentPruner, attention_layers, cuts_of, spans
+from visprune.pruning.base import LayerPruner
 
 __all__ = ["Reference", "compare_decoder", "refer"]
 
@@ -51,7 +53,7 @@ class Reference:
 
 @dataclass(slots=True)
 class _Flow:
-    """One step of a sequence on its way through the graphs, and the cache it leaves to the next one."""
+    """One step of a sequence on its way through the graphs."""
 
     hidden: NDArray[Any]
     position_ids: NDArray[np.int64]
@@ -82,7 +84,8 @@ def refer(
     table, head = parts.language_model.get_input_embeddings(), parts.lm_head
     logits: list[Tensor] = []
     inputs = [embeds]
-    chain = None if cuts.pruner is None else _Chain(parts, is_visual, manifest, cuts)
+    pruner, inside = cuts.pruner, manifest.layer_pruning
+    chain = None if pruner is None or inside is None else _Chain(parts, is_visual, inside, pruner)
     cache = DynamicCache()
     for _ in range(NEW_TOKENS):
         if chain is None:
@@ -98,22 +101,19 @@ def refer(
 class _Chain:
     """The segments in PyTorch, with their caches; the first call is the prompt."""
 
-    def __init__(self, parts: Parts, is_visual: Tensor, manifest: Manifest, cuts: Cuts) -> None:
+    def __init__(self, parts: Parts, is_visual: Tensor, inside: LayerPruning, pruner: LayerPruner) -> None:
         attention.register()
         parts.language_model.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
         config = parts.language_model.config
-        assert cuts.pruner is not None and manifest.layer_pruning is not None  # noqa: PT018
-        found = spans(config.num_hidden_layers, cuts.places)
-        self.segments = [
-            Segment(parts, span, None if span is found[-1] else cuts.pruner).eval() for span in found
-        ]
+        found = spans(config.num_hidden_layers, cuts_of(pruner, inside.layers))
+        self.segments = [Segment(parts, span, None if span is found[-1] else pruner).eval() for span in found]
         heads, head_dim = cache_shape(config)
         empty = torch.zeros(1, heads, 0, head_dim)
         self.caches = [[empty] * (2 * len(attention_layers(span))) for span in found]
         self.is_visual = is_visual
         entering = int(is_visual.sum())
-        self.left = [is_visual.shape[1] - entering + n for n in manifest.layer_pruning.budget.kept(entering)]
-        self.renumbers = cuts.pruner.positions == "renumbered"
+        self.left = [is_visual.shape[1] - entering + n for n in inside.budget.kept(entering)]
+        self.renumbers = pruner.positions == "renumbered"
         self.length = 0
         self.scores: list[Tensor] = []
         self.kept: list[Tensor] = []
@@ -158,11 +158,11 @@ def compare_decoder(
     )
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
-            _compare_pruner(check, run, pruned.steps, reference, int(stage.inputs["keep_tokens"][12:]))
+            _compare_pruner(check, run, pruned.steps, reference, _number(stage.inputs["keep_tokens"]))
         elif stage.graph.startswith("decoder"):
             scores = _through(run, stage.graph, [pruned, whole])
             if "token_scores" in stage.outputs:
-                point = int(stage.outputs["token_scores"].rpartition(".")[2])
+                point = _number(stage.outputs["token_scores"])
                 visual = torch.from_numpy(pruned.steps[0].is_visual)
                 want = reference.scores[point][visual]
                 check.close(f"{stage.graph} token_scores", scores[visual.numpy()], want)
@@ -178,6 +178,11 @@ def compare_decoder(
         wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * tolerance
     check.add("decode logits", worst, tolerance, f"{NEW_TOKENS - 1} cached steps")
     check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
+
+
+def _number(value: str) -> int:
+    """The prune point that a value's name ends in."""
+    return int(value.rpartition(".")[2])
 
 
 def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> _Sequence:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,6 +151,10 @@ class Recipe:
         """The fraction of the visual work that the scheme keeps, counted anew."""
         return scheme_ratio(self.scheme, self.visual_tokens, self.work)
 
+    def exported_ratio(self, scheme: tuple[int, ...]) -> float:
+        """The same of a scheme as exported: without a deletion at the last layer, which nothing follows."""
+        return scheme_ratio((*scheme[:-1], 0), self.visual_tokens, self.work)
+
     def check_model(self, *, weights_sha256: str, num_layers: int, name: str) -> None:
         """Refuse the recipe for any model but its own.
 
@@ -161,7 +166,7 @@ class Recipe:
         Raises:
             UsageError: It was fitted on another model.
         """
-        hint = f"Fit one for this model: visprune fit {name} --ratio {self.ratio:g}"
+        hint = f"Fit one for this model: visprune fit MODEL --ratio {self.ratio:g}"
         if num_layers != self.num_layers:
             raise UsageError(
                 f"The recipe is for the {self.num_layers} layers of {self.model}, and {name} has "
@@ -170,7 +175,7 @@ class Recipe:
             )
         if weights_sha256 != self.weights_sha256:
             raise UsageError(
-                f"The recipe was fitted on {self.model}, whose weights are not those of {name}.", hint
+                f"The recipe was fitted on other weights (of {self.model}) than those of {name}.", hint
             )
 
     def to_json(self) -> str:
@@ -228,8 +233,11 @@ def check_output(path: Path, *, force: bool) -> None:
             f"{path} exists and is not a recipe, so --force will not replace it.",
             "Choose another file with -o.",
         )
-    if not path.absolute().parent.is_dir():
+    parent = path.absolute().parent
+    if not parent.is_dir():
         raise UsageError(f"There is no directory {path.parent}.", "Create it first.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path.parent} cannot be written to.", "Choose another place with -o.")
 
 
 def write_recipe(recipe: Recipe, path: str | Path, *, force: bool = False) -> None:

@@ -70,7 +70,7 @@ def _with(layers: tuple[int, ...], new: int) -> tuple[int, ...]:
 def fit_constrained(
     search: Search, unconstrained: Fit, points: int, step: Step = lambda done, total: None
 ) -> Fit:
-    """The best fit with few prune points.
+    """A fit with few prune points.
 
     Args:
         search: Has the statistics of the unpruned model.

@@ -114,10 +114,10 @@ class Search:
             found = self._evaluate(
                 alpha, layers, start, partial(_advance, step, turn * self.task.num_layers, total)
             )
-            if found is None:
-                low = alpha
-            else:
+            if self._met(found):
                 high, best = alpha, found
+            else:
+                low = alpha
         if best is None:
             raise self._unreachable(low, layers, start)
         step(total, total)
@@ -131,10 +131,9 @@ class Search:
         step: Callable[[int], None] = lambda layer: None,
         *,
         abandon: bool = True,
-    ) -> _Progress | None:
-        """One alpha: where the budget was met, or None where it was not."""
+    ) -> _Progress:
+        """One alpha, as far as it takes to see whether the budget is met; to that point, or to the end."""
         task = self.task
-        budget = task.ratio * (task.full * self.samples)
         shape = (task.num_layers, self.samples)
         now = _Progress(
             layer=0,
@@ -148,13 +147,11 @@ class Search:
         for layer in range(task.num_layers):
             now.layer = layer
             step(layer)
-            if self._forecast(now) <= budget:
+            if self._met(now) or (abandon and self._least(now, layers) > self._budget):
                 return now
-            if abandon and self._least(now, layers) > budget:
-                return None
             self._layer(now, alpha if layer in layers else None, start)
         now.layer = task.num_layers
-        return now if not abandon or sum(now.spent) <= budget else None
+        return now
 
     def _layer(self, now: _Progress, alpha: float | None, start: _Start) -> None:
         """One layer of every sample, with deletions unless `alpha` is None."""
@@ -173,6 +170,13 @@ class Search:
                     now.deleted[layer, index] = gone.size
             now.spent[index] += work.before_deletion(entered) + work.after_deletion(now.left[index])
         now.layer = layer + 1
+
+    @property
+    def _budget(self) -> float:
+        return self.task.ratio * (self.task.full * self.samples)
+
+    def _met(self, now: _Progress) -> bool:
+        return self._forecast(now) <= self._budget
 
     def _forecast(self, now: _Progress) -> int:
         """The work of all samples, if nothing more is deleted."""
@@ -208,7 +212,7 @@ class Search:
 
     def _unreachable(self, alpha: float, layers: frozenset[int], start: _Start) -> UnsupportedError:
         found = self._evaluate(alpha, layers, start, abandon=False)
-        reached = self._forecast(found) / (self.task.full * self.samples) if found else 1.0
+        reached = self._forecast(found) / (self.task.full * self.samples)
         more = "" if len(layers) == self.task.num_layers else ", or allow more prune points"
         return UnsupportedError(
             f"{self.task.ratio:g} of the visual work cannot be reached on these samples: even alpha "

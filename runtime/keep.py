@@ -28,13 +28,14 @@ class Keep:
             return ()
         return manifest.layer_pruning.budget.kept(entering, self.layer_ratio)
 
-    def describe(self, manifest: Manifest) -> str:
-        """The sentence every command prints, for one image."""
+    def describe(self, manifest: Manifest, images: int = 1) -> str:
+        """The sentence every command prints. A method inside the LLM counts over all images of a prompt."""
         before, inside = manifest.pruning, manifest.layer_pruning
         sentence = before.budget.describe(self.tokens)
+        sentence += f" (each of {images} images)" if images > 1 else ""
         if inside is None:
             return sentence
-        entering = self.tokens + before.always_kept
+        entering = images * (self.tokens + before.always_kept)
         within = inside.describe(entering, self.in_layers(manifest, entering))
         return within if self.tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
 

@@ -2,11 +2,7 @@
 
 A `Session` is the state of one conversation at the level of tokens: `prefill` takes the *whole* prompt
 every time and feeds only what the cache does not hold, so that its state always equals that of a fresh
-prefill of the same tokens. It knows no text and no chat template.
-
-Where tokens are pruned inside the LLM, layers hold different tokens: `_held` says which, for each group of
-layers between two prune points. An image's tokens are chosen once, by all that is fed with it; where a part
-of that is taken back, all of it is fed again.
+prefill of the same tokens. It knows no text and no chat template; `History` knows what is held.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 from visprune.bundle import Manifest
 from visprune.errors import InputError
 from visprune.runtime.executor import Execution, Executor
+from visprune.runtime.history import History
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import KVCache, present_names
 from visprune.runtime.runner import Value, to_numpy
@@ -66,23 +63,6 @@ class Prefill:
     timings_ms: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A cached image: where its tokens begin, which it is, and up to where the tokens fed with it reach."""
-
-    start: int
-    key: bytes
-    chosen_by: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """Tokens that a prefill fed, as indices of the sequence; decoded ones are not among them."""
-
-    start: int
-    end: int
-
-
 def wanted(manifest: Manifest) -> list[str]:
     """Values that a session takes from the program."""
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
@@ -110,23 +90,21 @@ class Session:
         self._manifest = manifest
         self._keep = keep
         self._cache = KVCache(manifest.decoder)
-        self._ids: list[int] = []  # one for each token that entered the LLM
-        self._placed: list[_Placed] = []
-        self._prompts: list[_Prompt] = []
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
-        self._held: list[list[int]] = [[] for _ in range(len(self._points) + 1)]  # as indices of `_ids`
         self.image_length = keep.tokens + manifest.pruning.always_kept
         """Tokens that one image takes in the sequence."""
+        self._history = History(len(self._points), self.image_length)
         self.limit = context_limit(manifest)
 
     @property
     def length(self) -> int:
         """Number of tokens in the cache."""
-        return len(self._ids)
+        return len(self._history.ids)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._crop(0)
+        self._history.crop(0)
+        self._cache.clear()
 
     def check(self, ids: Sequence[int], pictures: Sequence[Picture]) -> None:
         """Refuse what `prefill` could not take.
@@ -151,14 +129,10 @@ class Session:
         """
         self.check(ids, pictures)
         starts = self._image_starts(ids, len(pictures))
-        keys = [picture.key for picture in pictures]
-        kept = self._common(ids, list(zip(starts, keys, strict=True)))
-        begun = self._begun(kept)
-        self._crop(kept)
+        kept = self._history.rewind(ids, [(start, p.key) for start, p in zip(starts, pictures, strict=True)])
+        layers = range(self._manifest.decoder.num_layers)
+        self._cache.crop([len(self._history.held[bisect_left(self._points, layer)]) for layer in layers])
         new = [place for place in zip(starts, pictures, strict=True) if place[0] >= kept]
-        # Places past the end of the cache are never looked at, so an interrupted run does no harm.
-        self._placed += [_Placed(start, picture.key, len(ids)) for start, picture in new]
-        self._prompts.append(_Prompt(begun, len(ids)))
         done = self._run(ids[kept:], [picture for _, picture in new])
         return Prefill(
             self._logits(done),
@@ -172,7 +146,7 @@ class Session:
         return self._logits(self._run([token], []))
 
     def _run(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Execution:
-        past = len(self._ids)
+        past = self.length
         supplied: dict[str, Value] = {
             "input_ids": np.array([ids], dtype=np.int64),  # [1, S]
             "position_ids": _positions(past, len(ids)),
@@ -186,12 +160,8 @@ class Session:
             )  # [T, 3, H, W]
         done = self._executor.run(supplied, visual=bool(pictures))
         self._cache.update(done.values)
-        self._ids += ids
-        new = list(range(past, past + len(ids)))
-        for group in range(len(self._held)):
-            if group and pictures:
-                new = [new[i] for i in to_numpy(done.values[f"keep_indices.{group - 1}"])[0].tolist()]
-            self._held[group] += new
+        names = [f"keep_indices.{k}" for k in range(len(self._points))] if pictures else []
+        self._history.extend(ids, [to_numpy(done.values[name])[0].tolist() for name in names])
         return done
 
     def _at_points(self, length: int, images: int) -> dict[str, Value]:
@@ -204,7 +174,7 @@ class Session:
         values: dict[str, Value] = {f"keep_tokens.{k}": np.array(n, np.int64) for k, n in enumerate(left)}
         if inside.positions == "renumbered":
             for k, count in enumerate(left):
-                values[f"position_ids.{k + 1}"] = _positions(len(self._held[k + 1]), count)
+                values[f"position_ids.{k + 1}"] = _positions(len(self._history.held[k + 1]), count)
         return values
 
     def _image_starts(self, ids: Sequence[int], count: int) -> list[int]:
@@ -216,40 +186,6 @@ class Session:
                 "Do not write the image token in a prompt; give images as images.",
             )
         return places[:: self.image_length]
-
-    def _common(self, ids: Sequence[int], images: Sequence[tuple[int, bytes]]) -> int:
-        """How many cached tokens can stay: a prefix of `ids`, shorter than it, with no image cut in two."""
-        count = 0
-        # The last token is always fed, because its logits are wanted.
-        for cached, wanted in zip(self._ids, ids[:-1], strict=False):
-            if cached != wanted:
-                break
-            count += 1
-        for index, (start, key) in enumerate(images):
-            if start >= count:
-                break
-            placed = self._placed[index] if index < len(self._placed) else None
-            same = placed is not None and (placed.start, placed.key) == (start, key)
-            cut = start + self.image_length > count
-            if placed is None or not same or cut or (self._points and placed.chosen_by > count):
-                count = start
-                break
-        # A choice inside the LLM may depend on all that is fed at once, so a prompt of which a part was taken
-        # back goes as a whole: what then is chosen is what would be, had that prompt never been there.
-        chooses = self._points and any(start >= count for start, _ in images)
-        return self._begun(count) if chooses else count
-
-    def _begun(self, length: int) -> int:
-        """Where the prompt began whose tokens a cut at `length` would part; else `length`."""
-        return next((prompt.start for prompt in self._prompts if prompt.start < length < prompt.end), length)
-
-    def _crop(self, length: int) -> None:
-        self._held = [held[: bisect_left(held, length)] for held in self._held]
-        layers = range(self._manifest.decoder.num_layers)
-        self._cache.crop([len(self._held[bisect_left(self._points, layer)]) for layer in layers])
-        self._ids = self._ids[:length]
-        self._placed = [place for place in self._placed if place.start + self.image_length <= length]
-        self._prompts = [prompt for prompt in self._prompts if prompt.end <= length]
 
     def _logits(self, done: Execution) -> NDArray[np.floating]:
         logits: NDArray[np.floating] = to_numpy(done.values["logits"])[0, -1]
@@ -265,7 +201,7 @@ class Session:
             before = [range(self._keep.tokens)] * len(starts)
         if not self._points:
             return tuple(tuple(row) for row in before)
-        survivors = set(self._held[-1])
+        survivors = set(self._history.held[-1])
         always = self._manifest.pruning.always_kept
         return tuple(
             tuple(token for i, token in enumerate(row) if start + always + i in survivors)

@@ -178,8 +178,8 @@ class LayerBudget:
                 )
             gone = [sum(self.deletions[: j + 1]) for j in range(self.points)]
             return tuple(max(1, tokens - math.floor(g * tokens / self.recipe_tokens)) for g in gone)
-        check_ratio(self.ratio if ratio is None else ratio)
         wanted = self.ratio if ratio is None else ratio
+        check_ratio(wanted)
         half = 0.5 if self.rounding == "nearest" else 0.0
         fractions = [wanted ** ((j + 1) / self.points) for j in range(self.points)]
         return tuple(max(1, math.floor(tokens * f + half + 1e-9)) for f in fractions)

@@ -112,7 +112,9 @@ class Pruning:
         grid: Rows and columns of patches, where the visual tokens are a whole grid.
         grid_offset: Index in the grid of visual token 0 (1 where a tower's first patch is not taken).
         always_kept: Tokens of an image kept besides, and not counted (a CLS that a `full` strategy keeps).
+            Inside the LLM they are visual tokens like the others.
         positions: How survivors are numbered for the LLM.
+        projects_all: Whether all tokens go through the projector, and not only those kept.
     """
 
     method: str
@@ -123,6 +125,7 @@ class Pruning:
     grid_offset: int
     always_kept: int
     positions: Literal["contiguous"]
+    projects_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

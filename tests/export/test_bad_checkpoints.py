@@ -162,12 +162,12 @@ def test_too_little_memory_or_disk(good, tmp_path, monkeypatch):
     """Said before anything is written, not by the kernel half-way."""
     import collections
 
-    from visprune.export import exporter
+    from visprune.export import resources
 
-    monkeypatch.setattr(exporter, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "_available_memory", lambda: 1000)
     refused(ExportError, "self-check needs about", good, tmp_path)
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: usage(10, 5, 5))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage(10, 5, 5))
     refused(ExportError, "bundle needs about", good, tmp_path)
 
 

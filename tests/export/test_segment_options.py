@@ -144,7 +144,7 @@ def test_options_of_fitprune_with_another_method(refused, model, name, options, 
         ({"method": FitPrune((4, 0, 0, 0), 16, 0.5), "recipe": "x.json"}, "so --recipe cannot"),
         ({"method": "fitprune", "recipe": "x.json", "ratio": 0.5}, "so --ratio cannot"),
         ({"method": "fitprune", "recipe": "x.json", "calibration": "y"}, "so --data cannot"),
-        ({"method": "fitprune", "ratio": 0.5, "max_prune_points": 0}, "prune at 0 layers"),
+        ({"method": "fitprune", "ratio": 0.5, "max_prune_points": 0}, "0 prune points"),
         ({"method": "fitprune", "ratio": 1.5}, "outside"),
     ],
 )

@@ -145,8 +145,8 @@ def test_another_model_is_refused():
     own.check_model(weights_sha256="ab" * 32, num_layers=3, name="tiny")
     with pytest.raises(UsageError, match="3 layers of tiny, and other has 4") as raised:
         own.check_model(weights_sha256="ab" * 32, num_layers=4, name="other")
-    assert raised.value.hint == "Fit one for this model: visprune fit other --ratio 0.5"
-    with pytest.raises(UsageError, match="weights are not those of other"):
+    assert raised.value.hint == "Fit one for this model: visprune fit MODEL --ratio 0.5"
+    with pytest.raises(UsageError, match="fitted on other weights"):
         own.check_model(weights_sha256="cd" * 32, num_layers=3, name="other")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from visprune.commands.options import MaxPrunePoints, Model, Samples
 from visprune.commands.terminal import bars, print_json, size
 
 if TYPE_CHECKING:
@@ -19,12 +20,7 @@ __all__ = ["export"]
 
 
 def export(  # noqa: PLR0913 - a command line's options
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
-        ),
-    ] = None,
+    model: Model = None,
     *,
     method: Annotated[
         str, typer.Option("--method", "-m", metavar="NAME", help="Pruning method, see `visprune methods`.")
@@ -46,17 +42,8 @@ def export(  # noqa: PLR0913 - a command line's options
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="For fitprune without a recipe: JSONL of image and prompt to fit on.",
-            show_default="a bundled set",
-        ),
-    ] = None,
-    max_prune_points: Annotated[
-        int | None, typer.Option(metavar="G", help="For fitprune without a recipe: most layers that prune.")
-    ] = None,
+    data: Samples = None,
+    max_prune_points: MaxPrunePoints = None,
     segments: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cut the decoder into N files, with nothing pruned inside."),

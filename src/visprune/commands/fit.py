@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visprune.commands.options import MaxPrunePoints, Model, Samples
 from visprune.commands.terminal import bars, print_json
 
 if TYPE_CHECKING:
@@ -19,22 +20,10 @@ _WIDTH = 40
 
 
 def fit(  # noqa: PLR0913 - a command line's options
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
-        ),
-    ] = None,
+    model: Model = None,
     *,
     ratio: Annotated[float, typer.Option(help="Fraction of the visual work to KEEP, in (0, 1].")],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='Samples: lines of {"image": path, "prompt": text}.',
-            show_default="a bundled set of 16",
-        ),
-    ] = None,
+    data: Samples = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -45,9 +34,7 @@ def fit(  # noqa: PLR0913 - a command line's options
             show_default="MODEL-fitprune-RATIO.json",
         ),
     ] = None,
-    max_prune_points: Annotated[
-        int | None, typer.Option(metavar="G", help="The most layers that may delete.", show_default="any")
-    ] = None,
+    max_prune_points: MaxPrunePoints = None,
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="Draw so many of the samples.", show_default="all")
     ] = None,
@@ -104,6 +91,9 @@ def _print(recipe: Recipe, path: Path) -> None:
     table.add_row("visual work, asked", *(f"{recipe.ratio:.2%}" for _ in columns))
     table.add_row("  on the samples", *(f"{column.ratio_on_samples:.2%}" for column in columns))
     table.add_row("  by this scheme", *(f"{column.ratio_reached:.2%}" for column in columns))
+    if any(column.scheme[-1] for column in columns):
+        exported = (f"{recipe.exported_ratio(column.scheme):.2%}" for column in columns)
+        table.add_row("  as exported, without the last layer's", *exported)
     for text, key in (("visual tokens", "lost_self"), ("text", "lost_cross")):
         table.add_row(f"attention lost, by {text}", *(_lost(getattr(column, key)) for column in columns))
     console.print(table)

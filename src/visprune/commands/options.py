@@ -1,4 +1,4 @@
-"""Options that `run` and `chat` share, so that they are called and explained alike."""
+"""Options that several verbs share, so that they are called and explained alike."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ __all__ = [
     "BundleDir",
     "Images",
     "KeepTokens",
+    "MaxPrunePoints",
+    "Model",
     "Provider",
     "Ratio",
     "RepetitionPenalty",
+    "Samples",
     "Seed",
     "Temperature",
     "Threads",
@@ -21,6 +24,24 @@ __all__ = [
     "TopP",
 ]
 
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
+    ),
+]
+Samples = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='To fit a FitPrune recipe on: lines of {"image": path, "prompt": text}.',
+        show_default="a bundled set of 16",
+    ),
+]
+MaxPrunePoints = Annotated[
+    int | None,
+    typer.Option(metavar="G", help="The most layers a fitted recipe may prune at.", show_default="any"),
+]
 BundleDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False)
 ]
@@ -36,6 +57,6 @@ Seed = Annotated[int | None, typer.Option(help="Makes random answers repeatable.
 Ratio = Annotated[
     float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
 ]
-KeepTokens = Annotated[int | None, typer.Option(help="The same as a number of tokens an image.")]
+KeepTokens = Annotated[int | None, typer.Option(help="The same as a number of tokens of one image.")]
 Provider = Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads.", show_default="physical cores")]

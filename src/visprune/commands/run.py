@@ -116,8 +116,7 @@ def run(  # noqa: PLR0913 - a command line's options
         print_json(asdict(answer), lines=True)
         return
     if pictures:
-        each = f" (each of {len(pictures)} images)" if len(pictures) > 1 else ""
-        note(keep.describe(manifest) + each)
+        note(keep.describe(manifest, len(pictures)))
     note(_timing_line(answer))
 
 
