@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method, select in METHODS.items():
         keep = select(data, 0.25, np.random.default_rng(0))[0]
         shown.append(_dimmed(scene(options.seed, 2).image, keep, method.split(" (")[0]))
-    _sheet(shown, 3).save(options.docs / "demo-kept.png", optimize=True)
+    _sheet(shown, 5).save(options.docs / "demo-kept.png", optimize=True)
 
 
 if __name__ == "__main__":
