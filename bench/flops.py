@@ -24,7 +24,7 @@ from visprune.errors import UsageError
 from visprune.work import Convention, LayerWork, Shapes
 
 if TYPE_CHECKING:
-    from visprune.bundle import Manifest
+    from visprune.manifest import Manifest
 
 __all__ = [
     "TEXT_TOKENS",

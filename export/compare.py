@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visprune.bundle import Bundle, ParityRow
+from visprune.bundle import Bundle
 from visprune.errors import ParityError
+from visprune.manifest import ParityRow
 from visprune.runtime.backends import backend
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.runner import BackendOptions, to_numpy

@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from visprune.bundle import MANIFEST, Bundle, Pruning
+from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
 from visprune.export.options import DTYPES, ExportOptions, Methods
 from visprune.export.resources import check_memory, check_space
 from visprune.export.targets import target as find_target
+from visprune.manifest import MANIFEST, Pruning
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll

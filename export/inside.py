@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from visprune.budget import Budget
-from visprune.bundle import LayerPruning
 from visprune.errors import UnsupportedError
 from visprune.export import models
 from visprune.export.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from visprune.export.job import Progress
 from visprune.export.options import Asked, ExportOptions, Methods
 from visprune.export.plan import Cuts
 from visprune.export.segments import cuts_of, even_cuts
+from visprune.manifest import LayerPruning
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.recipe import Recipe, read_recipe
 

@@ -13,27 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune import __version__
-from visprune.bundle import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    Bundle,
-    FileRecord,
-    Manifest,
-    Parity,
-    Pruning,
-    Source,
-)
+from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.program import program
 from visprune.export.targets import Target
+from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
 from visprune.pruning.base import VisionPruner
 from visprune.records import sha256
 
 if TYPE_CHECKING:
-    from visprune.bundle import Graph
     from visprune.export.inside import Inside
     from visprune.export.parts import Features
+    from visprune.manifest import Graph
 
 __all__ = ["Job", "Progress"]
 

@@ -20,12 +20,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
 
-from visprune.bundle import Decoder, Text
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import attention, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.parts import Features, cache_shape
 from visprune.export.targets import Target
+from visprune.manifest import Decoder, Text
 from visprune.work import Convention, Shapes
 
 __all__ = [

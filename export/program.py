@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from visprune.bundle import Stage
+from visprune.manifest import Stage
 
 if TYPE_CHECKING:
-    from visprune.bundle import Graph, LayerPruning
+    from visprune.manifest import Graph, LayerPruning
 
 __all__ = ["GATHERED", "program"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visprune.bundle import Bundle, Manifest, Parity
+from visprune.bundle import Bundle
 from visprune.export import attention, graphs, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.compare import CHAINED_TOLERANCE, KEPT_TOLERANCE, Arrays, Check, Graphs, release
@@ -23,6 +23,7 @@ from visprune.export.loading import load_model
 from visprune.export.parts import Features
 from visprune.export.plan import Cuts
 from visprune.export.verify_decoder import Reference, compare_decoder, refer
+from visprune.manifest import Manifest, Parity
 from visprune.pruning.base import VisionPruner
 
 __all__ = ["ROWS", "ROWS_PER_POINT", "verify"]

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from visprune.bundle import LayerPruning, Manifest
 from visprune.export import attention
 from visprune.export.compare import Arrays, Check, Graphs
 from visprune.export.parts import Parts, cache_shape
 from visprune.export.plan import Cuts
 from visprune.export.program import GATHERED
 from visprune.export.segments import Segment, SegmentPruner, attention_layers, cuts_of, spans
+from visprune.manifest import LayerPruning, Manifest
 from visprune.pruning.base import LayerPruner
 
 __all__ = ["Reference", "compare_decoder", "refer"]

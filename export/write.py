@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from visprune.bundle import Graph, TensorSpec
 from visprune.errors import UnsupportedError
 from visprune.export.trace import named_tensors
+from visprune.manifest import Graph, TensorSpec
 
 __all__ = ["write_graph"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visprune.bundle import Manifest
 from visprune.errors import InputError
+from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import FinishReason, Generation, Limits, Stream

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from visprune.bundle import Graph, Stage, TensorSpec
 from visprune.errors import BundleError
+from visprune.manifest import Graph, Stage, TensorSpec
 from visprune.runtime.runner import Runner, Value
 
 __all__ = ["Execution", "Executor"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visprune.bundle import Manifest
 from visprune.errors import UsageError
+from visprune.manifest import Manifest
 
 __all__ = ["Keep", "keep_for"]
 

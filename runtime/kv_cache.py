@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from visprune.bundle import Decoder, Manifest, TensorSpec
 from visprune.errors import BundleError
+from visprune.manifest import Decoder, Manifest, TensorSpec
 from visprune.runtime.runner import Value, to_numpy
 
 __all__ = ["KVCache", "check_cache", "past_names", "present_names"]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visprune.bundle import SUPPLIED, Bundle, Manifest
+from visprune.bundle import Bundle
 from visprune.errors import BundleError, UnsupportedError, UsageError
+from visprune.manifest import SUPPLIED, Manifest
 from visprune.runtime.backends import backend
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.conversation import Chat, Model

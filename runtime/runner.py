@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.bundle import TensorSpec
+from visprune.manifest import TensorSpec
 
 __all__ = ["BackendOptions", "DeviceArray", "Runner", "Specs", "Value", "to_numpy"]
 

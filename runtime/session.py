@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.bundle import Manifest
 from visprune.errors import InputError
+from visprune.manifest import Manifest
 from visprune.runtime.executor import Execution, Executor
 from visprune.runtime.history import History
 from visprune.runtime.keep import Keep

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from visprune.budget import Budget
-from visprune.bundle import (
+from visprune.bundle import Bundle
+from visprune.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
-    Bundle,
     Decoder,
     FileRecord,
     Graph,

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from visprune.bundle import Bundle, TensorSpec
+from visprune.bundle import Bundle
 from visprune.errors import BundleError, MissingExtraError, UnsupportedError
+from visprune.manifest import TensorSpec
 from visprune.optional import require
 from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
 

@@ -20,8 +20,9 @@ from visprune.bench.flops import (
     tower_macs,
 )
 from visprune.budget import Budget, LayerBudget
-from visprune.bundle import Bundle, LayerPruning
+from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
+from visprune.manifest import LayerPruning
 from visprune.work import LayerWork, Shapes
 
 LLAVA_7B = Shapes(1024, 4096, 23, 577, 576, 588, ((1024, 4096), (4096, 4096)), 4096, 11008, 32, 32064)

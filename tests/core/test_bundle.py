@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from visprune.budget import Budget, LayerBudget
-from visprune.bundle import (
+from visprune.bundle import Bundle
+from visprune.errors import BundleError, UsageError
+from visprune.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
-    Bundle,
     Decoder,
     FileRecord,
     Graph,
@@ -29,7 +30,6 @@ from visprune.bundle import (
     TensorSpec,
     Text,
 )
-from visprune.errors import BundleError, UsageError
 from visprune.records import sha256
 
 Edit = Callable[[dict[str, Any]], None]

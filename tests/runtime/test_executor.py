@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 
-from visprune.bundle import Graph, Stage, TensorSpec
 from visprune.errors import BundleError
+from visprune.manifest import Graph, Stage, TensorSpec
 from visprune.runtime.executor import Executor
 from visprune.runtime.runner import Specs
 

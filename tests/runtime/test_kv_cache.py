@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from visprune.bundle import Decoder
+from visprune.manifest import Decoder
 from visprune.runtime.kv_cache import KVCache, past_names, present_names
 
 DECODER = Decoder(2, 3, 5, "float16", 10, 100, None, (1,))

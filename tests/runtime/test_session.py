@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from visprune.budget import LayerBudget
-from visprune.bundle import Bundle, Decoder, LayerPruning
+from visprune.bundle import Bundle
+from visprune.manifest import Decoder, LayerPruning
 from visprune.runtime.executor import Execution
 from visprune.runtime.keep import Keep
 from visprune.runtime.session import Picture, Session

@@ -12,7 +12,8 @@ from visprune.commands.options import BundleDir
 from visprune.commands.terminal import print_json, size
 
 if TYPE_CHECKING:
-    from visprune.bundle import Bundle, Manifest, TensorSpec
+    from visprune.bundle import Bundle
+    from visprune.manifest import Manifest, TensorSpec
 
 
 __all__ = ["graph_size", "inspect", "parity_table", "work_line"]

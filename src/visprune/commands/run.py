@@ -27,7 +27,7 @@ from visprune.commands.terminal import busy, note, print_json, size
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.bundle import Pruning
+    from visprune.manifest import Pruning
     from visprune.runtime import Generation, Pipeline
 
 __all__ = ["open_pipeline", "run"]
