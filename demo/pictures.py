@@ -60,7 +60,7 @@ def _ask(
     picture = scene(seed, _FINE).image
     # As the image processor resizes it; the model must answer about the file that is shipped.
     small = np.asarray(picture.resize((picture.width // _FINE,) * 2, Image.Resampling.BICUBIC))
-    features, _ = encode_images(model.model.vision_tower, small[None])
+    features = encode_images(model.model.vision_tower, small[None])
     asked = questions(scene(seed).things, np.random.default_rng(seed))
     right = answered(model, tokenizer, torch.from_numpy(features).expand(len(asked), -1, -1), asked)
     return picture, [q for q, ok in zip(asked, right, strict=True) if ok]

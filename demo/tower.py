@@ -157,9 +157,7 @@ def train_tower(
 
 
 @torch.no_grad()
-def encode_images(
-    tower: CLIPVisionModel, images: NDArray[np.uint8], batch: int = 64
-) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+def encode_images(tower: CLIPVisionModel, images: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float16]:
     """Runs the tower as LLaVA does, once for each image.
 
     Args:
@@ -168,19 +166,11 @@ def encode_images(
         batch: Images a pass.
 
     Returns:
-        The features: hidden_states[-2] without CLS, [images, N, Dv]; and the attention received by each patch
-        in the layer that gives them: softmax probabilities, mean over heads, CLS row and column dropped, mean
-        over the query rows, [images, N].
+        The features: hidden_states[-2] without CLS, [images, N, Dv].
     """
     tower.eval()
-    tower.set_attn_implementation("eager")  # the only one that returns probabilities
-    features, received = [], []
+    features = []
     for start in range(0, len(images), batch):
-        output = tower(
-            pixels(images[start : start + batch]), output_hidden_states=True, output_attentions=True
-        )
+        output = tower(pixels(images[start : start + batch]), output_hidden_states=True)
         features.append(output.hidden_states[-2][:, 1:].to(torch.float16).numpy())
-        attention = output.attentions[-2].mean(1)  # [B, 1 + N, 1 + N]
-        received.append(attention[:, 1:, 1:].mean(1).numpy())
-    tower.set_attn_implementation("sdpa")
-    return np.concatenate(features), np.concatenate(received)
+    return np.concatenate(features)

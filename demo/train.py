@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fit_tower(tower, images, things, options, rng_tower, say)
         tower.requires_grad_(False)
         tower.half().float()  # the features of the weights as they will be stored
-        features, _ = encode_images(tower, images[:_ENCODED])
+        features = encode_images(tower, images[:_ENCODED])
         say(f"features of {len(features)} images, {features.nbytes / 1e6:.0f} MB")
 
         held_out = hold_out(model, 500)

@@ -13,6 +13,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the hash is kept
 class Checkpoint:
     """A checkpoint directory that passed the checks.
 
@@ -50,8 +51,9 @@ class Checkpoint:
         """For file names."""
         return re.sub(r"[^\w.-]+", "-", Path(self.name).name.strip("/")) or "model"
 
+    @cached_property
     def weights_sha256(self) -> str:
-        """One hash over the hashes of the weight files, in the order of their names."""
+        """One hash over the hashes of the weight files, in the order of their names; they are read once."""
         digest = hashlib.sha256()
         for path in self.weights:
             digest.update(f"{path.name} {sha256(path)}\n".encode())

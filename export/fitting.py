@@ -127,7 +127,7 @@ def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None)
     )
     task.check_possible(range(task.num_layers))
     with ThreadPoolExecutor(max_workers=1) as beside:
-        weights_sha256 = beside.submit(checkpoint.weights_sha256)
+        weights_sha256 = beside.submit(lambda: checkpoint.weights_sha256)
         report("loading the checkpoint", 0, 1)
         model = loading.load_model(checkpoint).to(options.device).float()
         parts = models.family(checkpoint.model_type).parts(model)

@@ -99,9 +99,7 @@ def _recipe(
         return recipe
     recipe = read_recipe(settings.recipe)
     progress("checking the recipe's model", 0, 1)
-    recipe.check_model(
-        weights_sha256=checkpoint.weights_sha256(), num_layers=num_layers, name=checkpoint.name
-    )
+    recipe.check_model(weights_sha256=checkpoint.weights_sha256, num_layers=num_layers, name=checkpoint.name)
     progress("checking the recipe's model", 1, 1)
     return recipe
 

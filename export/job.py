@@ -64,7 +64,7 @@ class Job:
 
         # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
         with ThreadPoolExecutor(max_workers=1) as beside:
-            weights_sha256 = beside.submit(self.checkpoint.weights_sha256)
+            weights_sha256 = beside.submit(lambda: self.checkpoint.weights_sha256)
             graphs = self._write_graphs(model, folder, beside)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             hashes = beside.map(sha256, files)

@@ -9,7 +9,7 @@ compared with it: so one near tie does not hide what follows it, and a graph is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,6 @@ class _Flow:
     hidden: NDArray[Any]
     position_ids: NDArray[np.int64]
     is_visual: NDArray[np.bool_]
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """A prompt and the tokens that follow it."""
-
-    steps: list[_Flow]
-    cache: dict[str, Any] = field(default_factory=dict)
 
 
 def refer(
@@ -158,19 +150,19 @@ def compare_decoder(
     )
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
-            _compare_pruner(check, run, pruned.steps, reference, _number(stage.inputs["keep_tokens"]))
+            _compare_pruner(check, run, pruned, reference, _number(stage.inputs["keep_tokens"]))
         elif stage.graph.startswith("decoder"):
             scores = _through(run, stage.graph, [pruned, whole])
             if "token_scores" in stage.outputs:
                 point = _number(stage.outputs["token_scores"])
-                visual = torch.from_numpy(pruned.steps[0].is_visual)
+                visual = torch.from_numpy(pruned[0].is_visual)
                 want = reference.scores[point][visual]
                 check.close(f"{stage.graph} token_scores", scores[visual.numpy()], want)
     note = "against transformers"
-    check.close("prefill logits, nothing pruned", whole.steps[0].hidden, reference.unpruned, note)
-    check.close("prefill logits, pruned", pruned.steps[0].hidden[0], reference.logits[:1])
+    check.close("prefill logits, nothing pruned", whole[0].hidden, reference.unpruned, note)
+    check.close("prefill logits, pruned", pruned[0].hidden[0], reference.logits[:1])
     wrong, worst, tolerance = 0, 0.0, check.tolerance
-    for step, want in zip(pruned.steps, reference.logits.numpy(), strict=True):
+    for step, want in zip(pruned, reference.logits.numpy(), strict=True):
         got = step.hidden.astype(np.float32)[0, -1]
         scale = float(np.abs(want).max()) or 1.0
         worst = max(worst, float(np.abs(got - want).max()) / scale)
@@ -185,15 +177,15 @@ def _number(value: str) -> int:
     return int(value.rpartition(".")[2])
 
 
-def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> _Sequence:
+def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[_Flow]:
+    """A prompt and the tokens that follow it."""
     length = embeds.shape[1]
     steps = [_Flow(embeds, np.arange(length)[None], visual)]
     one = np.zeros((1, 1), dtype=bool)
-    steps += [_Flow(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
-    return _Sequence(steps)
+    return steps + [_Flow(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
 
 
-def _through(run: Graphs, graph: str, sequences: list[_Sequence]) -> NDArray[Any]:
+def _through(run: Graphs, graph: str, sequences: list[list[_Flow]]) -> NDArray[Any]:
     """Put every step of the sequences through one graph; give the first prompt's scores, if any."""
     manifest = run.bundle.manifest
     facts = manifest.decoder
@@ -201,18 +193,18 @@ def _through(run: Graphs, graph: str, sequences: list[_Sequence]) -> NDArray[Any
     names = [spec.name for spec in manifest.graphs[graph].inputs]
     scores: list[NDArray[Any]] = []
     with run.opened(graph) as infer:
-        for sequence in sequences:
-            for step in sequence.steps:
+        for steps in sequences:
+            cache: Arrays = {}
+            for step in steps:
                 feeds: Arrays = dict.fromkeys(("inputs_embeds", "hidden_states"), step.hidden)
                 feeds |= {"position_ids": step.position_ids, "is_visual": step.is_visual}
-                feeds |= {n: sequence.cache.get(n, empty) for n in names if n.startswith("past_key_values")}
-                out = infer({name: feeds[name] for name in names})
+                feeds |= {n: cache.get(n, empty) for n in names if n.startswith("past_key_values")}
+                out = infer(feeds)
                 for name, value in out.items():
                     if name.startswith("present"):
-                        sequence.cache[name.replace("present", "past_key_values")] = value
+                        cache[name.replace("present", "past_key_values")] = value
                 step.hidden = out["last_hidden_state"] if "last_hidden_state" in out else out["logits"]
                 scores += [out["token_scores"]] if "token_scores" in out else []
-            sequence.cache.clear()  # its layers are this graph's alone
     return scores[0] if scores else np.empty(0)
 
 

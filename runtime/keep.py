@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from visprune.budget import Budget
 from visprune.errors import UsageError
 from visprune.manifest import Manifest
 
@@ -60,12 +61,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
                 f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
             )
         if keep_tokens is not None:
-            if not 1 <= keep_tokens <= entering:
-                raise UsageError(
-                    f"Cannot keep {keep_tokens} of {entering} visual tokens.",
-                    f"Give a count from 1 to {entering}.",
-                )
-            ratio = keep_tokens / entering
+            ratio = Budget(entering).from_tokens(keep_tokens) / entering
         inside.budget.kept(entering, ratio)  # checks it
         return Keep(before.keep_tokens, ratio)
     if ratio is not None:
