@@ -1,8 +1,8 @@
 """Find, check and load the checkpoint to export.
 
 Everything that can be wrong with a checkpoint is looked for before its weights are touched: its
-kind, its format, missing and truncated files. Weights are read from safetensors only, mapped and
-not copied; pickles and remote code are never loaded.
+kind, its format, missing and truncated files, tensors that contradict each other. Weights are read from
+safetensors only, mapped and not copied; pickles are never loaded, and code beside them only if it is trusted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 import math
 import re
 import struct
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from visprune.errors import CheckpointError, UnsupportedError
+from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "find"]
@@ -26,9 +26,12 @@ __all__ = ["Checkpoint", "find"]
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+# Bytes of a number, of those that a checkpoint may hold, as safetensors names them.
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_BYTES = _FLOATS | {"I64": 8, "I32": 4, "BOOL": 1}
 
 
-@dataclass(frozen=True)  # without slots: the hash is kept
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint directory that passed the checks.
 
@@ -38,6 +41,9 @@ class Checkpoint:
         model_type: From config.json.
         weights: The safetensors files, all there and whole.
         elements: Numbers in them.
+        largest: Numbers in the largest tensor.
+        revision: The commit of a hub id.
+        trust_remote_code: Whether transformers may run code that lies beside the weights.
     """
 
     name: str
@@ -45,58 +51,97 @@ class Checkpoint:
     model_type: str
     weights: tuple[Path, ...]
     elements: int
+    largest: int
+    revision: str | None = None
+    trust_remote_code: bool = False
+    _hash: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def short_name(self) -> str:
         """For file names."""
         return re.sub(r"[^\w.-]+", "-", Path(self.name).name.strip("/")) or "model"
 
-    @cached_property
-    def weights_sha256(self) -> str:
-        """One hash over the hashes of the weight files, in the order of their names; they are read once."""
-        digest = hashlib.sha256()
-        for path in self.weights:
-            digest.update(f"{path.name} {sha256(path)}\n".encode())
-        return digest.hexdigest()
+    def weights_sha256(self, heed: Callable[[], None] = lambda: None) -> str:
+        """One hash over the hashes of the weight files, in the order of their names; they are read once.
+
+        Args:
+            heed: Called as they are read; it may raise to end that.
+        """
+        if not self._hash:
+            digest = hashlib.sha256()
+            for path in self.weights:
+                digest.update(f"{path.name} {sha256(path, heed)}\n".encode())
+            self._hash.append(digest.hexdigest())
+        return self._hash[0]
 
 
-def find(model: str | Path | None) -> Checkpoint:
+def find(
+    model: str | Path | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    download: bool = True,
+) -> Checkpoint:
     """Locate a model and check its files.
 
     Args:
         model: A directory, a hub id, or None for the bundled demo model.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether transformers may run code that lies beside the weights.
+        download: Whether what is not in the hub's cache may be had from the hub.
 
     Raises:
+        UsageError: A revision of something that has none.
         CheckpointError: Not found, not complete, not readable.
         UnsupportedError: Found, and of a kind that cannot be exported.
     """
-    if model is None:
+    path = Path(model) if model is not None else None
+    if revision is not None and (path is None or path.exists()):
+        raise UsageError(
+            f"A revision belongs to a hub id, and the model is {path or 'the bundled demo model'}.",
+            "Leave --revision out, or give a hub id such as llava-hf/llava-1.5-7b-hf.",
+        )
+    if path is None:
         from visprune.demo import MODEL_DIR
 
         return _check(MODEL_DIR, "visprune-demo")
-    path = Path(model)
     if path.is_dir():
-        return _check(path, path.resolve().name)
+        return replace(_check(path, path.resolve().name), trust_remote_code=trust_remote_code)
     if path.is_file():
         raise CheckpointError(f"{path} is a file.", "Give the directory of a checkpoint, or a hub id.")
     if _HUB_ID.fullmatch(str(model)):
-        return _check(_download(str(model)), str(model))
+        snapshot = _snapshot(str(model), revision, code=trust_remote_code, download=download)
+        found = _check(snapshot, str(model))
+        return replace(found, revision=snapshot.name, trust_remote_code=trust_remote_code)
     raise CheckpointError(
         f"There is no directory {path}, and it is not a hub id.",
         "Give a directory, or an id such as llava-hf/llava-1.5-7b-hf.",
     )
 
 
-def _download(hub_id: str) -> Path:
+def _snapshot(hub_id: str, revision: str | None, *, code: bool, download: bool) -> Path:
+    """The files of a commit, in a directory of its name."""
     import huggingface_hub
 
+    files = [*_HUB_FILES, *(["*.py"] if code else [])]
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision, allow_patterns=files, local_files_only=not download
+            )
+        )
     except Exception as error:  # the hub's client raises many kinds, and each means the same here
+        if not download:
+            raise CheckpointError(
+                f"{hub_id}{f' at {revision}' if revision else ''} is no local directory and not in the hub's "
+                "cache, and a dry run downloads nothing.",
+                f"Download it with: hf download {hub_id}{f' --revision {revision}' if revision else ''}",
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{hub_id} is no local directory and could not be downloaded: {reason}",
-            "Check the id and the network, or download it elsewhere and give the directory.",
+            f"{hub_id}{f' at {revision}' if revision else ''} is no local directory and could not be "
+            f"downloaded: {reason}",
+            "Check the id, the revision and the network, or download it elsewhere and give the directory.",
         ) from None
 
 
@@ -114,8 +159,11 @@ def _check(path: Path, name: str) -> Checkpoint:
         raise CheckpointError(f"{file} is not a configuration.", "Download the checkpoint again.")
     model_type = str(config.get("model_type", ""))
     _check_kind(path, config, model_type)
-    files = _weight_files(path)
-    return Checkpoint(name, path, model_type, files, sum(_check_safetensors(file) for file in files))
+    files, index = _weight_files(path)
+    headers = {file: _read_header(file) for file in files}
+    sizes = [size for file, entries in headers.items() for size in _check_tensors(file, entries)]
+    _check_places(path, headers, index)
+    return Checkpoint(name, path, model_type, files, sum(sizes), max(sizes, default=0))
 
 
 def _check_kind(path: Path, config: dict[str, Any], model_type: str) -> None:
@@ -138,33 +186,57 @@ def _check_kind(path: Path, config: dict[str, Any], model_type: str) -> None:
         )
 
 
-def _weight_files(path: Path) -> tuple[Path, ...]:
-    index = path / "model.safetensors.index.json"
+def _weight_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The files that hold the weights, and where an index says that each tensor is; {} without one."""
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():  # transformers, too, looks no further then
+        return (single,), {}
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
-        if any(Path(str(name)).name != name for name in names):
-            raise CheckpointError(
-                f"{index} names files outside the checkpoint.", "Download it from its source."
-            )
-        files = tuple(path / name for name in names)
-    else:
-        files = tuple(sorted(path.glob("model*.safetensors")))
-    if not files:
-        pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
-        if pickles:
-            raise CheckpointError(
-                f"{path} has its weights as pickles ({pickles[0].name}), which are never loaded.",
-                "Convert them to safetensors: load and save the model once with transformers.",
-            )
-        raise CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
-    return files
+        places = _read_index(index)
+        return tuple(path / name for name in sorted(set(places.values()))), places
+    pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
+    if any(path.glob("model-*.safetensors")):
+        raise CheckpointError(
+            f"{path} has its weights in several files, and no {index.name}.",
+            f"Download {index.name} into it.",
+        )
+    if pickles:
+        raise CheckpointError(
+            f"{path} has its weights as pickles ({pickles[0].name}), which are never loaded.",
+            "Convert them to safetensors: load and save the model once with transformers.",
+        )
+    raise CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
 
 
-def _check_safetensors(file: Path) -> int:
-    """Compare a file's size with what its header promises; the numbers in it."""
+def _read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index of shards."""
+    try:
+        places = _loads(index.read_bytes(), index)["weight_map"]
+        if not places or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
+    if any(Path(name).name != name for name in places.values()):
+        raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
+    return dict(places)
+
+
+def _loads(text: bytes, file: Path) -> Any:
+    """JSON in which no key comes twice: a reader that takes the last one would hide the other."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise CheckpointError(f"{file} names {key!r} twice.", "Download it from its source.")
+            found[key] = value
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    """The header's entry of each tensor, and that the file is as long as they say."""
     hint = "Download it again."
     if not file.is_file():
         raise CheckpointError(f"The weight file {file} is missing.", hint)
@@ -174,14 +246,66 @@ def _check_safetensors(file: Path) -> int:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > size:
                 raise CheckpointError(f"The weight file {file} is truncated.", hint)
-            header = json.loads(stream.read(length))
-        entries = [entry for key, entry in header.items() if key != "__metadata__"]
-        promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-        elements = sum(int(math.prod(entry["shape"])) for entry in entries)
+            header = _loads(stream.read(length), file)
+        entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"The weight file {file} is not safetensors, or is truncated.", hint) from None
     if size != promised:
         raise CheckpointError(
             f"The weight file {file} has {size} bytes, and its header promises {promised}.", hint
         )
-    return elements
+    return entries
+
+
+def _check_tensors(file: Path, entries: dict[str, Any]) -> list[int]:
+    """Check the dtype and the bytes of each tensor of a file; the numbers in each."""
+    sizes, end = [], 0
+    try:
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            _check_dtype(file, name, str(entry["dtype"]))
+            begin, elements = end, math.prod(entry["shape"])
+            end = begin + elements * _BYTES[entry["dtype"]]
+            if entry["data_offsets"] != [begin, end] or min(entry["shape"], default=0) < 0:
+                raise CheckpointError(
+                    f"The weight file {file} has {entry['dtype']} {entry['shape']} as the shape of {name}, "
+                    f"and bytes {entry['data_offsets']} for it.",
+                    "Download it again.",
+                )
+            sizes.append(elements)
+    except (LookupError, TypeError):
+        raise CheckpointError(f"The weight file {file} is not safetensors.", "Download it again.") from None
+    return sizes
+
+
+def _check_dtype(file: Path, name: str, dtype: str) -> None:
+    """Refuse numbers that are no plain weights; integers may be a buffer, such as `position_ids`."""
+    is_weight = name.endswith((".weight", ".bias"))
+    if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
+        return
+    raise UnsupportedError(
+        f"The tensor {name} in {file} is of type {dtype}, which cannot be exported.",
+        "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",
+    )
+
+
+def _check_places(path: Path, headers: dict[Path, dict[str, Any]], index: dict[str, str]) -> None:
+    """Check that each tensor is in one file, and in the one that the index names.
+
+    A tensor that the index does not know is no error: every loader takes all that a file holds.
+    """
+    found: dict[str, str] = {}
+    for file, entries in headers.items():
+        for name in entries:
+            if name in found:
+                raise CheckpointError(
+                    f"The tensor {name} is both in {found[name]} and in {file.name} of {path}.",
+                    "Download the checkpoint into an empty directory.",
+                )
+            found[name] = file.name
+    for name, place in index.items():
+        if found.get(name) != place:
+            raise CheckpointError(
+                f"The index of {path} says that {name} is in {place}, and it is not.",
+                "Download the checkpoint into an empty directory.",
+            )

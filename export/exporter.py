@@ -6,6 +6,7 @@ directory; the last step is a rename.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from visprune.errors import UnsupportedError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
 from visprune.export.options import DTYPES, ExportOptions, Methods
-from visprune.export.resources import check_memory, check_space
+from visprune.export.resources import check_resources
 from visprune.export.targets import target as find_target
 from visprune.manifest import MANIFEST, Pruning
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll
-from visprune.staging import check_destination, staged
+from visprune.staging import check_destination, existing_parent, staged, tidy
 
-__all__ = ["ExportOptions", "export"]
+__all__ = ["ExportOptions", "export", "prepare"]
+
+_log = logging.getLogger(__name__)
 
 
 def export(
@@ -41,7 +44,8 @@ def export(
         output: The directory to make; by default named after model, method and budget.
         progress: Called as the work goes on.
         **options: The other fields of `ExportOptions`: ratio, keep_tokens, then, recipe, calibration,
-            max_prune_points, segments, target, dtype, verify, force.
+            max_prune_points, segments, target, dtype, verify, force,
+            revision, trust_remote_code.
 
     Raises:
         UsageError: Options that make no sense, or an output that exists.
@@ -52,11 +56,37 @@ def export(
         MissingExtraError: torch or another package of the `export` extra is missing.
     """
     settings = ExportOptions(method=method, **options)
+    job, destination = prepare(model, output, settings, progress)
+    with staged(destination) as folder:
+        job.write(folder, verify=settings.verify)
+    return Bundle.open(destination)
+
+
+def prepare(
+    model: str | Path | None,
+    output: str | Path | None,
+    settings: ExportOptions,
+    progress: Progress | None = None,
+    *,
+    dry: bool = False,
+) -> tuple[Job, Path]:
+    """Decide all of an export, or refuse it; the job to do, and where.
+
+    Args:
+        model: As `export` takes it.
+        output: Likewise.
+        settings: The other options.
+        progress: Called as the work goes on.
+        dry: Whether nothing may be written or downloaded and no weight read. A recipe is not fitted then, and
+            a lack of memory or space does not matter.
+    """
     methods, target = settings.methods(), find_target(settings.target)
     pruner, asked = methods.before, methods.before_asked
     if output is not None:
         check_destination(Path(output), force=settings.force, marker=MANIFEST)
-    checkpoint = find(model)
+    checkpoint = find(
+        model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, download=not dry
+    )
     for module in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
         require(module, extra="export")
     if settings.verify:
@@ -79,13 +109,16 @@ def export(
     else:
         keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
+    if not dry:
+        for done in tidy(existing_parent(destination)):
+            _log.warning(done)
     check_destination(destination, force=settings.force, marker=MANIFEST)
     dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype
-    check_space(checkpoint, dtype, destination)
-    if settings.verify:
-        check_memory(checkpoint, "self-check", "leave the check out with --no-verify")
+    if not dry:
+        check_resources(checkpoint, dtype, destination, verify=settings.verify)
     progress = progress or (lambda what, done, total: None)
-    inside = decide(methods, settings, checkpoint, config, keep + features.always_kept, progress)
+    tokens = keep + features.always_kept
+    inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
     job = Job(
         checkpoint=checkpoint,
         config=config,
@@ -107,9 +140,7 @@ def export(
         dtype=dtype,
         progress=progress,
     )
-    with staged(destination) as folder:
-        job.write(folder, verify=settings.verify)
-    return Bundle.open(destination)
+    return job, destination
 
 
 def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, keep: int) -> str:

@@ -7,13 +7,13 @@ pictures, the prompts once they are token ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import InputError, UsageError
+from visprune.export.beside import Beside
 from visprune.export.calibration import CalibrationLine, draw_lines, read_lines
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.resources import check_memory
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from visprune.export.job import Progress
     from visprune.export.statistics import Prompt
 
-__all__ = ["FitOptions", "fit", "fit_checkpoint"]
+__all__ = ["FitOptions", "check_fit", "fit", "fit_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class FitOptions:
         seed: To draw them with.
         device: Where PyTorch computes.
         force: Whether an existing recipe may be replaced.
+        revision: Branch, tag or commit, where the model is a hub id.
+        trust_remote_code: Whether transformers may run code that lies beside the weights.
     """
 
     ratio: float
@@ -52,6 +54,8 @@ class FitOptions:
     seed: int = 0
     device: str = "cpu"
     force: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio <= 1.0:  # also refuses NaN
@@ -82,7 +86,8 @@ def fit(
         model: A directory, a hub id, or None for the bundled demo model.
         output: The file to write; None writes none.
         progress: Called as the work goes on.
-        **options: The fields of `FitOptions`: ratio, data, max_prune_points, samples, seed, device, force.
+        **options: The fields of `FitOptions`: ratio, data, max_prune_points, samples, seed, device, force,
+            revision, trust_remote_code.
 
     Raises:
         UsageError: Options that make no sense, no calibration data, or an output that exists.
@@ -94,7 +99,8 @@ def fit(
     settings = FitOptions(**options)
     if output is not None:
         check_output(Path(output), force=settings.force)
-    recipe = _fit(find(model), settings, progress)
+    checkpoint = find(model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    recipe = _fit(checkpoint, settings, progress)
     if output is not None:
         write_recipe(recipe, output, force=settings.force)
     return recipe
@@ -105,17 +111,20 @@ def fit_checkpoint(checkpoint: Checkpoint, *, progress: Progress | None = None, 
     return _fit(checkpoint, FitOptions(**options), progress)
 
 
-def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None) -> Recipe:
-    report = progress or (lambda what, done, total: None)
+def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
+    """Refuse what `fit_checkpoint` would refuse before it reads the weights, but for a lack of memory."""
+    _ready(checkpoint, FitOptions(**options))
+
+
+def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], Task]:
+    """The samples as the model takes them, and what is to be found."""
     lines = draw_lines(read_lines(options.data), options.samples, options.seed)
     for module in ("torch", "transformers", "safetensors"):
         require(module, extra="export")
-    from visprune.export import loading, models, statistics
+    from visprune.export import loading, models
 
     _check_device(options.device)
     loading.quiet()
-    if options.device == "cpu":
-        check_memory(checkpoint, "fit", "fit where a GPU holds the model, with --device cuda")
     config = loading.load_config(checkpoint)
     models.check_cut(config.text_config.model_type)
     prompts = _prompts(checkpoint, config, lines)
@@ -126,8 +135,18 @@ def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None)
         ratio=options.ratio,
     )
     task.check_possible(range(task.num_layers))
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        weights_sha256 = beside.submit(lambda: checkpoint.weights_sha256)
+    return prompts, task
+
+
+def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None) -> Recipe:
+    report = progress or (lambda what, done, total: None)
+    prompts, task = _ready(checkpoint, options)
+    if options.device == "cpu":
+        check_memory(checkpoint, "fit", "fit where a GPU holds the model, with --device cuda")
+    from visprune.export import loading, models, statistics
+
+    with Beside() as beside:
+        weights_sha256 = beside.submit(checkpoint.weights_sha256, beside.heed)
         report("loading the checkpoint", 0, 1)
         model = loading.load_model(checkpoint).to(options.device).float()
         parts = models.family(checkpoint.model_type).parts(model)
@@ -181,14 +200,12 @@ def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[CalibrationLin
         CheckpointError: The processor is missing or does not fit the model.
         InputError: A sample cannot be used.
     """
-    import transformers
-
     from visprune.export import loading
     from visprune.export.statistics import tokenized
     from visprune.runtime.images import decode
 
     image_token = loading.load_processor(checkpoint, config).text.image_token
-    processor = transformers.AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True)
+    processor = loading.read_processor(checkpoint)
     longest = _longest(config.text_config)
     prompts: list[Prompt] = []
     for line in lines:

@@ -10,7 +10,7 @@ from visprune.errors import UnsupportedError
 from visprune.export import models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.compare import release
-from visprune.export.fitting import fit_checkpoint
+from visprune.export.fitting import check_fit, fit_checkpoint
 from visprune.export.job import Progress
 from visprune.export.options import Asked, ExportOptions, Methods
 from visprune.export.plan import Cuts
@@ -24,11 +24,15 @@ __all__ = ["Inside", "decide", "knobs"]
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Where the decoder is cut, what is pruned there, and the recipe that says so, if one does."""
+    """Where the decoder is cut, what is pruned there, and the recipe that says so, if one does.
+
+    `is_open` where none does so far: a recipe is to be fitted, which a dry run does not do.
+    """
 
     cuts: Cuts
     pruning: LayerPruning | None = None
     recipe: Recipe | None = None
+    is_open: bool = False
 
 
 def decide(
@@ -37,7 +41,7 @@ def decide(
     checkpoint: Checkpoint,
     config: Any,
     tokens: int,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Inside:
     """Work out what is asked for inside the LLM; a recipe is fitted here if none is given.
 
@@ -47,7 +51,7 @@ def decide(
         checkpoint: The model.
         config: Its configuration.
         tokens: Visual tokens of one image that enter the LLM.
-        progress: Called as the work goes on.
+        progress: Called as the work goes on; None where no weight may be read.
 
     Raises:
         UsageError: More segments than layers, or a recipe of another model.
@@ -64,6 +68,8 @@ def decide(
     recipe = None
     if isinstance(pruner, FitPrune) and not pruner.scheme:
         recipe = _recipe(settings, asked, checkpoint, text.num_hidden_layers, progress)
+        if recipe is None:
+            return Inside(Cuts(), is_open=True)
         pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.exported_ratio(recipe.scheme))
     layers = pruner.layers(text.num_hidden_layers)
     if list(layers) != sorted(set(layers) & set(range(text.num_hidden_layers - 1))):
@@ -89,17 +95,29 @@ def decide(
 
 
 def _recipe(
-    settings: ExportOptions, asked: Asked, checkpoint: Checkpoint, num_layers: int, progress: Progress
-) -> Recipe:
-    """The recipe of a file, or one fitted now."""
+    settings: ExportOptions,
+    asked: Asked,
+    checkpoint: Checkpoint,
+    num_layers: int,
+    progress: Progress | None,
+) -> Recipe | None:
+    """The recipe of a file, or one fitted now; None where that is not allowed."""
     if settings.recipe is None:
         options = {"data": settings.calibration, "max_prune_points": settings.max_prune_points}
+        if progress is None:
+            check_fit(checkpoint, ratio=asked.ratio, **options)
+            return None
         recipe = fit_checkpoint(checkpoint, progress=progress, ratio=asked.ratio, **options)
         release()
         return recipe
     recipe = read_recipe(settings.recipe)
+    if progress is None:
+        recipe.check_model(weights_sha256=recipe.weights_sha256, num_layers=num_layers, name=checkpoint.name)
+        return recipe
     progress("checking the recipe's model", 0, 1)
-    recipe.check_model(weights_sha256=checkpoint.weights_sha256, num_layers=num_layers, name=checkpoint.name)
+    recipe.check_model(
+        weights_sha256=checkpoint.weights_sha256(), num_layers=num_layers, name=checkpoint.name
+    )
     progress("checking the recipe's model", 1, 1)
     return recipe
 

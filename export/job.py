@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from visprune import __version__
 from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
+from visprune.export.beside import Beside
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.program import program
 from visprune.export.targets import Target
@@ -24,10 +25,11 @@ from visprune.records import sha256
 
 if TYPE_CHECKING:
     from visprune.export.inside import Inside
+    from visprune.export.loading import Processor
     from visprune.export.parts import Features
     from visprune.manifest import Graph
 
-__all__ = ["Job", "Progress"]
+__all__ = ["Job", "Progress", "untraceable"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -49,25 +51,33 @@ class Job:
     dtype: str
     progress: Progress
 
+    def processor(self) -> Processor:
+        """Tokenizer, chat template and image processor, checked to fit the model."""
+        from visprune.export import loading
+
+        processor = loading.load_processor(self.checkpoint, self.config)
+        _check_image_processor(processor.image_processor, self.features)
+        return processor
+
     def write(self, folder: Path, *, verify: bool) -> None:
         """Write a complete bundle into an empty folder."""
         from visprune.export import loading
 
         self.progress("loading the checkpoint", 0, 1)
-        processor = loading.load_processor(self.checkpoint, self.config)
-        _check_image_processor(processor.image_processor, self.features)
-        loading.write_processor(processor, folder)
+        processor = self.processor()
+        for name, text in loading.processor_files(processor).items():
+            (folder / name).write_text(text, encoding="utf-8")
         if self.inside.recipe is not None:
             (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
         model = loading.load_model(self.checkpoint)
         self.progress("loading the checkpoint", 1, 1)
 
         # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            weights_sha256 = beside.submit(lambda: self.checkpoint.weights_sha256)
+        with Beside() as beside:
+            weights_sha256 = beside.submit(self.checkpoint.weights_sha256, beside.heed)
             graphs = self._write_graphs(model, folder, beside)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-            hashes = beside.map(sha256, files)
+            hashes = [beside.submit(sha256, path, beside.heed) for path in files]
             manifest = Manifest(
                 schema_version=SCHEMA_VERSION,
                 source=self._source(model, weights_sha256.result()),
@@ -95,7 +105,7 @@ class Job:
             if verify:
                 manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
             records = {
-                name: replace(record, sha256=digest)
+                name: replace(record, sha256=digest.result())
                 for (name, record), digest in zip(manifest.files.items(), hashes, strict=True)
             }
         (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
@@ -115,7 +125,7 @@ class Job:
         self.progress("comparing with PyTorch", 0, 1)
         return verify(bundle, self.checkpoint, self.features, (self.pruner, self.inside.cuts), report)
 
-    def _write_graphs(self, model: Any, folder: Path, beside: Executor) -> dict[str, Graph]:
+    def _write_graphs(self, model: Any, folder: Path, beside: Beside) -> dict[str, Graph]:
         """Trace every graph, and have it written while the next one is traced."""
         import torch
 
@@ -139,12 +149,9 @@ class Job:
             except VispruneError:
                 raise
             except Exception as error:  # what a tracer says of a model it cannot follow has no one type
-                raise ExportError(
-                    f"The graph {step.name} of this model cannot be traced: {_cause(error)}.",
-                    "Its architecture is probably not supported; use a model from the documentation's list.",
-                ) from error
+                raise untraceable(step.name, error) from error
             total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
-            advance = _Advance(self.progress, f"writing {step.name}", total)
+            advance = _Advance(self.progress, f"writing {step.name}", total, beside.heed)
             writing[step.name] = beside.submit(write_graph, graph, weights, folder, step.name, advance)
         self.progress("tracing the graphs", len(steps), len(steps))
         return {step.name: writing[step.name].result() for step in steps}
@@ -161,6 +168,7 @@ class Job:
             weights_dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
             weights_sha256=weights_sha256,
             versions=versions,
+            revision=self.checkpoint.revision,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -168,12 +176,22 @@ class Job:
 class _Advance:
     """Adds up what was written, for a progress display."""
 
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
+    def __init__(self, progress: Progress, what: str, total: int, heed: Callable[[], None]) -> None:
         self.progress, self.what, self.total, self.done = progress, what, total, 0
+        self.heed = heed
 
     def __call__(self, count: int) -> None:
+        self.heed()
         self.done = min(self.done + count, self.total)
         self.progress(self.what, self.done, self.total)
+
+
+def untraceable(name: str, error: Exception) -> ExportError:
+    """What to say where PyTorch cannot follow a model."""
+    return ExportError(
+        f"The graph {name} of this model cannot be traced: {_cause(error)}.",
+        "Its architecture is probably not supported; use a model from the documentation's list.",
+    )
 
 
 def _cause(error: BaseException) -> str:

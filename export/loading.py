@@ -11,7 +11,6 @@ import copy
 import json
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,17 +29,21 @@ from visprune.work import Convention, Shapes
 
 __all__ = [
     "Processor",
+    "check_decoder",
     "decoder_facts",
     "load_config",
     "load_model",
     "load_processor",
+    "processor_files",
     "quiet",
+    "read_processor",
     "shapes",
     "skeleton",
 ]
 
 # Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
 _DYNAMIC_ROPE = ("dynamic", "longrope")
+_PROCESSOR_HINT = "Put the checkpoint's tokenizer and processor files beside its weights."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ def quiet() -> None:
     """Transformers' notes on processors and loading are not the user's concern; its errors still show."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # It would ask at the terminal whether to run a checkpoint's code, where it was not told.
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -66,13 +71,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
         CheckpointError: It cannot be read.
         UnsupportedError: The decoder's attention or positions cannot be put into a static graph.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    except Exception as error:  # a config can fail in as many ways as it has fields
-        raise CheckpointError(
-            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}",
-            "Correct config.json.",
-        ) from None
+    config = _read_config(checkpoint)
     if getattr(config.text_config, "attn_logit_softcapping", None) is not None:
         raise UnsupportedError(
             f"The decoder {config.text_config.model_type!r} caps its attention logits, which no exported "
@@ -90,6 +89,18 @@ def load_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
+def _read_config(checkpoint: Checkpoint) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
+        )
+    except Exception as error:  # a config can fail in as many ways as it has fields
+        raise CheckpointError(
+            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}",
+            _hint(error, "Correct config.json."),
+        ) from None
+
+
 def load_model(checkpoint: Checkpoint) -> Any:
     """The model in the dtype it has on disk, in eval mode, weights mapped and not copied.
 
@@ -100,6 +111,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     try:
         model, info = auto.from_pretrained(
             checkpoint.path,
+            config=_read_config(checkpoint),
             dtype="auto",
             local_files_only=True,
             use_safetensors=True,
@@ -116,12 +128,21 @@ def load_model(checkpoint: Checkpoint) -> Any:
             f"The weights of {checkpoint.path} lack {len(missing)} tensors, such as {missing[0]}.",
             "Download the checkpoint again.",
         )
+    check_decoder(model)
+    return model.eval()
+
+
+def check_decoder(model: Any) -> None:
+    """Refuse a decoder whose attention cannot be replaced.
+
+    Raises:
+        UnsupportedError: Transformers does not run it through its attention interface.
+    """
     if not model.model.language_model._supports_attention_backend:
         raise UnsupportedError(
             f"The decoder {model.config.text_config.model_type!r} lacks transformers' attention interface.",
             "Choose a model with another decoder, such as llama, qwen2 or mistral.",
         )
-    return model.eval()
 
 
 def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
@@ -137,23 +158,34 @@ def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -
     return model.eval(), fake
 
 
+def read_processor(checkpoint: Checkpoint) -> Any:
+    """Transformers' own processor.
+
+    Raises:
+        CheckpointError: It is missing or broken, or needs code that is not trusted.
+    """
+    try:
+        return transformers.AutoProcessor.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}",
+            _hint(error, _PROCESSOR_HINT),
+        ) from None
+
+
 def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     """Tokenizer, chat template and image processor, as transformers resolves them.
 
     Raises:
         CheckpointError: One of them is missing or does not fit the model.
     """
-    hint = "Put the checkpoint's tokenizer and processor files beside its weights."
-    try:
-        processor = transformers.AutoProcessor.from_pretrained(checkpoint.path, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}", hint
-        ) from None
+    processor = read_processor(checkpoint)
     tokenizer = getattr(processor, "tokenizer", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is None or backend is None:
-        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", hint)
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _PROCESSOR_HINT)
     fast = type(backend).from_str(backend.to_str())
     fast.no_truncation()
     fast.no_padding()
@@ -249,10 +281,19 @@ def _first_line(error: Exception) -> str:
     return textwrap.shorten(lines[0], 200, placeholder=" ...")
 
 
-def write_processor(processor: Processor, folder: Path) -> None:
-    """Write the files that `processor.text` and the manifest name."""
-    (folder / processor.text.tokenizer).write_text(processor.tokenizer, encoding="utf-8")
+def _hint(error: Exception, otherwise: str) -> str:
+    """What to do about a file that transformers cannot read."""
+    if "trust_remote_code" in str(error):
+        return "Read that code, and let it run with --trust-remote-code if you trust it."
+    return otherwise
+
+
+def processor_files(processor: Processor) -> dict[str, str]:
+    """The files that `processor.text` and the manifest name, with their text."""
+    files = {
+        processor.text.tokenizer: processor.tokenizer,
+        "preprocessor_config.json": json.dumps(processor.image_processor, indent=2) + "\n",
+    }
     if processor.text.chat_template is not None and processor.chat_template is not None:
-        (folder / processor.text.chat_template).write_text(processor.chat_template, encoding="utf-8")
-    config = json.dumps(processor.image_processor, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(config, encoding="utf-8")
+        files[processor.text.chat_template] = processor.chat_template
+    return files

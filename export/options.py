@@ -55,6 +55,8 @@ class ExportOptions:
         dtype: "fp32" or "fp16"; the target's own if None.
         verify: Whether to compare the graphs with PyTorch.
         force: Whether an existing bundle may be replaced.
+        revision: Branch, tag or commit, where the model is a hub id.
+        trust_remote_code: Whether transformers may run code that lies beside the weights.
     """
 
     method: str | VisionPruner | LayerPruner
@@ -69,6 +71,8 @@ class ExportOptions:
     dtype: Literal["fp32", "fp16"] | None = None
     verify: bool = True
     force: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.keep_tokens is not None:

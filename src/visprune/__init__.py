@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from visprune.errors import VispruneError
     from visprune.export import export
     from visprune.export.fitting import fit
+    from visprune.export.preview import preview
     from visprune.runtime import load
 
-__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load"]
+__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview"]
 
 __version__ = "0.2.0"
 
@@ -28,6 +29,7 @@ _LAZY = {
     "export": "visprune.export",
     "fit": "visprune.export.fitting",
     "load": "visprune.runtime",
+    "preview": "visprune.export.preview",
 }
 
 

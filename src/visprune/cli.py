@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -35,6 +37,9 @@ VERBS = {
 # Typer carries its own copy of click from some version on, so the base class of usage errors has no
 # stable import path; BadParameter -> UsageError -> ClickException has been there in every version.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+_CTRL_C = 130  # what Typer makes of it, where that is not an Abort
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 _HINTS = {
     errno.ENOSPC: "Free some space, and run it again.",
@@ -93,8 +98,8 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         arguments: Without the program's name.
 
     Returns:
-        The exit code: 0; 2 for what the user can put right; 130 for Ctrl-C; 141 where the reader of the
-        output went away.
+        The exit code: 0; 2 for what the user can put right; 130 for Ctrl-C, and likewise 128 and its number
+        for another signal that ends a program; 141 where the reader of the output went away.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character of the answer should not end the answer.
@@ -103,14 +108,17 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
     program = f"visprune-{verb}" if verb else "visprune"
     try:
         command = typer.main.get_command(_alias(verb) if verb else _umbrella(arguments))
-        result = command.main(list(arguments), prog_name=program, standalone_mode=False)
+        with _stoppable():
+            result = command.main(list(arguments), prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except VispruneError as error:
         return _fail(error.what, error.hint)
     except _ClickException as error:
         return _fail(_usage(error), f"See: {_path(error, program)} --help")
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return _stop(signal.SIGINT)
+    except _StoppedBy as stopped:
+        return _stop(stopped.signal)
     except (
         BrokenPipeError,
         SystemExit,
@@ -126,7 +134,41 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror}{where}.", _HINTS.get(error.errno, "Check the path and the disk."))
-    return result if isinstance(result, int) else 0
+    code = result if isinstance(result, int) else 0
+    return _stop(signal.SIGINT) if code == _CTRL_C else code
+
+
+class _StoppedBy(BaseException):
+    """A signal came that ends a program."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have a signal raise, as Ctrl-C does: a program that just ends leaves half of its work behind."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise _StoppedBy(number)
+
+    # A signal that is ignored stays so, as under nohup; and only the main thread may ask for any.
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = [s for s in _SIGNALS if in_main and signal.getsignal(s) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int) -> int:
+    with suppress(OSError):
+        print("Stopped.", file=sys.stderr)
+    return 128 + number
 
 
 def _fail(what: str, hint: str) -> int:

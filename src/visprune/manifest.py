@@ -226,7 +226,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the weights came from, and what wrote the bundle."""
+    """Where the weights came from, and what wrote the bundle. `revision` is the commit of a hub id."""
 
     model: str
     model_type: str
@@ -237,6 +237,7 @@ class Source:
     weights_sha256: str
     versions: dict[str, str]
     created: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -106,10 +107,11 @@ def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
         raise BundleError(f"{where} cannot be used: {error.what}", hint) from None
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+def sha256(path: Path, heed: Callable[[], None] = lambda: None) -> str:
+    """The SHA-256 of a file, in hexadecimal. `heed` is called as it is read, and may raise to end that."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
+            heed()
             digest.update(block)
     return digest.hexdigest()

@@ -184,7 +184,7 @@ class TestMistakes:
         ("raised", "code", "said"),
         [
             (UsageError("What.", "Hint."), 2, "error: What.\n  Hint.\n"),
-            (KeyboardInterrupt(), 130, ""),
+            (KeyboardInterrupt(), 130, "Stopped."),
             (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
             (
                 OSError(errno.ENOSPC, "No space left on device", "/x"),

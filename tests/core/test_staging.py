@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from visprune.errors import ExportError, UsageError
-from visprune.staging import check_destination, staged
+from visprune.staging import check_destination, staged, tidy
 
 MARKER = "visprune.json"
 
@@ -136,24 +137,6 @@ def test_a_link_is_replaced_and_what_it_points_to_is_kept(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"out", "real"}
 
 
-def test_what_a_killed_run_left_behind_is_no_obstacle(tmp_path):
-    """Process numbers come again soon in a container."""
-    script = f"""
-        import os
-        from pathlib import Path
-        from visprune.staging import staged
-        with staged(Path({str(tmp_path)!r}) / "out") as folder:
-            (folder / "half").write_text("half")
-            os.kill(os.getpid(), 9)
-    """
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".visprune-partial-")
-    with staged(tmp_path / "out") as folder:
-        write_bundle(folder, "new")
-    assert (tmp_path / "out" / MARKER).read_text() == "new"
-
-
 def test_two_writers_do_not_share_a_stage(tmp_path):
     with staged(tmp_path / "one") as first, staged(tmp_path / "two") as second:
         assert first != second
@@ -196,6 +179,151 @@ def test_a_real_limit_while_writing(tmp_path, write):
     )
     assert "The disk is full" in done.stdout
     assert tree(tmp_path) == {}
+
+
+# --- what killed processes leave ---
+
+
+def process(body: str, folder: Path) -> subprocess.Popen[str]:
+    """A process that works beside `folder / "out"`."""
+    script = f"""
+        import os, shutil, sys
+        from pathlib import Path
+        from visprune.staging import staged
+        folder = Path({str(folder)!r})
+        def die(*_):
+            os.kill(os.getpid(), 9)
+    """
+    text = textwrap.dedent(script) + textwrap.dedent(body)
+    return subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def killed(body: str, folder: Path) -> None:
+    with process(body, folder) as run:
+        assert run.wait() == -9
+
+
+HALF = """
+    with staged(folder / "out") as stage:
+        (stage / "half").write_text("half")
+        die()
+"""
+# Killed at its n-th rename or removal, while it replaces an earlier result.
+SWAP = """
+    count = 0
+    def counted(function):
+        def call(*args, **kwargs):
+            global count
+            count += 1
+            if count == {n}:
+                die()
+            return function(*args, **kwargs)
+        return call
+    Path.rename, shutil.rmtree = counted(Path.rename), counted(shutil.rmtree)
+    with staged(folder / "out") as stage:
+        (stage / {marker!r}).write_text("new")
+"""
+
+
+def test_a_killed_run_is_no_obstacle_and_is_cleared(tmp_path):
+    killed(HALF, tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".visprune-partial-")
+    with staged(tmp_path / "out") as folder:
+        write_bundle(folder, "new")
+    assert left.exists()
+    assert tidy(tmp_path) == [f"Removed {left.name}, left by an export that did not finish."]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert tidy(tmp_path) == []
+
+
+@pytest.mark.parametrize(("n", "content"), [(1, "old"), (2, "old"), (3, "new"), (4, "new")])
+def test_a_run_killed_in_a_swap_loses_nothing(n, content, tmp_path):
+    with staged(tmp_path / "out") as folder:
+        write_bundle(folder, "old")
+    killed(SWAP.format(n=n, marker=MARKER), tmp_path)
+    assert (tmp_path / "out").exists() == (n != 2)  # between the two renames there is none
+    said = tidy(tmp_path)
+    assert ([s for s in said if "back" in s] != []) == (n == 2)
+    assert said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / MARKER).read_text() == content
+
+
+def test_an_earlier_link_comes_back_as_a_link(tmp_path):
+    with staged(tmp_path / "real") as folder:
+        write_bundle(folder, "old")
+    (tmp_path / "out").symlink_to("real")
+    killed(SWAP.format(n=2, marker=MARKER), tmp_path)
+    tidy(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "real"}
+    assert (tmp_path / "out").readlink() == Path("real")
+
+
+def test_what_a_living_process_uses_is_left_alone(tmp_path):
+    body = """
+        with staged(folder / "out") as stage:
+            (stage / "half").write_text("half")
+            print(stage.name, flush=True)
+            sys.stdin.read()
+    """
+    with process(body, tmp_path) as run:
+        assert run.stdout is not None
+        name = run.stdout.readline().strip()
+        assert tidy(tmp_path) == []
+        assert (tmp_path / name / "half").exists()
+        run.kill()
+    assert len(tidy(tmp_path)) == 1
+    with staged(tmp_path / "out") as mine:  # nor what this process itself writes
+        assert tidy(tmp_path) == []
+        assert mine.exists()
+
+
+def test_one_that_is_tidied_away_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    flock, early = fcntl.flock, []
+
+    def late(descriptor, operation):
+        if operation == fcntl.LOCK_EX and not early:
+            early.append("now")
+            early.extend(tidy(tmp_path))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with staged(tmp_path / "out") as folder:
+        write_bundle(folder, "new")
+    assert len(early) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_directories_of_ours_are_cleared(tmp_path):
+    names = [".visprune-partial-notes", ".visprune-partial-0123456789", ".visprune-old-01234567"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".visprune-partial-01234567").write_text("a file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".visprune-partial-89abcdef").symlink_to("mine")
+    before = tree(tmp_path)
+    assert tidy(tmp_path) == []
+    assert tree(tmp_path) == before
+    assert tidy(tmp_path / "not there") == []
+
+
+def test_without_locks_nothing_is_cleared_and_the_user_is_told(tmp_path, monkeypatch):
+    killed(HALF, tmp_path)
+    (left,) = tmp_path.iterdir()
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    (sentence,) = tidy(tmp_path)
+    assert str(left) in sentence
+    assert left.exists()
+    with staged(tmp_path / "out") as folder:
+        write_bundle(folder, "new")
+    assert (tmp_path / "out" / MARKER).is_file()
 
 
 # --- check_destination ---

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from visprune.errors import CheckpointError, ExportError, UnsupportedError, UsageError, VispruneError
@@ -139,6 +139,106 @@ def test_weights(copy, tmp_path):
     refused(CheckpointError, "outside", copy, tmp_path)
 
 
+def rewrite(file, edit):
+    """Change the header of a safetensors file."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = edit(data[8 : 8 + length].decode()).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+@pytest.fixture
+def sharded(copy):
+    """The good checkpoint in three files, with its index."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = [f"model-{i + 1:05}-of-00003.safetensors" for i in range(3)]
+    places = {key: names[i % 3] for i, key in enumerate(sorted(tensors))}
+    for name in names:
+        save_file({k: v for k, v in tensors.items() if places[k] == name}, copy / name, {"format": "pt"})
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return copy
+
+
+def test_shards_are_as_good_as_one_file(sharded, good, tmp_path):
+    bundles = [
+        export(model, method="none", output=tmp_path / f"{model.name}-out") for model in (sharded, good)
+    ]
+    sizes = [[record.size for record in bundle.manifest.files.values()] for bundle in bundles]
+    assert sizes[0] == sizes[1]
+
+
+def test_shards_that_do_not_fit_together(sharded, tmp_path):
+    index = sharded / "model.safetensors.index.json"
+    first, second = (sharded / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
+    whole, places = second.read_bytes(), json.loads(index.read_text())["weight_map"]
+    name = next(key for key, file in places.items() if file == first.name)
+
+    second.write_bytes(whole[: len(whole) // 2])
+    refused(CheckpointError, f"{second.name} has .* header promises", sharded, tmp_path)
+    second.unlink()
+    refused(CheckpointError, f"{second.name} is missing", sharded, tmp_path)
+    second.write_bytes(first.read_bytes())
+    refused(CheckpointError, f"both in {first.name} and in {second.name}", sharded, tmp_path)
+    second.write_bytes(whole)
+
+    index.write_text(json.dumps({"weight_map": places | {name: second.name}}))
+    refused(CheckpointError, f"says that {name} is in {second.name}", sharded, tmp_path)
+    index.write_text(json.dumps({"weight_map": places | {"model.ghost": first.name}}))
+    refused(CheckpointError, "says that model.ghost is in", sharded, tmp_path)
+    index.write_text(json.dumps({"weight_map": places}).replace("{", f'{{"{name}": "{second.name}", ', 2))
+    refused(CheckpointError, f"index.json names '{name}' twice", sharded, tmp_path)
+    for nonsense in ({}, {name: 3}, [name], {name: [first.name]}):
+        index.write_text(json.dumps({"weight_map": nonsense}))
+        refused(CheckpointError, "cannot be read", sharded, tmp_path)
+    index.unlink()
+    refused(CheckpointError, "no model.safetensors.index.json", sharded, tmp_path)
+
+
+def test_a_header_that_contradicts_itself(copy, tmp_path):
+    file = copy / "model.safetensors"
+    whole = file.read_bytes()
+    name = next(key for key in json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]) if "." in key)
+
+    def change(match, **changes):
+        def edit(text):
+            header = json.loads(text)
+            header[name] |= changes
+            return json.dumps(header)
+
+        file.write_bytes(whole)
+        rewrite(file, edit)
+        refused(CheckpointError, match, copy, tmp_path)
+
+    change(f"shape of {name}", shape=[1, 2, 3])
+    change(f"shape of {name}", shape=[-1, -1])
+    change("shape of", dtype="F64")
+    change("shape of", data_offsets=[0, 4])
+    change("not safetensors", shape="wide")
+    file.write_bytes(whole)
+    rewrite(file, lambda text: text.replace("{", f'{{"{name}": {{}}, ', 1))
+    refused(CheckpointError, f"names '{name}' twice", copy, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "I64"])
+def test_weights_that_are_no_plain_numbers(dtype, copy, tmp_path):
+    rewrite(copy / "model.safetensors", lambda text: text.replace('"F32"', f'"{dtype}"'))
+    refused(UnsupportedError, f"is of type {dtype}", copy, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_an_integer_buffer_and_other_floats_are_fine(dtype, checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = shutil.copytree(checkpoint(checkpoint.Tiny(dtype=dtype)), tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    assert export(path, method="none", output=tmp_path / "out").manifest.parity.verified
+
+
 def test_weights_of_another_model(copy, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -164,7 +264,7 @@ def test_too_little_memory_or_disk(good, tmp_path, monkeypatch):
 
     from visprune.export import resources
 
-    monkeypatch.setattr(resources, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1000)
     refused(ExportError, "self-check needs about", good, tmp_path)
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage(10, 5, 5))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from visprune.commands.options import MaxPrunePoints, Model, Samples
+from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, TrustRemoteCode
 from visprune.commands.terminal import bars, print_json, size
+from visprune.errors import ExportError
 
 if TYPE_CHECKING:
     from typing import Literal
 
     from visprune.bundle import Bundle
+    from visprune.export.preview import Preview
 
 __all__ = ["export"]
 
@@ -61,21 +65,27 @@ def export(  # noqa: PLR0913 - a command line's options
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare every graph with PyTorch.")
     ] = True,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written and needed; read no weights.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Export a LLaVA model with visual-token pruning to ONNX.
 
-    Example: visprune-export --method fopru-row --ratio 0.25
+    Example: visprune-export llava-hf/llava-1.5-7b-hf --method fopru-rank --ratio 0.25 --dry-run
     """
     with bars() as progress:
-        from visprune.export import export as run
+        from visprune.export import export as write
+        from visprune.export.preview import Preview, preview
 
-        bundle = run(
+        run: Callable[..., Bundle | Preview] = preview if dry_run else partial(write, progress=progress)
+        made = run(
             model,
             method=method,
             output=output,
-            progress=progress,
             ratio=ratio,
             keep_tokens=keep_tokens,
             then=then,
@@ -87,11 +97,17 @@ def export(  # noqa: PLR0913 - a command line's options
             dtype=cast("Literal['fp32', 'fp16'] | None", dtype),
             verify=verify,
             force=force,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
-    if as_json:
-        print_json({"bundle": str(bundle.path), **_summary(bundle)})
-        return
-    _print(bundle)
+    if isinstance(made, Preview):
+        print_json(asdict(made)) if as_json else _print_preview(made)
+        if made.obstacle is not None:
+            raise ExportError(*made.obstacle)
+    elif as_json:
+        print_json({"bundle": str(made.path), **_summary(made)})
+    else:
+        _print(made)
 
 
 def _summary(bundle: Bundle) -> dict[str, object]:
@@ -131,3 +147,31 @@ def _print(bundle: Bundle) -> None:
     console.print(f"work: {work_line(manifest)}")
     total = size(sum(record.size for record in manifest.files.values()))
     console.print(f"wrote {bundle.path} ({total}; {manifest.target}, {manifest.dtype})")
+
+
+def _print_preview(found: Preview) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = Table("graph", "file", "parameters", "weights", box=None, pad_edge=False)
+    for graph in found.graphs:
+        table.add_row(graph.name, graph.file, f"{graph.parameters:,}", size(graph.bytes))
+    console.print(table)
+    commit = f" at {found.revision[:12]}" if found.revision else ""
+    console.print(f"\nmodel   {found.model}{commit}, {found.method}")
+    console.print(found.kept or "counts  not known yet")
+    target = f"{found.target}: {found.flavour} flavour, opset {found.opset}, {found.dtype}"
+    console.print(f"target  {target}")
+    console.print(f"disk    {size(found.bytes)} of {size(found.free_bytes)} that are free")
+    need = found.memory
+    steps = [f"{size(need.export)} to export"]
+    whole = ["to fit the recipe"] if found.kept is None else []
+    whole += ["for the self-check"] if found.verify else []
+    steps += [f"{size(need.float32)} {' and '.join(whole)}"] if whole else []
+    free = "" if found.available_memory is None else f"; {size(found.available_memory)} are free here"
+    console.print(f"memory  about {', '.join(steps)}{free}")
+    console.print(f"        about {size(need.run)} to run, on a CPU, which computes in float32")
+    for text in found.notes:
+        console.print(text)
+    console.print(f"would write {found.output}; this was a dry run, and nothing was written")

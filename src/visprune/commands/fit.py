@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import MaxPrunePoints, Model, Samples
+from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, TrustRemoteCode
 from visprune.commands.terminal import bars, print_json
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def fit(  # noqa: PLR0913 - a command line's options
     ] = None,
     seed: Annotated[int, typer.Option(help="To draw them with.")] = 0,
     device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
@@ -63,6 +65,8 @@ def fit(  # noqa: PLR0913 - a command line's options
             seed=seed,
             device=device,
             force=force,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
     if as_json:
         print_json({"path": str(path), **asdict(recipe)})

@@ -74,8 +74,9 @@ def _facts(manifest: Manifest) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
     stages = " > ".join(f"({s.graph})" if s.when == "visual" else s.graph for s in manifest.stages)
     total = sum(record.size for record in manifest.files.values())
+    commit = f" at {source.revision[:12]}" if source.revision else ""
     return [
-        f"model     {source.model} ({source.model_type}: {source.vision_type} + {source.text_type})",
+        f"model     {source.model}{commit} ({source.model_type}: {source.vision_type} + {source.text_type})",
         f"weights   {source.parameters:,} parameters, {source.weights_dtype}, "
         f"SHA-256 {source.weights_sha256[:16]}",
         f"target    {manifest.target}: {manifest.flavour} flavour, opset {manifest.opset}, {manifest.dtype}",

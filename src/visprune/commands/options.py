@@ -16,12 +16,14 @@ __all__ = [
     "Provider",
     "Ratio",
     "RepetitionPenalty",
+    "Revision",
     "Samples",
     "Seed",
     "Temperature",
     "Threads",
     "TopK",
     "TopP",
+    "TrustRemoteCode",
 ]
 
 Model = Annotated[
@@ -29,6 +31,13 @@ Model = Annotated[
     typer.Argument(
         metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
     ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.", show_default="main"),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code that comes with the checkpoint run.")
 ]
 Samples = Annotated[
     Path | None,

@@ -46,13 +46,14 @@ def busy(text: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
     """One bar a step on a terminal; a line a step elsewhere, so that a log shows where it is."""
-    if not sys.stderr.isatty():
+    stream = sys.stderr  # a step may turn it elsewhere, to quieten a library
+    if not stream.isatty():
         seen: set[str] = set()
 
         def line(what: str, done: int, total: int) -> None:
             if what not in seen:
                 seen.add(what)
-                note(f"{what} ...")
+                print(f"{what} ...", file=stream, flush=True)
 
         yield line
         return
@@ -61,7 +62,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=stream), transient=True) as progress:
         first = progress.add_task("starting", total=None)
 
         def update(what: str, done: int, total: int) -> None:

@@ -1,0 +1,203 @@
+"""What an export would write and need, told without reading a weight and without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from visprune.errors import ExportError, VispruneError
+from visprune.export.exporter import ExportOptions, prepare
+from visprune.export.job import Job, untraceable
+from visprune.export.resources import (
+    Memory,
+    available_memory,
+    check_memory,
+    check_resources,
+    free_space,
+    memory,
+)
+from visprune.pruning.base import LayerPruner, VisionPruner
+
+if TYPE_CHECKING:
+    from visprune.export.loading import Processor
+
+__all__ = ["GraphPreview", "Preview", "preview"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPreview:
+    """One graph, with the weights that lie in it and beside it.
+
+    Attributes:
+        name: As in the manifest.
+        file: Its path in the bundle.
+        parameters: Numbers in its weights.
+        bytes: Of its weights, as they are written.
+    """
+
+    name: str
+    file: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an export would write and need.
+
+    Attributes:
+        output: The directory it would make.
+        model: As it was given.
+        revision: The commit of a hub id.
+        method: Name of the pruning method, the one before the LLM first where there are two.
+        kept: How many visual tokens stay; None where a recipe is to be fitted first.
+        target: Platform.
+        flavour: How its graphs are spelled.
+        opset: ONNX operator set.
+        dtype: Of the weights.
+        graphs: In the order they run.
+        bytes: Of all weights, tokenizer and processor. The graphs' structure comes besides, some kilobytes a
+            layer.
+        free_bytes: On the disk that would hold them.
+        memory: Needed at the peak of each step.
+        available_memory: What this machine has free; None where it does not say.
+        verify: Whether the self-check is part of the export.
+        notes: What cannot be known before weights are read.
+        obstacle: Why this machine would refuse the export, and what to do; None if it would not.
+    """
+
+    output: str
+    model: str
+    revision: str | None
+    method: str
+    kept: str | None
+    target: str
+    flavour: Literal["native", "primitive"]
+    opset: int
+    dtype: str
+    graphs: tuple[GraphPreview, ...]
+    bytes: int
+    free_bytes: int
+    memory: Memory
+    available_memory: int | None
+    verify: bool
+    notes: tuple[str, ...] = ()
+    obstacle: tuple[str, str] | None = None
+
+
+def preview(
+    model: str | Path | None = None,
+    *,
+    method: str | VisionPruner | LayerPruner,
+    output: str | Path | None = None,
+    **options: Any,
+) -> Preview:
+    """Tell what `visprune.export` with the same arguments would write and need.
+
+    Nothing is written or downloaded, and no weight is read. Whatever an export refuses by then is refused
+    here, except for a lack of memory or space, which is told.
+
+    Raises:
+        VispruneError: As `visprune.export` does.
+    """
+    settings = ExportOptions(method=method, **options)
+    job, destination = prepare(model, output, settings, dry=True)
+    processor = job.processor()
+    graphs = tuple(_graphs(job))
+    return Preview(
+        output=str(destination),
+        model=job.checkpoint.name,
+        revision=job.checkpoint.revision,
+        method=_method(settings),
+        kept=_kept(job),
+        target=job.target.name,
+        flavour=job.target.flavour,
+        opset=job.target.opset,
+        dtype=job.dtype,
+        graphs=graphs,
+        bytes=sum(graph.bytes for graph in graphs) + _text_bytes(processor),
+        free_bytes=free_space(destination),
+        memory=memory(job.checkpoint, job.dtype),
+        available_memory=available_memory(),
+        verify=settings.verify,
+        notes=tuple(_notes(job)),
+        obstacle=_obstacle(job, destination, settings),
+    )
+
+
+def _method(settings: ExportOptions) -> str:
+    methods = settings.methods()
+    if methods.inside_asked is None:
+        return methods.before_asked.name
+    before = methods.before_asked.name
+    return methods.inside_asked.name if before == "none" else f"{before}, then {methods.inside_asked.name}"
+
+
+def _kept(job: Job) -> str | None:
+    """The sentence that every command prints."""
+    if job.inside.is_open:
+        return None
+    before, inside = job.pruning, job.inside.pruning
+    sentence = before.budget.describe(before.keep_tokens)
+    if inside is None:
+        return sentence
+    entering = before.keep_tokens + before.always_kept
+    within = inside.describe(entering, inside.budget.kept(entering))
+    return within if before.keep_tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
+
+
+def _notes(job: Job) -> list[str]:
+    if job.inside.is_open:
+        return [
+            "The recipe is fitted when the weights are read: it decides how many tokens stay after which "
+            "layers, and so how many segments the decoder is cut into. Their sizes add up to the one given."
+        ]
+    if job.inside.recipe is not None:
+        return ["Whether the recipe was fitted on these weights shows when they are read."]
+    return []
+
+
+def _obstacle(job: Job, destination: Path, settings: ExportOptions) -> tuple[str, str] | None:
+    try:
+        check_resources(job.checkpoint, job.dtype, destination, verify=settings.verify)
+        if job.inside.is_open:
+            check_memory(job.checkpoint, "fit", "fit a recipe where a GPU holds the model, with visprune fit")
+    except ExportError as error:
+        return error.what, error.hint
+    return None
+
+
+def _text_bytes(processor: Processor) -> int:
+    """Bytes of the files beside the graphs."""
+    from visprune.export.loading import processor_files
+
+    return sum(len(text.encode()) for text in processor_files(processor).values())
+
+
+def _graphs(job: Job) -> list[GraphPreview]:
+    """Every graph with its weights, by the modules that would be traced."""
+    import torch
+
+    from visprune.export import loading, models
+    from visprune.export.plan import plan
+    from visprune.export.used import used_tensors
+
+    family = models.family(job.checkpoint.model_type)
+    dtype = getattr(torch, job.dtype)
+    bare, fake = loading.skeleton(job.config, job.checkpoint.model_type, job.target, dtype)
+    loading.check_decoder(bare)
+    found = []
+    for step in plan(job.config, job.features, job.pruner, job.inside.cuts, dtype):
+        try:
+            with fake:
+                used = used_tensors(step.build(family.parts(bare)).eval(), step.inputs)
+        except VispruneError:
+            raise
+        except Exception as error:
+            raise untraceable(step.name, error) from error
+        is_open = job.inside.is_open and step.name.startswith("decoder")
+        name = "decoder_segment_{k}" if is_open else step.name
+        numbers = sum(t.numel() for t in used if isinstance(t, torch.nn.Parameter))
+        found.append(GraphPreview(name, f"onnx/{name}.onnx", numbers, sum(t.nbytes for t in used)))
+    return found
