@@ -21,6 +21,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from visprune.errors import UsageError
+from visprune.runtime.keep import Keep
+from visprune.runtime.tiling import arrange, largest
 from visprune.work import Convention, LayerWork, Shapes
 
 if TYPE_CHECKING:
@@ -193,7 +195,8 @@ class Savings:
         convention: Of the decoder's layers; the tower's are counted by F2 always.
         unit: Of `visual`, `sequence` and `model`.
         images: In the prompt.
-        visual_tokens: Of the prompt, before any pruning.
+        visual_tokens: Of the prompt, before any pruning, newline tokens included. Where a model tiles its
+            images, each of them fills the largest grid of tiles.
         text_tokens: Of the prompt.
         visual: The decoder, visual tokens alone.
         sequence: The decoder, visual and text tokens.
@@ -249,8 +252,12 @@ def savings(
     keep = before.budget.from_tokens(before.keep_tokens if keep_tokens is None else keep_tokens)
     if shapes is None:
         return None
-    total = images * (before.budget.visual_tokens + before.always_kept)
-    entering = images * (keep + before.always_kept)
+    shown = None if manifest.tiling is None else arrange(largest(manifest.tiling), manifest.tiling)
+    total, entering = (
+        images * Keep(count).sequence_length(before, shown) for count in (before.budget.visual_tokens, keep)
+    )
+    tiles = images * (1 if shown is None else shown.tiles)
+    newlines = images * (0 if shown is None else len(shown.newline_places))
     full = Schedule.even(shapes.num_layers, total)
     schedule = Schedule.even(shapes.num_layers, entering)
     if inside is not None:
@@ -258,7 +265,7 @@ def savings(
         schedule = Schedule.pruned(shapes.num_layers, entering, inside.layers, left, inside.boundary)
     convention = convention or shapes.convention
     layer = LayerWork(shapes.hidden_size, shapes.intermediate_size, convention)
-    around = images * (patch_embedding_macs(shapes) + tower_macs(shapes)) + head_macs(shapes)
+    around = tiles * (patch_embedding_macs(shapes) + tower_macs(shapes)) + head_macs(shapes)
 
     def model(schedule: Schedule, projected: int) -> int:
         return around + projector_macs(shapes, projected) + schedule.plus(text_tokens).macs(layer)
@@ -276,6 +283,9 @@ def savings(
         text_tokens=text_tokens,
         visual=counted(full.macs(layer), schedule.macs(layer)),
         sequence=counted(full.plus(text_tokens).macs(layer), schedule.plus(text_tokens).macs(layer)),
-        model=counted(model(full, total), model(schedule, total if before.projects_all else entering)),
+        model=counted(
+            model(full, total - newlines),
+            model(schedule, (total if before.projects_all else entering) - newlines),
+        ),
         cache_bytes=Saving(full.cache_bytes(*cache), schedule.cache_bytes(*cache)),
     )

@@ -9,14 +9,11 @@ process's peak resident set, mapped weight files included.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from child import run
 from model import make
 from PIL import Image
 
@@ -60,19 +57,16 @@ def main() -> None:
     make(checkpoint)
     for index, name in enumerate(_SIDES):
         shutil.rmtree(output, ignore_errors=True)
-        command = [sys.executable, __file__, "--work", str(args.work), "--side", str(index)]
-        errors = args.work / "stderr.txt"
-        start = time.perf_counter()
-        with errors.open("wb") as stderr:
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
-            _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            print(f"{name:28s} failed: {errors.read_text().strip().splitlines()[-1]}", flush=True)
+        side = ("--work", str(args.work), "--side", str(index))
+        done = run(__file__, *side, errors=args.work / "stderr.txt")
+        if done.failure:
+            print(f"{name:28s} failed: {done.failure}", flush=True)
             continue
         size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) / 1e9
-        peak = usage.ru_maxrss / 1e6
-        print(f"{name:28s} {seconds:6.1f} s   peak {peak:5.2f} GB   on disk {size:5.2f} GB", flush=True)
+        print(
+            f"{name:28s} {done.seconds:6.1f} s   peak {done.peak:5.2f} GB   on disk {size:5.2f} GB",
+            flush=True,
+        )
     shutil.rmtree(output, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The model every benchmark here uses: CLIP ViT-L/14-336 and Qwen2-0.5B shapes, random weights."""
+"""The model nearly every benchmark here uses: CLIP ViT-L/14-336 and Qwen2-0.5B shapes, random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 from visprune.demo import MODEL_DIR
 
-__all__ = ["THREADS", "make"]
+__all__ = ["THREADS", "clip_large", "make", "tokenizer", "write_processor"]
 
 THREADS = len(os.sched_getaffinity(0))
 
@@ -19,17 +19,8 @@ def make(path: Path) -> Path:
     """Write the checkpoint (3.2 GB, float32) unless it is there already; weights have seed 0."""
     if (path / "config.json").is_file():
         return path
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        ),
+        vision_config=clip_large(),
         text_config=transformers.Qwen2Config(
             hidden_size=896,
             intermediate_size=4864,
@@ -41,20 +32,43 @@ def make(path: Path) -> Path:
             rope_theta=1000000.0,
             tie_word_embeddings=True,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer().convert_tokens_to_ids("<image>"),
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
     transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+    write_processor(path)
+    return path
+
+
+def clip_large() -> transformers.CLIPVisionConfig:
+    """CLIP ViT-L/14-336."""
+    return transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """The demo model's; ids beyond it stand for nothing."""
+    return transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def write_processor(path: Path) -> None:
+    """Write the tokenizer, and the image processor for CLIP ViT-L/14-336."""
     image_processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
     )
     processor = transformers.LlavaProcessor(
         image_processor,
-        tokenizer,
+        tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
     processor.save_pretrained(path)
-    return path

@@ -2,22 +2,21 @@
 
 Everything that can be wrong with a checkpoint is looked for before its weights are touched: its
 kind, its format, missing and truncated files, tensors that contradict each other. Weights are read from
-safetensors only, mapped and not copied; pickles are never loaded, and code beside them only if it is trusted.
+safetensors only; pickles are never loaded, and code beside them only if it is trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
+from visprune.export.shards import find_files, read_headers
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "find"]
@@ -27,8 +26,6 @@ _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Bytes of a number, of those that a checkpoint may hold, as safetensors names them.
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_BYTES = _FLOATS | {"I64": 8, "I32": 4, "BOOL": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +156,8 @@ def _check(path: Path, name: str) -> Checkpoint:
         raise CheckpointError(f"{file} is not a configuration.", "Download the checkpoint again.")
     model_type = str(config.get("model_type", ""))
     _check_kind(path, config, model_type)
-    files, index = _weight_files(path)
-    headers = {file: _read_header(file) for file in files}
-    sizes = [size for file, entries in headers.items() for size in _check_tensors(file, entries)]
-    _check_places(path, headers, index)
+    files, index = find_files(path)
+    sizes = [tensor.elements for tensor in read_headers(files, index).values()]
     return Checkpoint(name, path, model_type, files, sum(sizes), max(sizes, default=0))
 
 
@@ -184,128 +179,3 @@ def _check_kind(path: Path, config: dict[str, Any], model_type: str) -> None:
         raise UnsupportedError(
             f"{path} holds quantized weights.", "Export the unquantized checkpoint, and quantize the bundle."
         )
-
-
-def _weight_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """The files that hold the weights, and where an index says that each tensor is; {} without one."""
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file():  # transformers, too, looks no further then
-        return (single,), {}
-    if index.is_file():
-        places = _read_index(index)
-        return tuple(path / name for name in sorted(set(places.values()))), places
-    pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
-    if any(path.glob("model-*.safetensors")):
-        raise CheckpointError(
-            f"{path} has its weights in several files, and no {index.name}.",
-            f"Download {index.name} into it.",
-        )
-    if pickles:
-        raise CheckpointError(
-            f"{path} has its weights as pickles ({pickles[0].name}), which are never loaded.",
-            "Convert them to safetensors: load and save the model once with transformers.",
-        )
-    raise CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index of shards."""
-    try:
-        places = _loads(index.read_bytes(), index)["weight_map"]
-        if not places or not all(isinstance(name, str) for name in places.values()):
-            raise ValueError
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
-    if any(Path(name).name != name for name in places.values()):
-        raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
-    return dict(places)
-
-
-def _loads(text: bytes, file: Path) -> Any:
-    """JSON in which no key comes twice: a reader that takes the last one would hide the other."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(f"{file} names {key!r} twice.", "Download it from its source.")
-            found[key] = value
-        return found
-
-    return json.loads(text, object_pairs_hook=unique)
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    """The header's entry of each tensor, and that the file is as long as they say."""
-    hint = "Download it again."
-    if not file.is_file():
-        raise CheckpointError(f"The weight file {file} is missing.", hint)
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise CheckpointError(f"The weight file {file} is truncated.", hint)
-            header = _loads(stream.read(length), file)
-        entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
-        promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"The weight file {file} is not safetensors, or is truncated.", hint) from None
-    if size != promised:
-        raise CheckpointError(
-            f"The weight file {file} has {size} bytes, and its header promises {promised}.", hint
-        )
-    return entries
-
-
-def _check_tensors(file: Path, entries: dict[str, Any]) -> list[int]:
-    """Check the dtype and the bytes of each tensor of a file; the numbers in each."""
-    sizes, end = [], 0
-    try:
-        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            _check_dtype(file, name, str(entry["dtype"]))
-            begin, elements = end, math.prod(entry["shape"])
-            end = begin + elements * _BYTES[entry["dtype"]]
-            if entry["data_offsets"] != [begin, end] or min(entry["shape"], default=0) < 0:
-                raise CheckpointError(
-                    f"The weight file {file} has {entry['dtype']} {entry['shape']} as the shape of {name}, "
-                    f"and bytes {entry['data_offsets']} for it.",
-                    "Download it again.",
-                )
-            sizes.append(elements)
-    except (LookupError, TypeError):
-        raise CheckpointError(f"The weight file {file} is not safetensors.", "Download it again.") from None
-    return sizes
-
-
-def _check_dtype(file: Path, name: str, dtype: str) -> None:
-    """Refuse numbers that are no plain weights; integers may be a buffer, such as `position_ids`."""
-    is_weight = name.endswith((".weight", ".bias"))
-    if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
-        return
-    raise UnsupportedError(
-        f"The tensor {name} in {file} is of type {dtype}, which cannot be exported.",
-        "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",
-    )
-
-
-def _check_places(path: Path, headers: dict[Path, dict[str, Any]], index: dict[str, str]) -> None:
-    """Check that each tensor is in one file, and in the one that the index names.
-
-    A tensor that the index does not know is no error: every loader takes all that a file holds.
-    """
-    found: dict[str, str] = {}
-    for file, entries in headers.items():
-        for name in entries:
-            if name in found:
-                raise CheckpointError(
-                    f"The tensor {name} is both in {found[name]} and in {file.name} of {path}.",
-                    "Download the checkpoint into an empty directory.",
-                )
-            found[name] = file.name
-    for name, place in index.items():
-        if found.get(name) != place:
-            raise CheckpointError(
-                f"The index of {path} says that {name} is in {place}, and it is not.",
-                "Download the checkpoint into an empty directory.",
-            )

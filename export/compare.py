@@ -23,7 +23,7 @@ from visprune.runtime.backends import backend
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.runner import BackendOptions, to_numpy
 
-__all__ = ["KEPT_TOLERANCE", "Arrays", "Check", "Graphs", "release"]
+__all__ = ["KEPT_TOLERANCE", "Arrays", "Check", "Graphs", "difference", "release", "trim"]
 
 # Largest difference, relative to the largest reference value; float32 rounding through some dozens of
 # layers stays near 1e-5, float16 near 1e-2.
@@ -47,19 +47,18 @@ class Check:
 
     def close(self, name: str, got: NDArray[Any], want: Tensor, note: str = "") -> None:
         """Two tensors, by their largest difference."""
-        reference = want.detach().float().numpy()
-        if got.shape != reference.shape:
-            self.add(name, float("inf"), self.tolerance, f"shape {got.shape} instead of {reference.shape}")
-        scale = float(np.abs(reference).max(initial=0.0)) or 1.0
-        error = float(np.abs(got.astype(np.float32) - reference).max(initial=0.0)) / scale
-        self.add(name, error if np.isfinite(got).all() else float("inf"), self.tolerance, note)
+        if got.shape != tuple(want.shape):
+            note = f"shape {got.shape} instead of {tuple(want.shape)}"
+        self.add(name, difference(got, want), self.tolerance, note)
 
-    def kept(self, name: str, got: NDArray[Any], want: Tensor, tolerance: float) -> None:
-        """Two choices of tokens, each row a set; the first must be ascending."""
-        sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(got, want.numpy(), strict=True)]
+    def kept(
+        self, name: str, got: Sequence[NDArray[Any]], want: Sequence[NDArray[Any]], tolerance: float
+    ) -> None:
+        """Two choices of tokens, a set for each image; the first must be ascending."""
+        sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(got, want, strict=True)]
         differ = sum(len(a - b) for a, b in sets)
         count = sum(len(b) for _, b in sets)
-        ascending = bool((np.diff(got, axis=1) > 0).all())
+        ascending = all(bool((np.diff(row) > 0).all()) for row in got)
         note = f"{differ} of {count} differ" if ascending else "indices are not ascending"
         self.add(name, differ / count if ascending else float("inf"), tolerance, note)
 
@@ -80,13 +79,27 @@ class Check:
             )
 
 
-class Graphs:
-    """Runs graphs of the bundle on the CPU, each in memory only while it is used."""
+def difference(got: NDArray[Any], want: Tensor) -> float:
+    """The largest difference, relative to the largest value wanted; infinite where it means nothing."""
+    reference = want.detach().float().numpy()
+    if got.shape != reference.shape or not np.isfinite(got).all():
+        return float("inf")
+    scale = float(np.abs(reference).max(initial=0.0)) or 1.0
+    return float(np.abs(got.astype(np.float32) - reference).max(initial=0.0)) / scale
 
-    def __init__(self, bundle: Bundle) -> None:
+
+class Graphs:
+    """Runs graphs of the bundle on the CPU, each in memory only while it is used.
+
+    Args:
+        bundle: Complete but for its parity result.
+        low_memory: See `BackendOptions`.
+    """
+
+    def __init__(self, bundle: Bundle, *, low_memory: bool = False) -> None:
         self.bundle = bundle
         self.open = backend("cpu")
-        self.options = BackendOptions(provider="cpu", threads=usable_cores())
+        self.options = BackendOptions("cpu", usable_cores(), low_memory)
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Callable[[Arrays], Arrays]]:
@@ -100,7 +113,7 @@ class Graphs:
                 return {key: np.array(to_numpy(value)) for key, value in runner.infer(typed).items()}
 
             yield run
-        release()
+        trim()
 
     def run(self, name: str, feeds: Sequence[Arrays]) -> list[Arrays]:
         """Run one graph on each feed."""
@@ -111,9 +124,13 @@ class Graphs:
 def release() -> None:
     """Give memory back before the next large thing is loaded.
 
-    Modules refer to each other in circles, so they hold their weights until they are collected; and glibc
-    keeps what the last graph has freed, a gigabyte of it, unless it is told.
+    Modules refer to each other in circles, so they hold their weights until they are collected.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Let glibc give back what was freed; it keeps a gigabyte of the last graph unless it is told."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -44,7 +44,7 @@ def export(
         output: The directory to make; by default named after model, method and budget.
         progress: Called as the work goes on.
         **options: The other fields of `ExportOptions`: ratio, keep_tokens, then, recipe, calibration,
-            max_prune_points, segments, target, dtype, verify, force,
+            max_prune_points, anyres_scope, segments, target, dtype, verify, force,
             revision, trust_remote_code.
 
     Raises:
@@ -58,7 +58,7 @@ def export(
     settings = ExportOptions(method=method, **options)
     job, destination = prepare(model, output, settings, progress)
     with staged(destination) as folder:
-        job.write(folder, verify=settings.verify)
+        job.write(folder)
     return Bundle.open(destination)
 
 
@@ -93,6 +93,7 @@ def prepare(
         require("onnxruntime", extra="cpu")
     from visprune.export import loading, models
     from visprune.export.inside import decide, knobs
+    from visprune.export.scope import budget_for
 
     loading.quiet()
 
@@ -103,7 +104,7 @@ def prepare(
             "This model takes the patch embeddings as features: there is no attention layer to score with.",
             "Use a method without scores: uniform or random.",
         )
-    budget = pruner.budget(features.layout)
+    budget = budget_for(methods, features, settings.anyres_scope)
     if asked.keep_tokens is not None:
         keep = budget.from_tokens(asked.keep_tokens)
     else:
@@ -114,8 +115,10 @@ def prepare(
             _log.warning(done)
     check_destination(destination, force=settings.force, marker=MANIFEST)
     dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype
+    scope = None
     if not dry:
-        check_resources(checkpoint, dtype, destination, verify=settings.verify)
+        text_type = config.text_config.model_type
+        scope = check_resources(checkpoint, dtype, destination, settings.verify, text_type)
     progress = progress or (lambda what, done, total: None)
     tokens = keep + features.always_kept
     inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
@@ -138,6 +141,7 @@ def prepare(
         inside=inside,
         target=target,
         dtype=dtype,
+        scope=scope,
         progress=progress,
     )
     return job, destination
@@ -151,6 +155,7 @@ def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, kee
         asked = methods.before_asked
         prunes = asked.keep_tokens is not None or asked.ratio not in (None, 1.0)
         parts += [f"keep{keep}"] if prunes else []
+        parts += ["global"] if settings.anyres_scope == "global" else []
     if methods.inside_asked is not None:
         asked = methods.inside_asked
         parts.append(asked.name)

@@ -200,12 +200,12 @@ def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[CalibrationLin
         CheckpointError: The processor is missing or does not fit the model.
         InputError: A sample cannot be used.
     """
-    from visprune.export import loading
+    from visprune.export import processors
     from visprune.export.statistics import tokenized
     from visprune.runtime.images import decode
 
-    image_token = loading.load_processor(checkpoint, config).text.image_token
-    processor = loading.read_processor(checkpoint)
+    image_token = processors.load_processor(checkpoint, config).text.image_token
+    processor = processors.read_processor(checkpoint)
     longest = _longest(config.text_config)
     prompts: list[Prompt] = []
     for line in lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.beside import Beside
 from visprune.export.checkpoint import Checkpoint
+from visprune.export.pixels import check_pixels
 from visprune.export.program import program
 from visprune.export.targets import Target
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
@@ -25,9 +25,10 @@ from visprune.records import sha256
 
 if TYPE_CHECKING:
     from visprune.export.inside import Inside
-    from visprune.export.loading import Processor
     from visprune.export.parts import Features
-    from visprune.manifest import Graph
+    from visprune.export.processors import Processor
+    from visprune.export.weights import Weights
+    from visprune.manifest import Graph, Scope
 
 __all__ = ["Job", "Progress", "untraceable"]
 
@@ -49,33 +50,34 @@ class Job:
     inside: Inside
     target: Target
     dtype: str
+    scope: Scope | None
     progress: Progress
 
     def processor(self) -> Processor:
         """Tokenizer, chat template and image processor, checked to fit the model."""
-        from visprune.export import loading
+        from visprune.export import processors
 
-        processor = loading.load_processor(self.checkpoint, self.config)
-        _check_image_processor(processor.image_processor, self.features)
+        processor = processors.load_processor(self.checkpoint, self.config)
+        check_pixels(processor, self.features)
         return processor
 
-    def write(self, folder: Path, *, verify: bool) -> None:
-        """Write a complete bundle into an empty folder."""
-        from visprune.export import loading
+    def write(self, folder: Path) -> None:
+        """Write a complete bundle into an empty folder, compared with PyTorch as far as `scope` says."""
+        from visprune.export import loading, processors
 
         self.progress("loading the checkpoint", 0, 1)
         processor = self.processor()
-        for name, text in loading.processor_files(processor).items():
+        for name, text in processors.processor_files(processor).items():
             (folder / name).write_text(text, encoding="utf-8")
         if self.inside.recipe is not None:
             (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
-        model = loading.load_model(self.checkpoint)
+        model, weights = loading.open_model(self.checkpoint)
         self.progress("loading the checkpoint", 1, 1)
 
         # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
         with Beside() as beside:
             weights_sha256 = beside.submit(self.checkpoint.weights_sha256, beside.heed)
-            graphs = self._write_graphs(model, folder, beside)
+            graphs = self._write_graphs(model, weights, folder, beside)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             hashes = [beside.submit(sha256, path, beside.heed) for path in files]
             manifest = Manifest(
@@ -91,31 +93,27 @@ class Job:
                 layer_pruning=self.inside.pruning,
                 decoder=loading.decoder_facts(model, self.dtype),
                 shapes=loading.shapes(model, self.features),
+                tiling=self.features.tiling,
                 text=processor.text,
                 image_processor="preprocessor_config.json",
+                video_processor=processors.VIDEO_PROCESSOR if processor.video_processor else None,
                 parity=Parity(verified=False),
                 files={
                     path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, "") for path in files
                 },
             )
-            # The self-check maps the weights anew, when it needs them, and for as long. Modules refer to
-            # each other in circles, so nothing is freed before it is collected.
-            del model
-            gc.collect()
-            if verify:
-                manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest)))
+            if self.scope is not None:
+                manifest = replace(manifest, parity=self._verify(Bundle(folder, manifest), self.scope))
             records = {
                 name: replace(record, sha256=digest.result())
                 for (name, record), digest in zip(manifest.files.items(), hashes, strict=True)
             }
         (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
 
-    def _verify(self, bundle: Bundle) -> Parity:
-        from visprune.export.verify import ROWS, ROWS_PER_POINT, verify
+    def _verify(self, bundle: Bundle, scope: Scope) -> Parity:
+        from visprune.export.verify import comparisons, verify
 
-        count, total = 0, ROWS + len(self.pruner.signals)
-        if self.inside.pruning is not None:
-            total += 1 + ROWS_PER_POINT * len(self.inside.pruning.layers)
+        count, total = 0, comparisons(bundle.manifest, self.pruner, self.inside.cuts, scope)
 
         def report(name: str) -> None:
             nonlocal count
@@ -123,9 +121,10 @@ class Job:
             self.progress("comparing with PyTorch", count, total)
 
         self.progress("comparing with PyTorch", 0, 1)
-        return verify(bundle, self.checkpoint, self.features, (self.pruner, self.inside.cuts), report)
+        methods = (self.pruner, self.inside.cuts)
+        return verify(bundle, self.checkpoint, self.features, methods, scope, report)
 
-    def _write_graphs(self, model: Any, folder: Path, beside: Beside) -> dict[str, Graph]:
+    def _write_graphs(self, model: Any, weights: Weights, folder: Path, beside: Beside) -> dict[str, Graph]:
         """Trace every graph, and have it written while the next one is traced."""
         import torch
 
@@ -137,22 +136,25 @@ class Job:
         family = models.family(self.checkpoint.model_type)
         dtype = getattr(torch, self.dtype)
         bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
-        steps = plan(self.config, self.features, self.pruner, self.inside.cuts, dtype)
+        scope = self.pruning.budget.scope
+        steps = plan(self.config, self.features, self.pruner, self.inside.cuts, dtype, scope)
         writing: dict[str, Future[Graph]] = {}
         for index, step in enumerate(reversed(steps)):  # the decoder is the largest, and the last
             self.progress("tracing the graphs", index, len(steps))
             with fake:
                 skeleton = step.build(family.parts(bare)).eval()
-            weights = step.build(family.parts(model)).eval()
+            module = step.build(family.parts(model)).eval()
             try:
-                graph = trace(skeleton, weights, step.inputs, step.outputs, self.target, fake)
+                graph = trace(skeleton, module, weights, step.inputs, step.outputs, self.target, fake)
             except VispruneError:
                 raise
             except Exception as error:  # what a tracer says of a model it cannot follow has no one type
                 raise untraceable(step.name, error) from error
-            total = sum(t.nbytes for t in (*weights.parameters(), *weights.buffers()))
+            total = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
             advance = _Advance(self.progress, f"writing {step.name}", total, beside.heed)
-            writing[step.name] = beside.submit(write_graph, graph, weights, folder, step.name, advance)
+            writing[step.name] = beside.submit(
+                write_graph, graph, module, weights, folder, step.name, advance
+            )
         self.progress("tracing the graphs", len(steps), len(steps))
         return {step.name: writing[step.name].result() for step in steps}
 
@@ -206,20 +208,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _check_image_processor(config: dict[str, Any], features: Features) -> None:
-    """Refuse here what the runtime would refuse, or what the vision encoder would not take."""
-    import numpy as np
-    from PIL import Image
-
-    from visprune.runtime.preprocess import ImageProcessor
-
-    size = features.image_size
-    pixels = ImageProcessor.from_config(config)(Image.fromarray(np.zeros((size, size + 2, 3), np.uint8)))
-    if pixels.shape[1:] != (features.channels, size, size):
-        raise ExportError(
-            f"The image processor makes pictures of {pixels.shape[3]} x {pixels.shape[2]} pixels, and the "
-            f"vision tower takes {size} x {size}.",
-            "Correct processor_config.json or preprocessor_config.json.",
-        )

@@ -1,59 +1,47 @@
-"""Load what a checkpoint holds: configuration, modules, tokenizer, processor.
+"""Load what a checkpoint holds: its configuration, and its modules.
 
-The model is loaded twice: once as it is on disk, weights memory-mapped; and once weightless in the
-target's dtype and attention flavour, to be traced. This file is the only one that asks transformers
-for files.
+The model is made twice, and both times weightless: once as it is on disk, its weights read when they are
+asked for; and once in the target's dtype and attention flavour, to be traced. Tokenizer and processors are
+in `processors`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
-import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.initialization import no_init_weights
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import attention, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.parts import Features, cache_shape
+from visprune.export.reasons import first_line, hint
+from visprune.export.shards import read_headers
 from visprune.export.targets import Target
-from visprune.manifest import Decoder, Text
+from visprune.export.weights import Weights, stored_dtype
+from visprune.manifest import Decoder
 from visprune.work import Convention, Shapes
 
 __all__ = [
-    "Processor",
     "check_decoder",
     "decoder_facts",
     "load_config",
     "load_model",
-    "load_processor",
-    "processor_files",
+    "open_model",
     "quiet",
-    "read_processor",
     "shapes",
     "skeleton",
 ]
 
 # Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
 _DYNAMIC_ROPE = ("dynamic", "longrope")
-_PROCESSOR_HINT = "Put the checkpoint's tokenizer and processor files beside its weights."
-
-
-@dataclass(frozen=True, slots=True)
-class Processor:
-    """Text and image processing of a checkpoint, as text to write into a bundle."""
-
-    tokenizer: str
-    chat_template: str | None
-    image_processor: dict[str, Any]
-    text: Text
 
 
 def quiet() -> None:
@@ -96,40 +84,38 @@ def _read_config(checkpoint: Checkpoint) -> Any:
         )
     except Exception as error:  # a config can fail in as many ways as it has fields
         raise CheckpointError(
-            f"The configuration of {checkpoint.path} cannot be read: {_first_line(error)}",
-            _hint(error, "Correct config.json."),
+            f"The configuration of {checkpoint.path} cannot be read: {first_line(error)}",
+            hint(error, "Correct config.json."),
         ) from None
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
-    """The model in the dtype it has on disk, in eval mode, weights mapped and not copied.
+def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
+    """The model in eval mode, its parameters on the meta device and its buffers real; and its weights.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
+        UnsupportedError: The decoder lacks what an export needs of it.
     """
+    stored = read_headers(checkpoint.weights)
     auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
+    config = _read_config(checkpoint)
+    hook = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type] # may give one
     try:
-        model, info = auto.from_pretrained(
-            checkpoint.path,
-            config=_read_config(checkpoint),
-            dtype="auto",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"The weights of {checkpoint.path} cannot be loaded: {_first_line(error)}",
-            "Download the checkpoint again.",
-        ) from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"The weights of {checkpoint.path} lack {len(missing)} tensors, such as {missing[0]}.",
-            "Download the checkpoint again.",
-        )
+        with no_init_weights():
+            model = auto._from_config(config, dtype=stored_dtype(stored)).eval()
+    finally:
+        hook.remove()
     check_decoder(model)
-    return model.eval()
+    with contextlib.suppress(OSError):  # without the file, the configuration says what ends a text
+        model.generation_config = transformers.GenerationConfig.from_pretrained(
+            checkpoint.path, local_files_only=True
+        )
+    return model, Weights(model, stored, checkpoint.path)
+
+
+def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    """Let go of the memory of a new parameter; a buffer keeps its values, which may be in no file."""
+    return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
 def check_decoder(model: Any) -> None:
@@ -145,6 +131,18 @@ def check_decoder(model: Any) -> None:
         )
 
 
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The model in the dtype it has on disk, in eval mode, wholly in memory.
+
+    Raises:
+        CheckpointError: Weights are missing or do not fit the configuration.
+        UnsupportedError: The decoder lacks what an export needs of it.
+    """
+    model, weights = open_model(checkpoint)
+    weights.fill(model)
+    return model
+
+
 def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
     """The model without weights, in a target's dtype and attention flavour, and the mode it lives in."""
     attention.register()
@@ -156,62 +154,6 @@ def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -
             copy.deepcopy(config), dtype=dtype, attn_implementation=attention.IMPLEMENTATION[target.flavour]
         )
     return model.eval(), fake
-
-
-def read_processor(checkpoint: Checkpoint) -> Any:
-    """Transformers' own processor.
-
-    Raises:
-        CheckpointError: It is missing or broken, or needs code that is not trusted.
-    """
-    try:
-        return transformers.AutoProcessor.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"The processor of {checkpoint.path} cannot be read: {_first_line(error)}",
-            _hint(error, _PROCESSOR_HINT),
-        ) from None
-
-
-def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
-    """Tokenizer, chat template and image processor, as transformers resolves them.
-
-    Raises:
-        CheckpointError: One of them is missing or does not fit the model.
-    """
-    processor = read_processor(checkpoint)
-    tokenizer = getattr(processor, "tokenizer", None)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if tokenizer is None or backend is None:
-        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _PROCESSOR_HINT)
-    fast = type(backend).from_str(backend.to_str())
-    fast.no_truncation()
-    fast.no_padding()
-    image_token_id = config.image_token_id
-    image_token = fast.id_to_token(image_token_id) if isinstance(image_token_id, int) else None
-    if image_token is None or fast.encode(image_token, add_special_tokens=False).ids != [image_token_id]:
-        raise CheckpointError(
-            f"The tokenizer of {checkpoint.path} has no image placeholder with the id {image_token_id}.",
-            "Correct image_token_id in config.json, or take the tokenizer that belongs to the model.",
-        )
-    template = processor.chat_template or tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()))
-    return Processor(
-        tokenizer=fast.to_str(pretty=True),
-        chat_template=template,
-        image_processor=json.loads(processor.image_processor.to_json_string()),
-        text=Text(
-            tokenizer="tokenizer.json",
-            chat_template="chat_template.jinja" if template else None,
-            image_token=image_token,
-            image_token_id=image_token_id,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        ),
-    )
 
 
 def decoder_facts(model: Any, dtype: str) -> Decoder:
@@ -273,27 +215,3 @@ def shapes(model: Any, features: Features) -> Shapes | None:
 def _linears(module: nn.Module | None) -> list[nn.Linear]:
     """The linear layers of a module, in the order it defines them."""
     return [m for m in module.modules() if isinstance(m, nn.Linear)] if module is not None else []
-
-
-def _first_line(error: Exception) -> str:
-    """What a library says, cut where it begins to list everything it knows."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], 200, placeholder=" ...")
-
-
-def _hint(error: Exception, otherwise: str) -> str:
-    """What to do about a file that transformers cannot read."""
-    if "trust_remote_code" in str(error):
-        return "Read that code, and let it run with --trust-remote-code if you trust it."
-    return otherwise
-
-
-def processor_files(processor: Processor) -> dict[str, str]:
-    """The files that `processor.text` and the manifest name, with their text."""
-    files = {
-        processor.text.tokenizer: processor.tokenizer,
-        "preprocessor_config.json": json.dumps(processor.image_processor, indent=2) + "\n",
-    }
-    if processor.text.chat_template is not None and processor.chat_template is not None:
-        files[processor.text.chat_template] = processor.chat_template
-    return files

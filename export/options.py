@@ -8,6 +8,7 @@ from typing import Literal
 
 from visprune.budget import check_ratio
 from visprune.errors import UsageError
+from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.keep_all import KeepAll
@@ -50,10 +51,13 @@ class ExportOptions:
         recipe: A file that `visprune fit` wrote, for fitprune.
         calibration: Samples to fit fitprune's recipe on, where none is given; a bundled set if None.
         max_prune_points: Most layers that a fitted recipe may prune at.
+        anyres_scope: Where a picture is several tiles: "tile" keeps as many tokens of each, "global" chooses
+            among all of them.
         segments: Parts to cut the decoder into where nothing is pruned inside it.
         target: Platform, see `export.targets`.
         dtype: "fp32" or "fp16"; the target's own if None.
-        verify: Whether to compare the graphs with PyTorch.
+        verify: Whether to compare the graphs with PyTorch: all of the LLM if memory allows and else layer by
+            layer; "whole" or "layers" asks for one of the two.
         force: Whether an existing bundle may be replaced.
         revision: Branch, tag or commit, where the model is a hub id.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
@@ -66,10 +70,11 @@ class ExportOptions:
     recipe: str | Path | None = None
     calibration: str | Path | None = None
     max_prune_points: int | None = None
+    anyres_scope: Literal["tile", "global"] = "tile"
     segments: int | None = None
     target: str = "onnxruntime"
     dtype: Literal["fp32", "fp16"] | None = None
-    verify: bool = True
+    verify: bool | Scope = True
     force: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
@@ -81,6 +86,10 @@ class ExportOptions:
             check_ratio(self.ratio)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"There is no dtype {self.dtype!r}.", "Use fp32 or fp16.")
+        if self.anyres_scope not in ("tile", "global"):
+            raise UsageError(f"There is no scope {self.anyres_scope!r}.", "Use tile or global.")
+        if self.verify not in (True, False, "whole", "layers"):
+            raise UsageError(f"There is no self-check {self.verify!r}.", "Use whole or layers.")
 
     def methods(self) -> Methods:
         """The methods that `method` and `then` name.

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from visprune.pruning.base import Layout
+from visprune.tiling import Tiling
 
 __all__ = ["Features", "Parts", "cache_shape"]
 
@@ -21,6 +22,7 @@ class Parts:
     projector: nn.Module
     language_model: PreTrainedModel
     lm_head: nn.Module
+    image_newline: nn.Parameter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Features:
         side: Patches along a side of the square image.
         image_size: Pixels along a side.
         channels: Of the image.
+        tiling: How a picture becomes several such images; None where it is one.
     """
 
     layer_counts: tuple[int, ...]
@@ -42,6 +45,12 @@ class Features:
     side: int
     image_size: int
     channels: int
+    tiling: Tiling | None = None
+
+    @property
+    def resamples(self) -> bool:
+        """Whether tokens of a large picture are mixed from several."""
+        return self.tiling is not None and self.tiling.max_tiles is not None
 
     @property
     def always_kept(self) -> int:
@@ -55,7 +64,7 @@ class Features:
 
     @property
     def layout(self) -> Layout:
-        """The visual tokens of one image."""
+        """The visual tokens of one image, or of one tile."""
         count = self.side * self.side - self.skipped_patches
         grid = None if self.skipped_patches else (self.side, self.side)
         return Layout(count, grid, has_cls=self.prefix_tokens > 0)

@@ -1,7 +1,8 @@
 """Which graphs a model becomes: for each its module, inputs and outputs.
 
 The names of dimensions are the glossary's: T tiles, N visual tokens of a tile, K kept, M kept in the
-whole prompt, B batch, S new positions, P past, D hidden size, V vocabulary.
+whole prompt, B batch, S new positions, P past, D hidden size, V vocabulary, R newlines of a picture, J tokens
+that one is resampled from.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from visprune.export import graphs, models, segments
+from visprune.export.graphs import TokenPruner
 from visprune.export.parts import Features, Parts, cache_shape
 from visprune.export.program import GATHERED
+from visprune.export.tiles import TilePruner
 from visprune.export.trace import GraphInput
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.signals import SIGNALS
 
-__all__ = ["Cuts", "GraphPlan", "plan"]
+__all__ = ["Cuts", "GraphPlan", "plan", "pruner_module"]
 
 # Example sizes of the dynamic dimensions; none is 0 or 1, which a tracer would take for constants.
-_T, _S, _P, _M = 2, 5, 3, 7
+_T, _S, _P, _M, _R, _J = 2, 5, 3, 7, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,23 @@ class Cuts:
 
 
 def plan(
-    config: Any, features: Features, pruner: VisionPruner, cuts: Cuts, dtype: torch.dtype
+    config: Any,
+    features: Features,
+    pruner: VisionPruner,
+    cuts: Cuts,
+    dtype: torch.dtype,
+    scope: Literal["image", "tile"] = "image",
 ) -> list[GraphPlan]:
-    """The graphs of a model, in the order they run."""
+    """The graphs of a model, in the order they run.
+
+    Args:
+        config: Of the checkpoint.
+        features: Which tokens are visual.
+        pruner: The method before the LLM.
+        cuts: Of the decoder.
+        dtype: Of the weights.
+        scope: What the method chooses from at once, where a picture is several tiles.
+    """
     text, vision = config.text_config, config.vision_config
     tower = models.tower(vision.model_type)
     signals = pruner.signals
@@ -60,6 +77,7 @@ def plan(
     scores = [
         GraphInput(name, (_T, *SIGNALS[name].shape(count)), torch.float32, {0: "T"}) for name in signals
     ]
+    across = features.tiling is not None and scope == "image"
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
     return [
         GraphPlan(
@@ -70,9 +88,9 @@ def plan(
         ),
         GraphPlan(
             "token_pruner",
-            lambda parts: graphs.TokenPruner(parts, features, pruner),
-            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), scores],
-            {"image_features": {0: "M"}, "keep_indices": {0: "T", 1: "K"}},
+            partial(pruner_module, features=features, pruner=pruner, scope=scope),
+            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), *_maps(features), scores],
+            {"image_features": {0: "M"}, "keep_indices": {1: "K"} if across else {0: "T", 1: "K"}},
         ),
         GraphPlan(
             "embedding",
@@ -81,6 +99,32 @@ def plan(
             {"inputs_embeds": {1: "S"}} | ({"is_visual": {1: "S"}} if cuts.pruner else {}),
         ),
         *_decoder(text, cuts, dtype),
+    ]
+
+
+def pruner_module(
+    parts: Parts, features: Features, pruner: VisionPruner, scope: Literal["image", "tile"]
+) -> TokenPruner | TilePruner:
+    """The module that prunes one image before the LLM."""
+    if features.tiling is None:
+        return TokenPruner(parts, features, pruner)
+    return TilePruner(parts, features, pruner, scope)
+
+
+def _maps(features: Features) -> list[GraphInput | list[GraphInput]]:
+    """What a pruner must know of a picture that is several tiles."""
+    if features.tiling is None:
+        return []
+    slots = (_T, features.layout.visual_tokens)
+    resampling = [
+        GraphInput("token_sources", (*slots, _J), torch.int64, {0: "T", 2: "J"}),
+        GraphInput("token_weights", (*slots, _J), torch.float32, {0: "T", 2: "J"}),
+    ]
+    return [
+        GraphInput("token_places", slots, torch.int64, {0: "T"}),
+        GraphInput("newline_places", (_R,), torch.int64, {0: "R"}),
+        GraphInput("image_tokens", (), torch.int64, {}),
+        resampling if features.resamples else [],
     ]
 
 

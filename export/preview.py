@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +16,15 @@ from visprune.export.resources import (
     check_memory,
     check_resources,
     free_space,
+    layers_memory,
     memory,
 )
+from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.runtime.keep import Keep
 
 if TYPE_CHECKING:
-    from visprune.export.loading import Processor
+    from visprune.export.processors import Processor
 
 __all__ = ["GraphPreview", "Preview", "preview"]
 
@@ -62,7 +66,8 @@ class Preview:
         free_bytes: On the disk that would hold them.
         memory: Needed at the peak of each step.
         available_memory: What this machine has free; None where it does not say.
-        verify: Whether the self-check is part of the export.
+        self_check: How far the self-check goes; None where there is none, or no memory for it.
+        self_check_bytes: Memory that it needs.
         notes: What cannot be known before weights are read.
         obstacle: Why this machine would refuse the export, and what to do; None if it would not.
     """
@@ -81,7 +86,8 @@ class Preview:
     free_bytes: int
     memory: Memory
     available_memory: int | None
-    verify: bool
+    self_check: Scope | None
+    self_check_bytes: int
     notes: tuple[str, ...] = ()
     obstacle: tuple[str, str] | None = None
 
@@ -105,6 +111,8 @@ def preview(
     job, destination = prepare(model, output, settings, dry=True)
     processor = job.processor()
     graphs = tuple(_graphs(job))
+    scope, obstacle = _self_check(job, destination, settings)
+    needed = memory(job.checkpoint, job.dtype)
     return Preview(
         output=str(destination),
         model=job.checkpoint.name,
@@ -118,11 +126,12 @@ def preview(
         graphs=graphs,
         bytes=sum(graph.bytes for graph in graphs) + _text_bytes(processor),
         free_bytes=free_space(destination),
-        memory=memory(job.checkpoint, job.dtype),
+        memory=needed,
         available_memory=available_memory(),
-        verify=settings.verify,
+        self_check=scope,
+        self_check_bytes=layers_memory(_before_decoder(graphs)) if scope == "layers" else needed.float32,
         notes=tuple(_notes(job)),
-        obstacle=_obstacle(job, destination, settings),
+        obstacle=obstacle,
     )
 
 
@@ -138,13 +147,7 @@ def _kept(job: Job) -> str | None:
     """The sentence that every command prints."""
     if job.inside.is_open:
         return None
-    before, inside = job.pruning, job.inside.pruning
-    sentence = before.budget.describe(before.keep_tokens)
-    if inside is None:
-        return sentence
-    entering = before.keep_tokens + before.always_kept
-    within = inside.describe(entering, inside.budget.kept(entering))
-    return within if before.keep_tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
+    return Keep(job.pruning.keep_tokens).sentence(job.pruning, job.inside.pruning, job.features.tiling)
 
 
 def _notes(job: Job) -> list[str]:
@@ -158,19 +161,29 @@ def _notes(job: Job) -> list[str]:
     return []
 
 
-def _obstacle(job: Job, destination: Path, settings: ExportOptions) -> tuple[str, str] | None:
+def _self_check(
+    job: Job, destination: Path, settings: ExportOptions
+) -> tuple[Scope | None, tuple[str, str] | None]:
+    """How far the self-check will go, and what this machine lacks for the export, if anything."""
+    scope: Scope | None = None
     try:
-        check_resources(job.checkpoint, job.dtype, destination, verify=settings.verify)
+        text_type = job.config.text_config.model_type
+        scope = check_resources(job.checkpoint, job.dtype, destination, settings.verify, text_type)
         if job.inside.is_open:
             check_memory(job.checkpoint, "fit", "fit a recipe where a GPU holds the model, with visprune fit")
     except ExportError as error:
-        return error.what, error.hint
-    return None
+        return scope, (error.what, error.hint)
+    return scope, None
+
+
+def _before_decoder(graphs: Sequence[GraphPreview]) -> int:
+    """Numbers in the weights of the graphs before the decoder."""
+    return sum(graph.parameters for graph in graphs if not graph.name.startswith("decoder"))
 
 
 def _text_bytes(processor: Processor) -> int:
     """Bytes of the files beside the graphs."""
-    from visprune.export.loading import processor_files
+    from visprune.export.processors import processor_files
 
     return sum(len(text.encode()) for text in processor_files(processor).values())
 
@@ -188,7 +201,8 @@ def _graphs(job: Job) -> list[GraphPreview]:
     bare, fake = loading.skeleton(job.config, job.checkpoint.model_type, job.target, dtype)
     loading.check_decoder(bare)
     found = []
-    for step in plan(job.config, job.features, job.pruner, job.inside.cuts, dtype):
+    scope = job.pruning.budget.scope
+    for step in plan(job.config, job.features, job.pruner, job.inside.cuts, dtype, scope):
         try:
             with fake:
                 used = used_tensors(step.build(family.parts(bare)).eval(), step.inputs)

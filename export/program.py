@@ -50,7 +50,7 @@ def _before_the_decoder(name: str, graph: Graph) -> Stage:
     renamed = {("vision_encoder", "image_features"): "vision_features"}
     return Stage(
         graph=name,
-        when="visual" if name in ("vision_encoder", "token_pruner") else "always",
+        when="image" if name in ("vision_encoder", "token_pruner") else "always",
         inputs={spec.name: spec.name for spec in graph.inputs},
         outputs={spec.name: renamed.get((name, spec.name), spec.name) for spec in graph.outputs},
     )

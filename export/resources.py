@@ -6,11 +6,21 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from visprune.errors import ExportError
+from visprune.errors import ExportError, UnsupportedError
 from visprune.export.checkpoint import Checkpoint
+from visprune.export.models import DECODERS
+from visprune.manifest import Scope
 from visprune.staging import existing_parent
 
-__all__ = ["Memory", "available_memory", "check_memory", "check_resources", "free_space", "memory"]
+__all__ = [
+    "Memory",
+    "available_memory",
+    "check_memory",
+    "check_resources",
+    "free_space",
+    "layers_memory",
+    "memory",
+]
 
 # What PyTorch, transformers and traced graphs take; what NumPy and ONNX Runtime do. Measured on the demo
 # model: 0.5 and 0.1 GB.
@@ -23,7 +33,7 @@ class Memory:
 
     Attributes:
         export: To trace and write the graphs.
-        float32: To compute with the model in PyTorch, as the self-check and a fit do.
+        float32: To compute with the model in PyTorch, as the whole self-check and a fit do.
         run: To run the graphs in ONNX Runtime on a CPU.
     """
 
@@ -47,6 +57,15 @@ def memory(checkpoint: Checkpoint, dtype: str) -> Memory:
     )
 
 
+def layers_memory(before_decoder: int) -> int:
+    """Estimate what a self-check layer by layer needs: all before the decoder in float32, and room to run.
+
+    Args:
+        before_decoder: Numbers in the weights of the vision tower, the projector and the embedding.
+    """
+    return _EXPORTER + 5 * before_decoder
+
+
 def available_memory() -> int | None:
     """Bytes that could be had without swapping; None where the system does not say."""
     try:
@@ -61,12 +80,24 @@ def free_space(destination: Path) -> int:
     return shutil.disk_usage(existing_parent(destination)).free
 
 
-def check_resources(checkpoint: Checkpoint, dtype: str, destination: Path, *, verify: bool) -> None:
-    """Refuse early what would fail after minutes.
+def check_resources(
+    checkpoint: Checkpoint, dtype: str, destination: Path, asked: bool | Scope, text_type: str
+) -> Scope | None:
+    """Refuse early what would fail after minutes; else how the decoder is compared with PyTorch.
+
+    It is compared as a whole if memory allows, which only layers do without.
+
+    Args:
+        checkpoint: The model.
+        dtype: Of the bundle.
+        destination: Of the bundle.
+        asked: As in `ExportOptions.verify`.
+        text_type: Of its decoder.
 
     Raises:
         ExportError: The disk cannot hold the weights, of which nearly all are exported, or the memory the
-            self-check.
+            self-check that was asked for.
+        UnsupportedError: Layers were asked for, and are not known to have Llama's form.
     """
     needed, free = checkpoint.elements * (4 if dtype == "float32" else 2), free_space(destination)
     if free < needed:
@@ -75,8 +106,19 @@ def check_resources(checkpoint: Checkpoint, dtype: str, destination: Path, *, ve
             f"{free / 1e9:.1f} GB free.",
             "Free some space, or choose another disk with -o.",
         )
-    if verify:
-        check_memory(checkpoint, "self-check", "leave the check out with --no-verify")
+    if asked is False:
+        return None
+    by_layers = text_type in DECODERS
+    if asked == "layers" and not by_layers:
+        raise UnsupportedError(
+            f"The layers of the decoder {text_type!r} cannot be compared one by one.",
+            "Compare all of it with --verify whole, or nothing with --no-verify.",
+        )
+    if asked == "layers" or (asked is True and by_layers and not _fits(checkpoint)):
+        return "layers"
+    instead = "compare layer by layer with --verify layers" if by_layers else "do without with --no-verify"
+    check_memory(checkpoint, "self-check", instead)
+    return "whole"
 
 
 def check_memory(checkpoint: Checkpoint, what: str, instead: str) -> None:
@@ -90,9 +132,15 @@ def check_memory(checkpoint: Checkpoint, what: str, instead: str) -> None:
     Raises:
         ExportError: Less is free than the weights take.
     """
-    needed, available = memory(checkpoint, "float32").float32, available_memory()
-    if available is not None and available < needed:
+    if not _fits(checkpoint):
+        needed, available = memory(checkpoint, "float32").float32, available_memory() or 0
         raise ExportError(
             f"The {what} needs about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free.",
             f"Take a machine with more memory, or {instead}.",
         )
+
+
+def _fits(checkpoint: Checkpoint) -> bool:
+    """Whether memory holds the weights in float32; yes, where nobody says how much there is."""
+    available = available_memory()
+    return available is None or available >= memory(checkpoint, "float32").float32

@@ -35,13 +35,15 @@ class Prompt:
 
     Attributes:
         input_ids: [1, S].
-        pixel_values: [T, 3, H, W].
-        visual: [N] int64, the places of the visual tokens.
+        pixel_values: [T, 3, H, W], with another axis in front where an image is several tiles.
+        visual: [N] int64, the places of the visual tokens, newline tokens among them.
+        image_sizes: [1, 2] int64, where an image is several tiles.
     """
 
     input_ids: Tensor
     pixel_values: Tensor
     visual: Tensor
+    image_sizes: Tensor | None = None
 
 
 def tokenized(processor: Any, image_token_id: int, picture: Image.Image, prompt: str, where: str) -> Prompt:
@@ -84,7 +86,7 @@ def tokenized(processor: Any, image_token_id: int, picture: Image.Image, prompt:
             f"{where} has no text after the image, whose attention FitPrune needs.",
             "Take a chat template that puts the prompt after the image.",
         )
-    return Prompt(ids, made["pixel_values"], visual)
+    return Prompt(ids, made["pixel_values"], visual, made.get("image_sizes"))
 
 
 @dataclass(slots=True)
@@ -170,7 +172,8 @@ def sample(model: Any, parts: Parts, prompt: Prompt) -> DecoderSample:
     """
     device = next(parts.language_model.parameters()).device
     pixels = prompt.pixel_values.to(device, next(parts.tower.parameters()).dtype)
-    features = torch.cat(list(model.get_image_features(pixel_values=pixels).pooler_output))  # [N, D]
+    sizes = {} if prompt.image_sizes is None else {"image_sizes": prompt.image_sizes}
+    features = torch.cat(list(model.get_image_features(pixel_values=pixels, **sizes).pooler_output))  # [N, D]
     if len(features) != len(prompt.visual):
         raise InputError(
             f"The prompt has places for {len(prompt.visual)} visual tokens, and the vision encoder makes "

@@ -25,6 +25,7 @@ from visprune.errors import ExportError
 
 if TYPE_CHECKING:
     from visprune.export.targets import Target
+    from visprune.export.weights import Weights
 
 __all__ = ["GraphInput", "named_tensors", "trace"]
 
@@ -62,7 +63,8 @@ def _quiet() -> Iterator[None]:
 
 def trace(
     skeleton: nn.Module,
-    weights: nn.Module,
+    module: nn.Module,
+    weights: Weights,
     inputs: Sequence[GraphInput | list[GraphInput]],
     outputs: Mapping[str, dict[int, str]],
     target: Target,
@@ -72,7 +74,8 @@ def trace(
 
     Args:
         skeleton: The module with fake weights in the target's dtype.
-        weights: The same module with real weights, for the small ones.
+        module: The same module of the checkpoint.
+        weights: The values of its parameters; small ones are read here.
         inputs: In the order of `forward`; a list stands for a list argument.
         outputs: Names in order, each with the names of its dynamic dimensions.
         target: Flavour and opset.
@@ -106,7 +109,7 @@ def trace(
     if program is None:
         raise ExportError("The tracer gave no graph.", "Install torch 2.8 to 2.13.")
     model = program.model
-    _lift_weights(model, named_tensors(weights))
+    _lift_weights(model, named_tensors(module), weights)
     optimizer.optimize(model)
     if model.opset_imports[""] != target.opset:
         version_converter.convert_version(model, target.opset, fallback=True)
@@ -132,7 +135,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors | dict(module.named_parameters(remove_duplicate=False))
 
 
-def _lift_weights(model: ir.Model, tensors: dict[str, Tensor]) -> None:
+def _lift_weights(model: ir.Model, tensors: dict[str, Tensor], weights: Weights) -> None:
     """Turn initialisers into graph inputs, except small ones, which get their values now."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
@@ -140,8 +143,8 @@ def _lift_weights(model: ir.Model, tensors: dict[str, Tensor]) -> None:
             continue
         if tensors[name].nbytes <= _SMALL_BYTES and tensors[name].dim() < 2:
             dtype = value.const_value.dtype
-            array = tensors[name].detach().float().numpy() if tensors[name].is_floating_point() else None
-            array = tensors[name].numpy() if array is None else array
+            tensor = weights.read(tensors[name])
+            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
             value.const_value = ir.tensor(array.astype(dtype.numpy()), name=name)
             continue
         del graph.initializers[name]

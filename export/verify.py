@@ -2,36 +2,50 @@
 
 Each graph is fed the same inputs as the checkpoint's own modules, then the whole chain is compared
 with transformers: the logits of an unpruned prompt, and greedy tokens with the same tokens pruned. This
-file compares everything before the decoder, `verify_decoder.py` the rest. Graphs are opened one after
-another, so that memory holds one at a time.
+file compares everything before the decoder, `verify_decoder.py` the decoder, and `verify_layers.py` its
+layers where memory does not hold it. Graphs are opened one after another, so that memory holds one at a
+time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from visprune.bundle import Bundle
 from visprune.export import attention, graphs, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.compare import CHAINED_TOLERANCE, KEPT_TOLERANCE, Arrays, Check, Graphs, release
-from visprune.export.loading import load_model
+from visprune.export.loading import open_model
 from visprune.export.parts import Features
-from visprune.export.plan import Cuts
-from visprune.export.verify_decoder import Reference, compare_decoder, refer
-from visprune.manifest import Manifest, Parity
+from visprune.export.plan import Cuts, pruner_module
+from visprune.export.tiles import TilePruner
+from visprune.export.verify_decoder import compare_decoder, refer
+from visprune.export.verify_layers import compare_layers
+from visprune.export.verify_pictures import Sample, prompt, samples
+from visprune.export.verify_resampling import Resampled, compare_resampled, resampled
+from visprune.manifest import Manifest, Parity, Scope
 from visprune.pruning.base import VisionPruner
+from visprune.runtime.keep import Keep
+from visprune.runtime.runner import to_numpy
 
-__all__ = ["ROWS", "ROWS_PER_POINT", "verify"]
+__all__ = ["comparisons", "verify"]
 
-# Comparisons made besides one for each signal, for a progress display; and how many more with prune points.
-ROWS = 9
-ROWS_PER_POINT = 3
-IMAGES = 2
+
+def comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scope: Scope) -> int:
+    """How many there will be, for a progress display."""
+    points = len(cuts.places) if cuts.pruner else 0
+    mixes = manifest.tiling is not None and manifest.tiling.max_tiles is not None
+    before = 5 + len(pruner.signals) + (1 if points else 0) + mixes
+    num_layers = manifest.decoder.num_layers
+    decoder = num_layers + sum(place % 2 for place in cuts.places) + 1 if scope == "layers" else 4
+    return before + decoder + 3 * points
 
 
 @torch.no_grad()
@@ -40,6 +54,7 @@ def verify(
     checkpoint: Checkpoint,
     features: Features,
     methods: tuple[VisionPruner, Cuts],
+    scope: Scope,
     report: Callable[[str], None],
 ) -> Parity:
     """Compare a written bundle with the checkpoint it came from.
@@ -47,128 +62,144 @@ def verify(
     Args:
         bundle: Complete but for its parity result.
         checkpoint: Loaded here, between the small graphs and the decoder, so that never both the
-            decoder and its reference are in memory.
+            decoder and its reference are in memory; and its decoder not at all where layers are compared.
         features: Which tokens are visual.
         methods: The one before the LLM, and what is cut and pruned inside it.
+        scope: Whether the decoder is compared as a whole or layer by layer.
         report: Called with the name of each comparison made.
 
     Raises:
         ParityError: A difference is larger than the tolerance.
     """
     manifest, pruner = bundle.manifest, methods[0]
-    check, run = Check(manifest.dtype, report), Graphs(bundle)
-    pixels = _pictures(features)
+    check, run = Check(manifest.dtype, report), Graphs(bundle, low_memory=scope == "layers")
+    shown = samples(features)
     # Both pictures pruned; the first one whole.
-    cases = ((manifest.pruning.keep_tokens, IMAGES), (features.layout.visual_tokens, 1))
-    prompts = [_prompt(bundle, count + features.always_kept, images) for count, images in cases]
-
-    (vision,) = run.run("vision_encoder", [{"pixel_values": pixels.numpy()}])
-    named = {"vision_features": vision["image_features"], **{name: vision[name] for name in pruner.signals}}
-    pruned = run.run(
-        "token_pruner",
-        [
-            {name: value[:images] for name, value in named.items()} | {"keep_tokens": np.array(count)}
-            for count, images in cases
-        ],
-    )
+    keeps = (Keep(manifest.pruning.keep_tokens), Keep(features.layout.visual_tokens))
+    cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], shown[0])]
+    encoded = run.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
+    feeds: list[Arrays] = []
+    for (keep, sample), vision in zip(cases, [*encoded, encoded[0]], strict=True):
+        named = {"vision_features": vision["image_features"]} | {n: vision[n] for n in pruner.signals}
+        feeds.append(
+            {n: to_numpy(v) for n, v in keep.feeds(manifest.pruning, sample.picture).items()} | named
+        )
+    large = resampled(manifest, features, pruner.signals, encoded[0]["image_features"].shape[-1])
+    pruned = run.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
+    parts = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
+    prompts = [prompt(manifest, [len(p["image_features"]) for p in part]) for part in parts]
     embedded = run.run(
         "embedding",
         [
-            {"input_ids": ids.numpy(), "image_features": part["image_features"]}
-            for ids, part in zip(prompts, pruned, strict=True)
+            {"input_ids": ids.numpy(), "image_features": np.concatenate([p["image_features"] for p in part])}
+            for ids, part in zip(prompts, parts, strict=True)
         ],
     )
-    seen = _Seen(pixels, prompts, vision, pruned[0], embedded[0])
-    reference = _compare_inputs(check, checkpoint, manifest, features, methods, seen)
+    mixed = (large, pruned[-1]) if large else None
+    seen = _Seen(shown, prompts, encoded, feeds[: len(shown)], parts[0], embedded[0], mixed)
+    model, weights = open_model(checkpoint)
+    model.float()  # the reference is float32, whatever the checkpoint and the target are
+    decoder, cuts = model.model.language_model, methods[1]
+    if scope == "layers":
+        with weights.held(model.model, torch.float32, but=decoder.layers):
+            embeds = _compare_inputs(check, model, manifest, features, methods, seen)
+        release()
+        family = models.family(checkpoint.model_type)
+        compare_layers(check, run, family.parts(model), weights, cuts, embeds)
+        return Parity(verified=True, rows=tuple(check.rows), scope=scope)
+    with weights.held(model, torch.float32):
+        embeds = _compare_inputs(check, model, manifest, features, methods, seen)
+        release()
+        unpruned = model(input_ids=prompts[1], **shown[0].inputs(), logits_to_keep=1).logits
+        family = models.family(checkpoint.model_type)
+        reference = refer(family.parts(model), *embeds, manifest, cuts, unpruned)
     release()
     visual = [(ids == manifest.text.image_token_id).numpy() for ids in prompts]
-    embeds = [part["inputs_embeds"] for part in embedded]
-    compare_decoder(check, run, list(zip(embeds, visual, strict=True)), reference)
+    given = [part["inputs_embeds"] for part in embedded]
+    compare_decoder(check, run, list(zip(given, visual, strict=True)), reference)
     return Parity(verified=True, rows=tuple(check.rows))
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the graphs before the decoder were given, the pruned prompt first, and what they gave."""
+    """What the graphs before the decoder were given, the pruned prompt first, and what they gave for that."""
 
-    pixels: Tensor
+    samples: list[Sample]
     prompts: list[Tensor]
-    vision: Arrays
-    pruned: Arrays
+    vision: list[Arrays]
+    feeds: list[Arrays]
+    pruned: list[Arrays]
     embedded: Arrays
+    resampled: tuple[Resampled, Arrays] | None
 
 
 def _compare_inputs(
     check: Check,
-    checkpoint: Checkpoint,
+    model: Any,
     manifest: Manifest,
     features: Features,
     methods: tuple[VisionPruner, Cuts],
     seen: _Seen,
-) -> Reference:
-    """Compare everything before the decoder; give what the decoder will be compared with."""
+) -> tuple[Tensor, Tensor]:
+    """Compare everything before the decoder; give PyTorch's input embeddings, and which are visual."""
     pruner, cuts = methods
-    pixels, prompts = seen.pixels, seen.prompts
-    # The reference is float32, whatever the checkpoint and the target are.
-    model = load_model(checkpoint).float()
-    parts = models.family(checkpoint.model_type).parts(model)
+    parts = models.family(model.config.model_type).parts(model)
     attention.register()
     parts.tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
     tower = models.tower(model.config.vision_config.model_type)
-    want = graphs.VisionEncoder(parts, tower, features, pruner.signals)(pixels)
-    for name, value in zip(("image_features", *pruner.signals), want, strict=True):
-        check.close(f"vision_encoder {name}", seen.vision[name], value)
+    encoder = graphs.VisionEncoder(parts, tower, features, pruner.signals)
+    want = [encoder(torch.from_numpy(sample.picture.pixels)) for sample in seen.samples]
+    names = ("image_features", *pruner.signals)
+    for name, values in zip(names, zip(*want, strict=True), strict=True):
+        got = np.concatenate([vision[name] for vision in seen.vision])
+        check.close(f"vision_encoder {name}", got, torch.cat(values))
 
-    wrapper = graphs.TokenPruner(parts, features, pruner)
-    indices = seen.pruned["keep_indices"]
-    keep = torch.tensor(indices.shape[1])
-    mine = [torch.from_numpy(seen.vision[name]) for name in pruner.signals]
-    tokens = torch.from_numpy(seen.vision["image_features"].astype(np.float32))
-    _, same = wrapper(tokens, keep, mine)
+    wrapper = pruner_module(parts, features, pruner, manifest.pruning.budget.scope)
+    keep = Keep(manifest.pruning.keep_tokens)
+    kept: list[NDArray[np.int64]] = []
+    from_mine, from_own = kept.copy(), kept.copy()
+    for sample, feeds, pruned, values in zip(seen.samples, seen.feeds, seen.pruned, want, strict=True):
+        mine = [torch.from_numpy(feeds[n].astype(np.float32)) for n in ("vision_features", *pruner.signals)]
+        choices = (pruned["keep_indices"], _select(wrapper, mine, feeds), _select(wrapper, values, feeds))
+        arrangement = sample.picture.arrangement
+        tokens = [keep.chosen(manifest.pruning, arrangement, indices)[0] for indices in choices]
+        for found, its in zip((kept, from_mine, from_own), tokens, strict=True):
+            found.append(its)
     tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
     # A graph projects in its own precision, so projected tokens are not quite the same on both sides.
-    check.kept("token_pruner keep_indices", indices, same, tolerance if wrapper.projects_first else 0.0)
-    projected = parts.projector(_gather(tokens, torch.from_numpy(indices), features))
-    check.close("token_pruner image_features", seen.pruned["image_features"], projected)
-    _, own = wrapper(want[0], keep, list(want[1:]))
-    check.kept("kept set", indices, own, tolerance)
+    check.kept("token_pruner keep_indices", kept, from_mine, tolerance if wrapper.projects_first else 0.0)
+    check.kept("kept set", kept, from_own, tolerance)
 
-    image_features = parts.projector(_gather(want[0], torch.from_numpy(indices), features))
+    parts.tower.set_attn_implementation("eager")
+    whole = [sample.whole(model) for sample in seen.samples]
+    rows = [
+        sample.rows(tokens, features.always_kept) for sample, tokens in zip(seen.samples, kept, strict=True)
+    ]
+    image_features = torch.cat([tokens[index] for tokens, index in zip(whole, rows, strict=True)])
+    got = np.concatenate([pruned["image_features"] for pruned in seen.pruned])
+    check.close("token_pruner image_features", got, image_features)
+    if seen.resampled is not None:
+        compare_resampled(check, manifest, model, parts, *seen.resampled)
     embedding = graphs.Embedding(parts, model.config.image_token_id, tell_visual=True)
-    embeds, is_visual = embedding(prompts[0], image_features)
+    embeds, is_visual = embedding(seen.prompts[0], image_features)
     check.close("embedding inputs_embeds", seen.embedded["inputs_embeds"], embeds)
     if cuts.pruner is not None:
-        same = np.array_equal(seen.embedded["is_visual"], is_visual.numpy())
-        check.add("embedding is_visual", float(not same), 0.0, "")
-
-    release()
-    parts.tower.set_attn_implementation("eager")
-    unpruned = model(input_ids=prompts[1], pixel_values=pixels[:1], logits_to_keep=1).logits
-    return refer(parts, embeds, is_visual, manifest, cuts, unpruned)
+        equal = np.array_equal(seen.embedded["is_visual"], is_visual.numpy())
+        check.add("embedding is_visual", float(not equal), 0.0, "")
+    return embeds, is_visual
 
 
-def _gather(vision_features: Tensor, indices: Tensor, features: Features) -> Tensor:
-    """The kept tokens of PyTorch's own features, by plain indexing."""
-    fixed = torch.arange(features.always_kept).expand(len(indices), -1)
-    order = torch.cat([fixed, indices + features.always_kept], dim=1)
-    return torch.cat([tile[kept] for tile, kept in zip(vision_features, order, strict=True)])
-
-
-def _pictures(features: Features) -> Tensor:
-    """Two pictures with structure: smooth waves and noise, in the range of normalised pixels."""
-    generator = torch.Generator().manual_seed(0)
-    size = features.image_size
-    line = torch.linspace(0, 6.28, size)
-    waves = torch.sin(line[:, None] * 2) + torch.cos(line[None, :] * 3)
-    noise = torch.randn(IMAGES, features.channels, size, size, generator=generator)
-    return waves * torch.tensor([0.5, -0.5]).view(IMAGES, 1, 1, 1) + 0.5 * noise
-
-
-def _prompt(bundle: Bundle, tokens_per_image: int, images: int) -> Tensor:
-    """Four words, then for each image its placeholders and four more words: [1, S]."""
-    text, decoder = bundle.manifest.text, bundle.manifest.decoder
-    generator = torch.Generator().manual_seed(1)
-    words = torch.randint(0, decoder.vocab_size, (1 + images, 4), generator=generator)
-    words = torch.where(words == text.image_token_id, 1 if text.image_token_id == 0 else 0, words)
-    image = torch.full((tokens_per_image,), text.image_token_id)
-    return torch.cat([words[0], *(part for line in words[1:] for part in (image, line))]).unsqueeze(0)
+def _select(
+    wrapper: graphs.TokenPruner | TilePruner, encoded: Sequence[Tensor], feeds: Arrays
+) -> NDArray[np.int64]:
+    """The choice of the module that became a graph, from features and signals: [T, K]."""
+    given = {name: torch.tensor(array) for name, array in feeds.items()}
+    features, *signals = encoded
+    if isinstance(wrapper, TilePruner):
+        maps = [given[name] for name in ("token_places", "newline_places", "image_tokens")]
+        resampling = [given[name] for name in wrapper.resampling]
+        _, indices = wrapper(features, given["keep_tokens"], *maps, resampling, signals)
+    else:
+        _, indices = wrapper(features, given["keep_tokens"], signals)
+    chosen: NDArray[np.int64] = indices.numpy()
+    return chosen

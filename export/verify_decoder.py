@@ -27,7 +27,7 @@ from visprune.export.segments import Segment, SegmentPruner, attention_layers, c
 from visprune.manifest import LayerPruning, Manifest
 from visprune.pruning.base import LayerPruner
 
-__all__ = ["Reference", "compare_decoder", "refer"]
+__all__ = ["Flow", "Reference", "compare_decoder", "compare_pruner", "refer"]
 
 NEW_TOKENS = 8
 
@@ -52,7 +52,7 @@ class Reference:
 
 
 @dataclass(slots=True)
-class _Flow:
+class Flow:
     """One step of a sequence on its way through the graphs."""
 
     hidden: NDArray[Any]
@@ -150,7 +150,8 @@ def compare_decoder(
     )
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
-            _compare_pruner(check, run, pruned, reference, _number(stage.inputs["keep_tokens"]))
+            point = _number(stage.inputs["keep_tokens"])
+            compare_pruner(check, run, pruned, reference.scores[point], reference.kept[point], point)
         elif stage.graph.startswith("decoder"):
             scores = _through(run, stage.graph, [pruned, whole])
             if "token_scores" in stage.outputs:
@@ -177,15 +178,15 @@ def _number(value: str) -> int:
     return int(value.rpartition(".")[2])
 
 
-def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[_Flow]:
+def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[Flow]:
     """A prompt and the tokens that follow it."""
     length = embeds.shape[1]
-    steps = [_Flow(embeds, np.arange(length)[None], visual)]
+    steps = [Flow(embeds, np.arange(length)[None], visual)]
     one = np.zeros((1, 1), dtype=bool)
-    return steps + [_Flow(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
+    return steps + [Flow(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
 
 
-def _through(run: Graphs, graph: str, sequences: list[list[_Flow]]) -> NDArray[Any]:
+def _through(run: Graphs, graph: str, sequences: list[list[Flow]]) -> NDArray[Any]:
     """Put every step of the sequences through one graph; give the first prompt's scores, if any."""
     manifest = run.bundle.manifest
     facts = manifest.decoder
@@ -208,18 +209,29 @@ def _through(run: Graphs, graph: str, sequences: list[list[_Flow]]) -> NDArray[A
     return scores[0] if scores else np.empty(0)
 
 
-def _compare_pruner(check: Check, run: Graphs, steps: list[_Flow], reference: Reference, point: int) -> None:
-    """The graph's choice among the reference's scores, exactly; then go on with the reference's."""
-    prompt, kept = steps[0], reference.kept[point].numpy()
+def compare_pruner(
+    check: Check, run: Graphs, steps: list[Flow], scores: Tensor, wanted: Tensor, point: int
+) -> None:
+    """The graph's choice among the reference's scores, exactly; then the steps go on with the reference's.
+
+    Args:
+        check: Where the comparison goes.
+        run: The bundle's graphs.
+        steps: A prompt and what follows it, as they come to the prune point.
+        scores: The reference's, of the tokens of the prompt, [1, S].
+        wanted: Indices of those left by the reference, [1, S'].
+        point: Number of the prune point.
+    """
+    prompt, kept = steps[0], wanted.numpy()
     feeds = {
         "hidden_states": prompt.hidden,
         "position_ids": prompt.position_ids,
         "is_visual": prompt.is_visual,
-        "token_scores": reference.scores[point].numpy(),
+        "token_scores": scores.numpy(),
         "keep_tokens": np.array(kept.shape[1]),
     }
     (out,) = run.run("segment_pruner", [feeds])
-    check.kept(f"prune point {point} keep_indices", out["keep_indices"], reference.kept[point], 0.0)
+    check.kept(f"prune point {point} keep_indices", list(out["keep_indices"]), list(wanted.numpy()), 0.0)
     chosen = out["keep_indices"][0]
     wrong = sum(not np.array_equal(out[f"kept_{name}"], feeds[name][:, chosen]) for name in GATHERED)
     check.add(f"prune point {point} gathered", float(wrong), 0.0, "what goes on")

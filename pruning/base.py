@@ -57,7 +57,9 @@ class VisionPruner(Protocol):
     A method may also have `projected: ClassVar[bool] = True`: then all tokens go through the projector
     before it selects, and it sees them projected. And `chained: ClassVar[bool] = True` where it picks step by
     step, so that rounding which changes one pick changes later ones: the self-check then allows larger
-    differences between kept sets. They are no members here, because a method without them keeps the protocol.
+    differences between kept sets. And `across_tiles: ClassVar[bool] = True` where it scores single tokens,
+    alike in every tile, so that it can choose among all tiles of a picture at once. They are no members here,
+    because a method without them keeps the protocol.
 
     Attributes:
         place: Where it prunes, for people.
@@ -84,7 +86,12 @@ class VisionPruner(Protocol):
         """Arrays to bake into the graph; they reach `select` beside the signals."""
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Choose the tokens to keep; traced into the graph, so `keep_tokens` may be symbolic.
 
@@ -93,6 +100,8 @@ class VisionPruner(Protocol):
             signals: Each [T, N], or [T, N, N] for a matrix, in float32; constants in the shape given.
             keep_tokens: K.
             layout: What N stands for.
+            valid: [T, N] bool, False where a tile shows only the padding around a picture; None where nothing
+                is padded. Padding is taken only where a tile has fewer than K tokens, and leaves afterwards.
 
         Returns:
             [T, K] int64, ascending, distinct, in [0, N).

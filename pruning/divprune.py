@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
 from visprune.pruning.base import Layout
-from visprune.pruning.select import ascending, repeat
+from visprune.pruning.select import ascending, last, repeat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,12 @@ class DivPrune:
         return {}
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the first K picks, in ascending order of position; `features` are projected, [T, N, D]."""
         import torch
@@ -67,8 +72,13 @@ class DivPrune:
         distance = 1 - (cosine + cosine.transpose(1, 2)) / 2
         position = torch.arange(count)
         itself = position.unsqueeze(0) == position.unsqueeze(1)  # [N, N]
-        first = distance.masked_fill(itself, 3.0).amin(dim=-1).argmax(dim=-1)  # [T]
-        # Distances are in [0, 2]: with -1 to itself a token is never picked twice.
+        apart = distance.masked_fill(itself, 3.0)
+        if valid is not None:
+            apart = apart.masked_fill(~valid.unsqueeze(1), 3.0)
+            distance = distance.masked_fill(~valid.unsqueeze(1), -0.5)
+        first = last(apart.amin(dim=-1), valid).argmax(dim=-1)  # [T]
+        # Distances are in [0, 2]: with -1 to itself a token is never picked twice, and with -0.5 padding is
+        # never picked before a token.
         rows = distance.masked_fill(itself, -1.0).flatten(0, 1)  # [T * N, N]
         start = torch.arange(tiles) * count
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
 from visprune.pruning.base import Layout, need_cls
-from visprune.pruning.select import top_indices
+from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ class FasterVLM:
     place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"
     positions: ClassVar[Literal["contiguous"]] = "contiguous"
+    across_tiles: ClassVar[bool] = True
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -53,7 +54,12 @@ class FasterVLM:
         return {}
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the K largest scores, in ascending order of position."""
-        return top_indices(signals["cls_attention"], keep_tokens)
+        return top_indices(last(signals["cls_attention"], valid), keep_tokens)

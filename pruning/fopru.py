@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from visprune.budget import Budget
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning.base import Layout
-from visprune.pruning.select import top_indices
+from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,15 +95,22 @@ class _FoPru:
 class FoPruRank(_FoPru):
     """Keep the tokens that receive most attention."""
 
+    across_tiles: ClassVar[bool] = True
+
     def budget(self, layout: Layout) -> Budget:
         """Counts single tokens."""
         return Budget(layout.visual_tokens)
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the K largest scores, in ascending order of position."""
-        return top_indices(self.score(signals), keep_tokens)
+        return top_indices(last(self.score(signals), valid), keep_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +132,22 @@ class FoPruRow(_FoPru):
         return Budget(layout.visual_tokens, unit="row", unit_tokens=layout.grid[1])
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the tokens of the K / side best rows, in ascending order of position."""
         import torch
 
         side = self.budget(layout).unit_tokens
         score = self.score(signals)
+        if valid is not None:
+            score = score * valid.float()
         row_scores = score.reshape(-1, side, side).sum(dim=-1)  # [T, rows]
-        kept = top_indices(row_scores, keep_tokens // side)  # [T, kept rows]
+        filled = None if valid is None else valid.reshape(-1, side, side).any(dim=-1)
+        kept = top_indices(last(row_scores, filled), keep_tokens // side)  # [T, kept rows]
         tokens = kept.unsqueeze(-1) * side + torch.arange(side)  # [T, kept rows, side]
         return tokens.flatten(1)

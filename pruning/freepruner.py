@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from visprune.budget import Budget
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout
-from visprune.pruning.select import part, ranks, top_indices
+from visprune.pruning.select import last, part, ranks, top_indices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,11 +91,17 @@ class FreePruner:
         return (late > _fence(late)).float().sum(dim=1)
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the pivots and their complement, in ascending order of position."""
-        pivots = ranks(self.degree(signals)) < part(keep_tokens, self.pivot_share)  # [T, N]
-        return top_indices(self._final(pivots, signals), keep_tokens)
+        degree = last(self.degree(signals), valid)
+        pivots = ranks(degree) < part(keep_tokens, self.pivot_share)  # [T, N]
+        return top_indices(last(self._final(pivots, signals), valid), keep_tokens)
 
     def adaptive(self, signals: Mapping[str, Tensor], keep_tokens: int) -> list[Tensor]:
         """The kept tokens with as many pivots as the image has; the reference alone, not exported.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
 from visprune.pruning.base import Layout
-from visprune.pruning.select import top_indices
+from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,15 @@ class Random:
         return {"order": order.astype(np.float32)}
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the first K of the permutation, the same for each tile."""
-        kept = top_indices(signals["order"].unsqueeze(0), keep_tokens)  # [1, K]
-        return kept.expand(features.shape[0], -1)
+        order = signals["order"].unsqueeze(0)  # [1, N]
+        if valid is not None:
+            order = order.expand(features.shape[0], -1)
+        return top_indices(last(order, valid), keep_tokens).expand(features.shape[0], -1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ascending", "gather_tokens", "part", "ranks", "repeat", "top_indices"]
+__all__ = ["ascending", "gather_tokens", "last", "part", "ranks", "repeat", "top_indices"]
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -28,6 +28,18 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
         [T, count] int64, ascending.
     """
     return ascending(scores.topk(count, dim=-1).indices)
+
+
+def last(scores: Tensor, valid: Tensor | None) -> Tensor:
+    """The scores, with padding behind every token: it is taken only where no token is left.
+
+    Args:
+        scores: [T, N] float32.
+        valid: [T, N] bool, False for padding; None where there is none.
+    """
+    import torch
+
+    return scores if valid is None else scores.masked_fill(~valid, torch.finfo(torch.float32).min)
 
 
 def ascending(indices: Tensor) -> Tensor:

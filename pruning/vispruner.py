@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from visprune.budget import Budget
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout, need_cls
-from visprune.pruning.select import part, ranks, repeat, top_indices
+from visprune.pruning.select import last, part, ranks, repeat, top_indices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,14 +87,19 @@ class VisPruner:
         return count
 
     def select(
-        self, features: Tensor, signals: Mapping[str, Tensor], keep_tokens: int, layout: Layout
+        self,
+        features: Tensor,
+        signals: Mapping[str, Tensor],
+        keep_tokens: int,
+        layout: Layout,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """[T, K]: the important and the diverse tokens, in ascending order of position."""
         import torch
 
         important = part(keep_tokens, self.important_share)  # [1, 1]
         diverse = float(keep_tokens) - important
-        is_important = ranks(signals["cls_attention"]) < important  # [T, N]
+        is_important = ranks(last(signals["cls_attention"], valid)) < important  # [T, N]
         unit = torch.nn.functional.normalize(features.float(), dim=-1)
         cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
         position = torch.arange(features.shape[1])
@@ -111,8 +116,9 @@ class VisPruner:
             dropped = ranks(nearest) < (count - diverse).minimum(most)
             return alive.masked_fill(dropped, 0.0), count
 
-        alive, _ = repeat(drop, 1 - is_important.float(), max(1, self.rounds(features.shape[1])))
-        return top_indices(alive + 2 * is_important.float(), keep_tokens)
+        others = ~is_important if valid is None else valid & ~is_important
+        alive, _ = repeat(drop, others.float(), max(1, self.rounds(features.shape[1])))
+        return top_indices(last(alive + 2 * is_important.float(), valid), keep_tokens)
 
     @property
     def _share(self) -> Fraction:

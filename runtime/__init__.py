@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visprune.runtime.conversation import Chat
     from visprune.runtime.generation import Generation, Stream
+    from visprune.runtime.pictures import Video
     from visprune.runtime.pipeline import Pipeline, load
     from visprune.runtime.sampling import Sampling
 
-__all__ = ["Chat", "Generation", "Pipeline", "Sampling", "Stream", "load"]
+__all__ = ["Chat", "Generation", "Pipeline", "Sampling", "Stream", "Video", "load"]
 
 _LAZY = {
     "Chat": "visprune.runtime.conversation",
@@ -26,6 +27,7 @@ _LAZY = {
     "Pipeline": "visprune.runtime.pipeline",
     "Sampling": "visprune.runtime.sampling",
     "Stream": "visprune.runtime.generation",
+    "Video": "visprune.runtime.pictures",
     "load": "visprune.runtime.pipeline",
 }
 

@@ -40,6 +40,7 @@ class Message:
         role: "user", "assistant" or "system"; others as the template knows them.
         text: What is said. Pictures stand before it.
         images: Number of pictures shown with it.
+        videos: Number of videos, which come after the pictures.
 
     Raises:
         InputError: The role is empty or the number of pictures is negative.
@@ -48,6 +49,7 @@ class Message:
     role: str
     text: str
     images: int = 0
+    videos: int = 0
 
     def __post_init__(self) -> None:
         if not self.role:
@@ -169,7 +171,8 @@ class ChatTemplate:
 
 
 def _as_list(message: Message) -> list[dict[str, str]]:
-    return [{"type": "image"}] * message.images + [{"type": "text", "text": message.text}]
+    shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
+    return [*shown, {"type": "text", "text": message.text}]
 
 
 class _RefusedError(TemplateError):

@@ -21,15 +21,16 @@ from visprune.runtime.generation import FinishReason, Generation, Limits, Stream
 from visprune.runtime.images import decode
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import present_names
-from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.pictures import Picture, PictureMaker, Video
 from visprune.runtime.sampling import Sampler, Sampling
-from visprune.runtime.session import Picture, Session
+from visprune.runtime.session import Session
 from visprune.runtime.text import TextStream, Tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
 
     ImageSource = str | Path | bytes | Image.Image
+    VisualInput = ImageSource | Video
 
 __all__ = ["Chat", "Model", "check_prompt"]
 
@@ -44,7 +45,7 @@ class Model:
     executor: Executor
     tokenizer: Tokenizer
     template: ChatTemplate
-    processor: ImageProcessor
+    pictures: PictureMaker
 
 
 class Chat:
@@ -82,7 +83,7 @@ class Chat:
     def generate(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[VisualInput] = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
@@ -94,7 +95,7 @@ class Chat:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[VisualInput] = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
@@ -107,7 +108,7 @@ class Chat:
 
         Args:
             prompt: What the user says.
-            images: New pictures, shown before the text of this turn.
+            images: New pictures, shown before the text of this turn, and videos, which follow them.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.
             stop: Texts that end the answer.
@@ -121,9 +122,11 @@ class Chat:
         limits = Limits(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)
-        question = Message("user", prompt, images=len(images))
-        pictures = [*self._pictures, *(Picture.of(self._model.processor(decode(image))) for image in images)]
-        ids = self._tokens([*self._messages, question], len(pictures))
+        shown = [decode(image) for image in images if not isinstance(image, Video)]
+        videos = [[decode(frame) for frame in item.frames] for item in images if isinstance(item, Video)]
+        question = Message("user", prompt, images=len(shown), videos=len(videos))
+        pictures = self._model.pictures.add(self._pictures, shown, videos)
+        ids = self._tokens([*self._messages, question], pictures)
         self._session.check(ids, pictures)
         preprocess = (time.perf_counter() - start) * 1e3
         self._open = Stream(self._turn(question, ids, pictures, limits, Sampler(sampling), preprocess))
@@ -184,7 +187,7 @@ class Chat:
             token_ids=tuple(history[len(ids) :]),
             tokens_in=len(ids),
             tokens_kept=sum(len(kept) for kept in prefill.keep_indices),
-            visual_tokens=len(prefill.keep_indices) * manifest.pruning.budget.visual_tokens,
+            visual_tokens=prefill.visual_tokens,
             keep_indices=prefill.keep_indices,
             layer_tokens=prefill.layer_tokens,
             finish_reason=reason,
@@ -193,13 +196,21 @@ class Chat:
 
     def _without_image_token(self, answer: str) -> str:
         """The answer as later turns tell it: an image token spelled in it would ask for an image."""
-        while (token := self._model.tokenizer.image_token) in answer:
-            answer = answer.replace(token, "")
+        text = self._model.manifest.text
+        placeholders = [token for token in (text.image_token, text.video_token) if token]
+        while any(token in answer for token in placeholders):
+            for token in placeholders:
+                answer = answer.replace(token, "")
         return answer
 
-    def _tokens(self, messages: Sequence[Message], images: int) -> list[int]:
+    def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
         ids = self._model.tokenizer.encode(self._model.template.render(messages))
-        return self._model.tokenizer.expand_images(ids, [self._session.image_length] * images)
+        text = self._model.manifest.text
+        if (
+            text.video_token_id is not None
+        ):  # what stands in a placeholder's place is all the same to the graphs
+            ids = [text.image_token_id if token == text.video_token_id else token for token in ids]
+        return self._model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
 
     def _end_open_turn(self) -> None:
         if self._open:
@@ -219,12 +230,12 @@ def check_prompt(prompt: str, manifest: Manifest) -> None:
         prompt.encode("utf-8")
     except UnicodeEncodeError:  # bytes of a command line that are no text come as lone surrogates
         raise InputError("The prompt is not valid UTF-8.", "Give it in UTF-8.") from None
-    token = manifest.text.image_token
-    if token in prompt:
-        raise InputError(
-            f"The prompt contains {token!r}, which stands for an image.",
-            "Leave it out: pictures are put before the text of their turn.",
-        )
+    for token in (manifest.text.image_token, manifest.text.video_token):
+        if token is not None and token in prompt:
+            raise InputError(
+                f"The prompt contains {token!r}, which stands for an image.",
+                "Leave it out: pictures are put before the text of their turn.",
+            )
 
 
 def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:

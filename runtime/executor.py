@@ -7,7 +7,7 @@ is the business of whoever supplies it or asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from visprune.errors import BundleError
 from visprune.manifest import Graph, Stage, TensorSpec
-from visprune.runtime.runner import Runner, Value
+from visprune.runtime.runner import Runner, Value, to_numpy
 
 __all__ = ["Execution", "Executor"]
 
@@ -25,11 +25,13 @@ class Execution:
     """One run of the program.
 
     Attributes:
-        values: The wanted values that the stages which ran have assigned.
+        values: The wanted values that the stages which ran have assigned, but for those of single images.
+        images: For each image, the wanted values that its stages have assigned.
         timings_ms: Milliseconds of each stage that ran, by graph, in order.
     """
 
     values: dict[str, Value]
+    images: tuple[dict[str, Value], ...]
     timings_ms: dict[str, float]
 
 
@@ -52,7 +54,8 @@ class Executor:
         wanted: Names of the values to hand out; those that no stage assigns are ignored.
 
     Raises:
-        BundleError: A stage reads a value before it is assigned.
+        BundleError: A stage reads a value before it is assigned, or a stage of single images comes after one
+            that sees the whole prompt.
     """
 
     def __init__(
@@ -86,32 +89,57 @@ class Executor:
             last_reader |= {value: index for value in stage.outputs.values() if value not in last_reader}
             seen |= set(stage.outputs.values())
             all_specs.append(specs)
-        self._steps = tuple(
+        steps = [
             _Step(
                 stage,
                 specs,
                 tuple(v for v, last in last_reader.items() if last == i and v not in self._wanted),
             )
             for i, (stage, specs) in enumerate(zip(stages, all_specs, strict=True))
-        )
+        ]
+        count = sum(stage.when == "image" for stage in stages)
+        if any(step.stage.when == "image" for step in steps[count:]):
+            raise BundleError("A stage of single images follows one of the whole prompt.", "Export again.")
+        self._image_steps, self._steps = steps[:count], steps[count:]
+        made = {value for step in self._image_steps for value in step.stage.outputs.values()}
+        self._joined = tuple(made & {value for step in self._steps for value in step.specs})
 
     @property
     def outputs(self) -> frozenset[str]:
         """The wanted values that the program can give."""
         return self._wanted
 
-    def run(self, supplied: Mapping[str, Value], *, visual: bool) -> Execution:
-        """Run every stage once.
+    def run(self, supplied: Mapping[str, Value], images: Sequence[Mapping[str, Value]] = ()) -> Execution:
+        """Run every stage once, those marked `image` once for each new image.
 
         Args:
-            supplied: The values named by `inputs`. Floating-point arrays of the host are converted to the
-                width a graph takes; those of visual stages may be left out where `visual` is False.
-            visual: Whether stages marked `visual` run. Where they do not, the values they would have
-                assigned are those of their `bypass`, or empty, their symbolic dimensions being 0.
+            supplied: The values named by `inputs`, except what `images` has. Floating-point arrays of the
+                host are converted to the width a graph takes.
+            images: For each new image the values that are its own. What its stages assign is joined along the
+                first axis for the stages after them. Without images, stages marked `image` or `visual` do not
+                run, and the values they would have assigned are those of their `bypass`, or empty, their
+                symbolic dimensions being 0.
         """
-        values: dict[str, Value] = dict(supplied)
         timings: dict[str, float] = {}
-        for step in self._steps:
+        seen = []
+        for image in images:
+            values = {**supplied, **image}
+            self._run(self._image_steps, values, timings, visual=True)
+            seen.append({name: values[name] for name in (*self._joined, *self._wanted) if name in values})
+        values = {
+            **supplied,
+            **{name: _join([image[name] for image in seen]) for name in self._joined if seen},
+        }
+        own = tuple({n: v for n, v in image.items() if n in self._wanted} for image in seen)
+        del seen
+        self._run(self._steps, values, timings, visual=bool(images))
+        return Execution({name: values[name] for name in self._wanted if name in values}, own, timings)
+
+    def _run(
+        self, steps: Sequence[_Step], values: dict[str, Value], timings: dict[str, float], *, visual: bool
+    ) -> None:
+        """Run some steps on `values`, where what they assign is left as long as it is wanted or read."""
+        for step in steps:
             stage = step.stage
             if stage.when == "visual" and not visual:
                 values |= {v: values[source] for v, source in stage.bypass.items() if source in values}
@@ -129,7 +157,11 @@ class Executor:
                 del feeds, outputs  # they hold what is freed next
             for value in step.done_after:
                 values.pop(value, None)
-        return Execution({name: values[name] for name in self._wanted if name in values}, timings)
+
+
+def _join(parts: Sequence[Value]) -> Value:
+    """Along the first axis; a single one stays where it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate([to_numpy(part) for part in parts])
 
 
 def _fit(value: Value, spec: TensorSpec) -> Value:

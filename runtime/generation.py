@@ -49,7 +49,8 @@ class Generation:
         tokens_kept: Visual tokens kept, over the images encoded in this call; to the last layer where they
             are pruned inside the LLM.
         visual_tokens: Visual tokens there were before pruning, over the same images.
-        keep_indices: For each of these images the kept visual tokens, ascending, in [0, N).
+        keep_indices: For each of these images the kept visual tokens, ascending: their indices in [0, N), and
+            tile * N more where an image is several tiles.
         layer_tokens: Visual tokens of this call that entered each layer of the LLM; empty where none is
             pruned inside it.
         finish_reason: Why the answer ended.

@@ -11,7 +11,21 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["History"]
+__all__ = ["History", "Image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The placeholders of one image: where they begin, how many they are, and which image it is."""
+
+    start: int
+    length: int
+    key: bytes
+
+    @property
+    def end(self) -> int:
+        """The place after them."""
+        return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +41,33 @@ class History:
 
     Args:
         points: Prune points inside the LLM.
-        image_length: Tokens that one image takes in the sequence.
     """
 
-    def __init__(self, points: int, image_length: int) -> None:
+    def __init__(self, points: int) -> None:
         self.ids: list[int] = []
         """Every token that entered the LLM."""
         self.held: list[list[int]] = [[] for _ in range(points + 1)]
         """For the layers up to each prune point, and those after the last: which of `ids` they hold."""
-        self._image_length = image_length
-        self._images: list[tuple[int, bytes]] = []  # where each image begins, and which it is
+        self._images: list[Image] = []
         self._prompts: list[_Prompt] = []
 
-    def rewind(self, ids: Sequence[int], images: Sequence[tuple[int, bytes]]) -> int:
+    def rewind(self, ids: Sequence[int], images: Sequence[Image]) -> int:
         """Forget what a new prompt cannot keep, and expect the rest of it.
 
         Args:
             ids: The whole prompt.
-            images: Where each of its images begins, and which it is.
+            images: Of the prompt, in order.
 
         Returns:
             How many of `ids` are held: fewer than all, with no image cut in two.
         """
         kept = self._common(ids, images)
         begun = self._begun(kept)
-        if len(self.held) > 1 and any(start >= begun for start, _ in images):
+        if len(self.held) > 1 and any(image.start >= begun for image in images):
             kept = begun
         self.crop(kept)
         # Neither is looked at past the end of what is held, so an interrupted run does no harm.
-        self._images += [image for image in images if image[0] >= kept]
+        self._images += [image for image in images if image.start >= kept]
         self._prompts.append(_Prompt(begun, len(ids)))
         return kept
 
@@ -63,7 +75,7 @@ class History:
         """Forget all but the first tokens."""
         self.held = [held[: bisect_left(held, length)] for held in self.held]
         self.ids = self.ids[:length]
-        self._images = [image for image in self._images if image[0] + self._image_length <= length]
+        self._images = [image for image in self._images if image.end <= length]
         self._prompts = [prompt for prompt in self._prompts if prompt.end <= length]
 
     def extend(self, ids: Sequence[int], survivors: Sequence[Sequence[int]]) -> None:
@@ -80,7 +92,7 @@ class History:
                 new = [new[index] for index in survivors[group - 1]]
             self.held[group] += new
 
-    def _common(self, ids: Sequence[int], images: Sequence[tuple[int, bytes]]) -> int:
+    def _common(self, ids: Sequence[int], images: Sequence[Image]) -> int:
         count = 0
         # The last token is always fed, because its logits are wanted.
         for cached, wanted in zip(self.ids, ids[:-1], strict=False):
@@ -88,11 +100,11 @@ class History:
                 break
             count += 1
         for index, image in enumerate(images):
-            if image[0] >= count:
+            if image.start >= count:
                 break
             same = index < len(self._images) and self._images[index] == image
-            if not same or image[0] + self._image_length > count:
-                return image[0]
+            if not same or image.end > count:
+                return image.start
         return count
 
     def _begun(self, length: int) -> int:

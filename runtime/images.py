@@ -1,8 +1,7 @@
-"""Pictures in and out: decoding whatever a user hands over, and drawing what pruning kept.
+"""Pictures in: decoding whatever a user hands over.
 
 `decode` fixes one reading of every picture mode, so that the same file gives the same pixels on every
-machine. The overlay shows the picture the model saw, not the file: what a crop cut away is not in it.
-This file knows nothing of models; resizing and normalising are in `preprocess`.
+machine. This file knows nothing of models; resizing and normalising are in `preprocess`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visprune.errors import InputError, UsageError
 
-__all__ = ["MAX_PIXELS", "decode", "overlay"]
+__all__ = ["MAX_PIXELS", "decode", "decode_frames"]
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels: 256 MiB as RGB, the size from which Pillow warns."""
@@ -29,10 +27,6 @@ MAX_PIXELS = 89_478_485
 # with; an untrusted file should not be able to choose one of those.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 _FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
-
-_OVERLAY_WIDTH = 480
-_OVERLAY_COLOUR = (255, 176, 0)
-_DIMMED = 0.35
 
 
 def decode(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -73,58 +67,51 @@ def decode(source: str | Path | bytes | Image.Image) -> Image.Image:
         return _read(stream, f"The picture {path}")
 
 
-def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[int, int]) -> Image.Image:
-    """Draws which patches of a picture were kept.
-
-    Dropped patches are dimmed and lose their colour; a thin line runs around the kept regions. Pixels
-    beyond the last whole patch, which the vision tower does not see, count as dropped.
+def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
+    """Some frames of a video, evenly spaced: of n frames those with the index floor((i + 1/2) n / count).
 
     Args:
-        pixels: What the model saw, RGB, as `ImageProcessor.crop` gives it.
-        keep_indices: Kept patches [K], int64, row-major in the grid, in any order.
-        grid: Rows and columns of patches.
+        source: A folder, whose pictures are frames in the order of their names, or an animated picture.
+        count: How many; all of them if there are fewer.
 
     Returns:
-        RGB picture, enlarged by a whole factor to be at least 480 pixels wide.
+        As `decode` gives them.
 
     Raises:
-        UsageError: The grid does not fit the picture, or an index lies outside the grid.
+        InputError: There is no frame, or one cannot be read.
+        UsageError: The count is not positive.
     """
-    rows, columns = grid
-    patch_height, patch_width = (pixels.height // rows, pixels.width // columns) if min(grid) > 0 else (0, 0)
-    if not (patch_height and patch_width):
-        raise UsageError(
-            f"A grid of {rows} x {columns} patches does not fit a picture of "
-            f"{pixels.height} x {pixels.width} pixels.",
-            "Pass the grid of the vision tower that saw this picture.",
-        )
-    if keep_indices.size and not (keep_indices.min() >= 0 and keep_indices.max() < rows * columns):
-        raise UsageError(
-            f"A kept patch has an index outside a grid of {rows} x {columns} patches.",
-            "Pass the keep_indices of one image.",
-        )
-    scale = -(-_OVERLAY_WIDTH // pixels.width)  # ceiling; at least 1
-    shown = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
+    if count < 1:
+        raise UsageError(f"Cannot take {count} frames.", "Give a number of at least 1.")
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        return [decode(files[index]) for index in _spaced(len(files), count, path)]
+    if not path.is_file():
+        raise InputError(f"There is no video at {path}.", "Give a folder of pictures, or an animated one.")
+    label = f"The video {path}"
+    with path.open("rb") as stream, _opened(stream, label) as film:
+        found = []
+        for index in _spaced(getattr(film, "n_frames", 1), count, path):
+            film.seek(index)
+            found.append(_to_rgb(film, label))
+        return found
 
-    patches = np.zeros(rows * columns, dtype=bool)
-    patches[keep_indices] = True
-    kept = np.zeros((shown.height, shown.width), dtype=bool)
-    block = patches.reshape(rows, columns).repeat(patch_height * scale, 0).repeat(patch_width * scale, 1)
-    kept[: block.shape[0], : block.shape[1]] = block
 
-    line = max(1, shown.width // 300)
-    framed = np.pad(kept, line)  # beyond the picture nothing is kept, so a region closes at the border
-    inner = framed[: -2 * line, line:-line] & framed[2 * line :, line:-line]
-    inner &= framed[line:-line, : -2 * line] & framed[line:-line, 2 * line :]
-
-    colour = np.array(shown)  # [H, W, 3]
-    grey = np.asarray(shown.convert("L"), dtype=np.float32) * _DIMMED
-    colour[~kept] = grey.astype(np.uint8)[~kept, None]
-    colour[kept & ~inner] = _OVERLAY_COLOUR
-    return Image.fromarray(colour)
+def _spaced(total: int, count: int, path: Path) -> list[int]:
+    if not total:
+        raise InputError(f"{path} holds no pictures.", "Give a folder of frames.")
+    number = min(total, count)
+    return [(2 * index + 1) * total // (2 * number) for index in range(number)]
 
 
 def _read(stream: IO[bytes], label: str) -> Image.Image:
+    with _opened(stream, label) as image:
+        return _to_rgb(image, label)
+
+
+@contextmanager
+def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
     Image.init()  # registers every plugin: naming a format that this build of Pillow lacks is a KeyError
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with (
@@ -134,7 +121,7 @@ def _read(stream: IO[bytes], label: str) -> Image.Image:
         # Pillow warns from the header, and some plugins again while loading: here it is an error.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(stream, formats=formats) as image:
-            return _to_rgb(image, label)
+            yield image
 
 
 @contextmanager

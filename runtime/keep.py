@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.manifest import Manifest
+from visprune.manifest import LayerPruning, Manifest, Pruning
+from visprune.runtime.pictures import Picture
+from visprune.runtime.runner import Value
+from visprune.runtime.tiling import Arrangement, arrange, largest
+from visprune.tiling import Tiling
 
 __all__ = ["Keep", "keep_for"]
 
@@ -16,7 +23,10 @@ class Keep:
     """A checked request.
 
     Attributes:
-        tokens: Visual tokens of one image that reach the LLM, beside those always kept.
+        tokens: K, of the N visual tokens of a whole tile those that reach the LLM, beside those always kept.
+            An image that is not tiled is one tile. Of an image whose tiles have padding, each tile keeps
+            one number of tokens, the largest with which the tiles together keep no more than K / N of what
+            they have.
         layer_ratio: Fraction left after the last prune point inside the LLM; the bundle's own if None.
     """
 
@@ -29,15 +39,93 @@ class Keep:
             return ()
         return manifest.layer_pruning.budget.kept(entering, self.layer_ratio)
 
+    def counts(self, pruning: Pruning, arrangement: Arrangement | None) -> tuple[int, int]:
+        """The number that a pruner is given for one image, and the visual tokens that it keeps of it."""
+        budget = pruning.budget
+        if arrangement is None:
+            return self.tokens, self.tokens
+        target = arrangement.visual_tokens * self.tokens // budget.visual_tokens
+        if budget.scope == "image":
+            return max(1, target), max(1, target)
+        unit = budget.unit_tokens
+        found = (arrangement.places >= 0).reshape(arrangement.tiles, -1, unit).sum(axis=-1)  # [T, units]
+        # The tokens of a tile are a rectangle of its grid: units have equally many, or none.
+        filled, width = (found > 0).sum(axis=-1), found.max(axis=-1)  # [T]
+        units = 1 + np.arange(budget.visual_tokens // unit)
+        kept = (np.minimum(units[:, None], filled) * width).sum(axis=-1)  # for each number of units
+        number = max(1, int(np.searchsorted(kept, target, side="right")))
+        return number * unit, int(kept[number - 1])
+
+    def sequence_length(self, pruning: Pruning, arrangement: Arrangement | None) -> int:
+        """Places that one image takes in the sequence, newline tokens included."""
+        newlines = 0 if arrangement is None else len(arrangement.newline_places)
+        return self.counts(pruning, arrangement)[1] + pruning.always_kept + newlines
+
+    def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, Value]:
+        """What the stages of one image read."""
+        arrangement = picture.arrangement
+        values: dict[str, Value] = {
+            "pixel_values": picture.pixels,
+            "keep_tokens": np.array(self.counts(pruning, arrangement)[0], dtype=np.int64),
+        }
+        if arrangement is None:
+            return values
+        return values | {
+            "token_places": arrangement.places,
+            "newline_places": arrangement.newline_places,
+            "image_tokens": np.array(self.sequence_length(pruning, arrangement), dtype=np.int64),
+            "token_sources": arrangement.sources,
+            "token_weights": arrangement.weights,
+        }
+
+    def chosen(
+        self, pruning: Pruning, arrangement: Arrangement | None, keep_indices: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which tokens of an image a pruner kept, and where.
+
+        Args:
+            pruning: Of the bundle.
+            arrangement: Of the image.
+            keep_indices: [T, K] as the graph gives it; None where there is no pruner, which keeps everything.
+
+        Returns:
+            Tokens, ascending, and the place of each in the image's part of the sequence, both [M] int64. A
+            token is its index among those of all tiles, tile * N + index.
+        """
+        if arrangement is None:
+            tokens = np.arange(self.tokens) if keep_indices is None else keep_indices[0]
+            return tokens, pruning.always_kept + np.arange(len(tokens))
+        tiles, count = arrangement.places.shape
+        if keep_indices is None:
+            tokens = np.arange(tiles * count)
+        elif pruning.budget.scope == "image":
+            tokens = keep_indices[0]
+        else:
+            tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
+        places = arrangement.places.ravel()[tokens]
+        tokens, places = tokens[places >= 0], places[places >= 0]
+        taken = np.sort(np.concatenate([places, arrangement.newline_places]))
+        return tokens, np.searchsorted(taken, places)
+
     def describe(self, manifest: Manifest, images: int = 1) -> str:
         """The sentence every command prints. A method inside the LLM counts over all images of a prompt."""
-        before, inside = manifest.pruning, manifest.layer_pruning
+        return self.sentence(manifest.pruning, manifest.layer_pruning, manifest.tiling, images)
+
+    def sentence(
+        self, before: Pruning, inside: LayerPruning | None, tiling: Tiling | None, images: int = 1
+    ) -> str:
+        """The same, where there is no manifest yet."""
         sentence = before.budget.describe(self.tokens)
-        sentence += f" (each of {images} images)" if images > 1 else ""
+        if tiling is not None:
+            sentence += f" (each tile{', chosen among all' if before.budget.scope == 'image' else ''})"
+        elif images > 1:
+            sentence += f" (each of {images} images)"
         if inside is None:
             return sentence
-        entering = images * (self.tokens + before.always_kept)
-        within = inside.describe(entering, self.in_layers(manifest, entering))
+        size = largest(tiling) if tiling else None
+        entering = images * self.sequence_length(before, arrange(size, tiling) if size and tiling else None)
+        within = inside.describe(entering, inside.budget.kept(entering, self.layer_ratio))
+        within += f" (with a picture of {size[1]} x {size[0]} pixels)" if size else ""
         return within if self.tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
 
 
@@ -59,6 +147,12 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
             raise UsageError(
                 f"The bundle's {inside.method} recipe fixes what is kept; no other ratio can be had here.",
                 f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
+            )
+        if keep_tokens is not None and manifest.tiling is not None:
+            raise UsageError(
+                "Pictures of this model have different numbers of visual tokens, so a count says nothing to "
+                f"{inside.method}.",
+                "Give the fraction to keep with --ratio.",
             )
         if keep_tokens is not None:
             ratio = Budget(entering).from_tokens(keep_tokens) / entering

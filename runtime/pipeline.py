@@ -20,9 +20,11 @@ from visprune.runtime.conversation import Chat, Model
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
-from visprune.runtime.images import decode, overlay
+from visprune.runtime.images import decode
 from visprune.runtime.keep import keep_for
 from visprune.runtime.kv_cache import check_cache, past_names
+from visprune.runtime.overlay import overlay, overlay_tiled
+from visprune.runtime.pictures import PictureMaker
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
@@ -33,7 +35,7 @@ from visprune.runtime.verified import verify as verify_files
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.runtime.conversation import ImageSource
+    from visprune.runtime.conversation import ImageSource, VisualInput
 
 __all__ = ["Pipeline", "load"]
 
@@ -46,6 +48,7 @@ def load(
     *,
     provider: str = "cpu",
     threads: int | None = None,
+    low_memory: bool = False,
     verify: bool = True,
     on_file: Callable[[str, int], None] | None = None,
 ) -> Pipeline:
@@ -55,13 +58,15 @@ def load(
         path: Its directory.
         provider: What runs the graphs: "cpu" or "cuda".
         threads: Processor threads, 1 to 1024; by default as many as this process may use.
+        low_memory: Leave weights in their files as they are, and widen each as it is used. A float16 model
+            then takes half the memory, and more time. Only on the CPU.
         verify: Compare every file with its hash. Files that were good before and have not changed since
             are not read again.
         on_file: Called with name and size of each file that is about to be hashed, for a progress display.
 
     Raises:
         BundleError: The bundle is incomplete, altered, newer, or asks for what this runtime does not supply.
-        UsageError: No such provider, or a number of threads that cannot be.
+        UsageError: No such provider, or what it cannot do; a number of threads that cannot be.
         UnsupportedError: The provider cannot be had in this version.
         MissingExtraError: The provider's package is not installed.
     """
@@ -71,10 +76,14 @@ def load(
         raise UsageError(
             f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
         )
+    if low_memory and provider != "cpu":
+        raise UsageError(
+            f"The provider {provider!r} has no low-memory mode.", "Leave that out, or use the provider cpu."
+        )
     check_cache(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
-    options = BackendOptions(provider, threads or usable_cores())
+    options = BackendOptions(provider, threads or usable_cores(), low_memory)
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(opener(bundle, name, options))
@@ -125,7 +134,7 @@ class Pipeline:
                 manifest.decoder.eos_token_ids,
             ),
             ChatTemplate(source, text.bos_token, text.eos_token, text.image_token),
-            ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor))),
+            _picture_maker(bundle),
         )
 
     @property
@@ -135,7 +144,7 @@ class Pipeline:
 
     def generate(
         self,
-        images: ImageSource | Sequence[ImageSource] | None,
+        images: VisualInput | Sequence[VisualInput] | None,
         prompt: str,
         *,
         max_new_tokens: int = 128,
@@ -152,7 +161,7 @@ class Pipeline:
 
     def stream(
         self,
-        images: ImageSource | Sequence[ImageSource] | None,
+        images: VisualInput | Sequence[VisualInput] | None,
         prompt: str,
         *,
         max_new_tokens: int = 128,
@@ -165,6 +174,7 @@ class Pipeline:
 
         Args:
             images: One picture, several in order, or None: a path, the bytes of a file, or a Pillow image.
+                A `Video` holds such frames, where the model takes videos; videos come after the pictures.
             prompt: The question; pictures stand before it.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.
@@ -191,23 +201,27 @@ class Pipeline:
         """
         return Chat(self._model, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens))
 
-    def overlay(self, image: ImageSource, keep_indices: Sequence[int]) -> Image.Image:
+    def overlay(self, image: ImageSource, keep_indices: Sequence[int], *, images: int = 1) -> Image.Image:
         """The picture as the model saw it, with dropped patches dimmed.
 
         Args:
             image: The picture.
             keep_indices: Of this picture, from a `Generation`.
+            images: Number of pictures in its prompt; some models show one alone in another way.
 
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.
         """
-        pruning = self.manifest.pruning
+        pruning, pictures = self.manifest.pruning, self._model.pictures
+        if pictures.tiling is not None:
+            kept, tiled = np.array(keep_indices, dtype=np.int64), pictures.tiles(images)
+            return overlay_tiled(decode(image), pictures.tiling, pictures.processor, kept, tiled=tiled)
         if pruning.grid is None:
             raise UnsupportedError(
                 "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
             )
         patches = np.array(keep_indices, dtype=np.int64) + pruning.grid_offset
-        return overlay(self._model.processor.crop(decode(image)), patches, pruning.grid)
+        return overlay(pictures.processor.crop(decode(image)), patches, pruning.grid)
 
     def close(self) -> None:
         """Free the graphs. Nothing can be generated after that."""
@@ -223,7 +237,16 @@ class Pipeline:
         self.close()
 
 
-def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+def _picture_maker(bundle: Bundle) -> PictureMaker:
+    manifest = bundle.manifest
+    image = ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor)))
+    if manifest.video_processor is None:
+        return PictureMaker(image, manifest.tiling)
+    video = ImageProcessor.from_config(_read_json(bundle.file(manifest.video_processor)))
+    return PictureMaker(image, manifest.tiling, video)
+
+
+def _as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]

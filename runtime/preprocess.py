@@ -2,12 +2,13 @@
 
 Reproduces the Pillow-based image processors of transformers (CLIP, SigLIP, LLaVA) to the last bit, from the
 `preprocessor_config.json` that the checkpoint ships. Everything up to the crop happens on 8-bit pixels,
-so rescaling and normalising are one table of 256 values a channel. Decoding files is in `images`.
+so rescaling and normalising are one table of 256 values a channel. Decoding files is in `images`, reading
+the configuration in `processor_config`, cutting a picture into tiles in `tiling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -16,33 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
+from visprune.runtime.processor_config import Settings, unsupported
 
-__all__ = ["MAX_RESIZED_PIXELS", "ImageProcessor"]
+__all__ = ["MAX_EDGE", "MAX_RESIZED_PIXELS", "ImageProcessor"]
+
+MAX_EDGE = 2**20
+"""Longest edge of a picture that is resized, in pixels: Pillow's tables take 32 bytes for each of them."""
 
 MAX_RESIZED_PIXELS = 2**28
 """Largest intermediate picture, in pixels: resizing the short edge of a strip makes it grow without bound."""
-
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_HALF = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    """What a processor class of transformers does where its configuration says nothing."""
-
-    size: int | tuple[int, int]  # the shortest edge, or (height, width)
-    crop_size: tuple[int, int] | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    can_pad: bool  # `do_pad` means "pad to a square" in this class
-
-
-_CLASSES = {
-    "CLIPImageProcessor": _Defaults(224, (224, 224), _CLIP_MEAN, _CLIP_STD, can_pad=False),
-    "LlavaImageProcessor": _Defaults(224, (224, 224), _CLIP_MEAN, _CLIP_STD, can_pad=True),
-    "SiglipImageProcessor": _Defaults((224, 224), None, _HALF, _HALF, can_pad=False),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +58,13 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         edges = (self.resize,) if isinstance(self.resize, int) else self.resize or ()
         if min((*self.output_size, *edges)) <= 0:
-            raise _unsupported("size and crop_size", (self.resize, self.crop_size))
+            raise unsupported("size and crop_size", (self.resize, self.crop_size))
         if self.resample not in list(Image.Resampling):
-            raise _unsupported("resample", self.resample)
+            raise unsupported("resample", self.resample)
         if 0.0 in self.std or not all(isfinite(v) for v in (*self.mean, *self.std, self.rescale_factor)):
-            raise _unsupported("image_mean and image_std", (self.mean, self.std))
+            raise unsupported("image_mean and image_std", (self.mean, self.std))
         if self.pad_colour and not all(0 <= level <= 255 for level in self.pad_colour):
-            raise _unsupported("do_pad with a colour", self.pad_colour)
+            raise unsupported("do_pad with a colour", self.pad_colour)
         # In the dtypes and the order of transformers, so that each of the 256 values is the same float32.
         levels = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
         mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (self.mean, self.std))  # [3, 1]
@@ -106,8 +89,10 @@ class ImageProcessor:
         """Reads the configuration of a CLIP, SigLIP or LLaVA image processor.
 
         Any variant of the class name (`...Fast`, `...Pil`, the old `...FeatureExtractor`) means the Pillow
-        processor. An absent key takes the default of its class, and so does a null one, except that a null
-        `do_...` means no; keys that the classes ignore are ignored here too.
+        processor. Keys that the classes ignore are ignored here too. Of the classes that tile, this is what
+        becomes of a tile, and of a picture that is not tiled; of a video processor, what becomes of a frame.
+        transformers has that one for torchvision only, whose bicubic filter rounds some values of a frame
+        to another level than Pillow's.
 
         Args:
             config: The content of `preprocessor_config.json`, or of the newer `processor_config.json`,
@@ -116,32 +101,35 @@ class ImageProcessor:
         Raises:
             UnsupportedError: Another class, or a setting that is not supported.
         """
-        nested = config.get("image_processor")
-        settings = nested if isinstance(nested, Mapping) else config
-        given = {key: value for key, value in settings.items() if value is not None}
-        given |= {key: False for key in settings.keys() - given.keys() if key.startswith("do_")}
-        name, defaults = _class_of(given)
-        pads = _flag(given, "do_pad", False)
-        if pads and not defaults.can_pad:
-            raise _unsupported(f"do_pad (of a {name})", True)
-        if _flag(given, "use_square_size", False):
-            raise _unsupported("use_square_size", True)
-        mean = _channels(given, "image_mean", defaults.mean)
-        normalises = _flag(given, "do_normalize", True)
-        return cls(
-            # int() cuts as transformers does; rounding would give a colour one level brighter
-            pad_colour=(int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)) if pads else None,
-            resize=_resize(given, defaults.size) if _flag(given, "do_resize", True) else None,
-            resample=_integer("resample", given.get("resample", Image.Resampling.BICUBIC)),
-            crop_size=_crop_size(given, defaults.crop_size),
+        settings = Settings.of(config)
+        defaults = settings.defaults
+        do_pad = settings.flag("do_pad", False)
+        if do_pad and defaults.squares == "never":
+            raise unsupported(f"do_pad (of a {settings.name})", True)
+        if settings.flag("use_square_size", False):
+            raise unsupported("use_square_size", True)
+        tiles = defaults.squares == "always"
+        mean = settings.channels("image_mean", defaults.mean)
+        # int() cuts as transformers does; rounding would give a colour one level brighter
+        colour = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
+        normalises = settings.flag("do_normalize", True)
+        crops = settings.flag("do_center_crop", defaults.crop_size is not None)
+        if crops and settings.crop_size() is None:
+            raise unsupported("crop_size", None)
+        processor = cls(
+            pad_colour=colour if do_pad or tiles else None,
+            resize=settings.size() if settings.flag("do_resize", True) else None,
+            resample=settings.integer("resample", Image.Resampling.BICUBIC),
+            crop_size=settings.crop_size() if crops else None,
             rescale_factor=(
-                _number("rescale_factor", given.get("rescale_factor", 1 / 255))
-                if _flag(given, "do_rescale", True)
-                else 1.0
+                settings.number("rescale_factor", 1 / 255) if settings.flag("do_rescale", True) else 1.0
             ),
             mean=mean if normalises else (0.0, 0.0, 0.0),
-            std=_channels(given, "image_std", defaults.std) if normalises else (1.0, 1.0, 1.0),
+            std=settings.channels("image_std", defaults.std) if normalises else (1.0, 1.0, 1.0),
         )
+        if tiles:
+            _check_tiles(processor, settings.crop_size())
+        return processor
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Makes the `pixel_values` of one picture.
@@ -155,11 +143,23 @@ class ImageProcessor:
         Raises:
             InputError: As for `crop`.
         """
-        levels = np.asarray(self.crop(image))  # [H, W, 3] uint8
-        out = np.empty((1, 3, *levels.shape[:2]), dtype=np.float32)
-        for channel in range(3):
-            # "clip" only spares numpy its bounds check: an 8-bit index cannot leave the table
-            np.take(self._table[channel], levels[..., channel], out=out[0, channel], mode="clip")
+        return self.tensor([self.crop(image)])
+
+    def tensor(self, views: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Rescales and normalises.
+
+        Args:
+            views: T pictures of `output_size`, 8-bit RGB, as `crop` gives them.
+
+        Returns:
+            Tensor [T, 3, H, W], float32.
+        """
+        out = np.empty((len(views), 3, *self.output_size), dtype=np.float32)
+        for index, view in enumerate(views):
+            levels = np.asarray(view)  # [H, W, 3] uint8
+            for channel in range(3):
+                # "clip" only spares numpy its bounds check: an 8-bit index cannot leave the table
+                np.take(self._table[channel], levels[..., channel], out=out[index, channel], mode="clip")
         return out
 
     def crop(self, image: Image.Image) -> Image.Image:
@@ -182,14 +182,33 @@ class ImageProcessor:
         if self.resize:
             width, height = image.size
             if isinstance(self.resize, tuple):
-                new_height, new_width = self.resize
+                new_size = self.resize
             elif width <= height:
-                new_height, new_width = int(self.resize * height / width), self.resize
+                new_size = int(self.resize * height / width), self.resize
             else:
-                new_height, new_width = self.resize, int(self.resize * width / height)
-            _check_pixels(image, new_height, new_width)
-            image = image.resize((new_width, new_height), Image.Resampling(self.resample))
+                new_size = self.resize, int(self.resize * width / height)
+            image = self.resized(image, new_size)
         return _centre_crop(image, *self.crop_size) if self.crop_size else image
+
+    def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """A picture at another (height, width), by this processor's filter.
+
+        Raises:
+            InputError: One of the two would need more than `MAX_RESIZED_PIXELS` or `MAX_EDGE` allow.
+        """
+        _check_pixels(image, *size)
+        return image.resize((size[1], size[0]), Image.Resampling(self.resample))
+
+
+def _check_tiles(processor: ImageProcessor, crop_size: tuple[int, int] | None) -> None:
+    """Refuse what makes no square tiles, or tiles of another size than they are cut."""
+    if processor.resize is None:
+        raise unsupported("do_resize", False)
+    if isinstance(processor.resize, tuple) and processor.resize[0] != processor.resize[1]:
+        raise unsupported("size", processor.resize)
+    height, width = processor.output_size
+    if height != width or (crop_size and crop_size[0] != height):  # cuts tiles even where nothing is cropped
+        raise unsupported("crop_size", crop_size)
 
 
 def _pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
@@ -215,78 +234,9 @@ def _check_pixels(image: Image.Image, height: int, width: int) -> None:
             f"on the way it would grow to {width} x {height}, more than {MAX_RESIZED_PIXELS:,} pixels.",
             "Crop it to the part that matters.",
         )
-
-
-def _unsupported(key: str, value: object) -> UnsupportedError:
-    return UnsupportedError(
-        f"The image processor's setting {key} = {value!r} is not supported.",
-        "Use a checkpoint with a plain CLIP, SigLIP or LLaVA processor, or correct preprocessor_config.json.",
-    )
-
-
-def _class_of(given: Mapping[str, object]) -> tuple[str, _Defaults]:
-    name = given.get("image_processor_type") or given.get("feature_extractor_type")
-    base = str(name).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-    if base not in _CLASSES:
-        raise UnsupportedError(
-            f"The image processor type is {name!r}." if name else "The image processor's type is not given.",
-            f"Set image_processor_type in preprocessor_config.json to one of: {', '.join(_CLASSES)}.",
+    if max(image.size) > MAX_EDGE:
+        raise InputError(
+            f"A picture of {image.width} x {image.height} pixels is too elongated: "
+            f"an edge has more than {MAX_EDGE:,} pixels.",
+            "Crop it to the part that matters.",
         )
-    return base, _CLASSES[base]
-
-
-def _flag(given: Mapping[str, object], key: str, default: bool) -> bool:
-    value = given.get(key, default)
-    if not isinstance(value, bool):
-        raise _unsupported(key, value)
-    return value
-
-
-def _integer(key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _unsupported(key, value)
-    return int(value)
-
-
-def _number(key: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _unsupported(key, value)
-    return float(value)
-
-
-def _channels(
-    given: Mapping[str, object], key: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    value = given.get(key, default)
-    if isinstance(value, (int, float)):
-        value = (value,) * 3
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
-        raise _unsupported(key, value)
-    red, green, blue = (_number(key, level) for level in value)
-    return red, green, blue
-
-
-def _resize(given: Mapping[str, object], default: int | tuple[int, int]) -> int | tuple[int, int]:
-    value = given.get("size", default)
-    if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
-        return _integer("size", value["shortest_edge"])
-    # A bare number is the shortest edge in all three classes, unless the configuration says otherwise.
-    if isinstance(value, int) and not _flag(given, "default_to_square", False):
-        return _integer("size", value)
-    return _height_width("size", value)
-
-
-def _crop_size(given: Mapping[str, object], default: tuple[int, int] | None) -> tuple[int, int] | None:
-    if not _flag(given, "do_center_crop", default is not None):
-        return None
-    return _height_width("crop_size", given.get("crop_size", default))
-
-
-def _height_width(key: str, value: object) -> tuple[int, int]:
-    if isinstance(value, Mapping) and set(value) == {"height", "width"}:
-        value = (value["height"], value["width"])
-    elif isinstance(value, int):
-        value = (value, value)
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise _unsupported(key, value)
-    return _integer(key, value[0]), _integer(key, value[1])

@@ -48,10 +48,13 @@ class BackendOptions:
     Attributes:
         provider: Name in `backends.PROVIDERS`.
         threads: Processor threads for one graph.
+        low_memory: Whether weights stay in their file, in the width they have there, and are widened as they
+            are used. Slower; only on the CPU.
     """
 
     provider: str
     threads: int
+    low_memory: bool = False
 
 
 class Runner(Protocol):

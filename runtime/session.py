@@ -7,10 +7,10 @@ prefill of the same tokens. It knows no text and no chat template; `History` kno
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +18,13 @@ from numpy.typing import NDArray
 from visprune.errors import InputError
 from visprune.manifest import Manifest
 from visprune.runtime.executor import Execution, Executor
-from visprune.runtime.history import History
+from visprune.runtime.history import History, Image
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import KVCache, present_names
+from visprune.runtime.pictures import Picture
 from visprune.runtime.runner import Value, to_numpy
 
-__all__ = ["Picture", "Prefill", "Session", "context_limit", "wanted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One image as the vision encoder takes it.
-
-    Attributes:
-        pixels: [1, 3, H, W] float32.
-        key: Digest of the pixels; two pictures with one key are the same to the model.
-    """
-
-    pixels: NDArray[np.float32]
-    key: bytes
-
-    @classmethod
-    def of(cls, pixels: NDArray[np.float32]) -> Picture:
-        """A picture with its digest."""
-        return cls(pixels, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest())
+__all__ = ["Prefill", "Session", "context_limit", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +34,8 @@ class Prefill:
     Attributes:
         logits: Of the last position, [V], in the model's float.
         keep_indices: Kept visual tokens of each image that was encoded, ascending; those that reach the last
-            layer.
+            layer. Of an image of several tiles a token is tile * N + its index in the tile.
+        visual_tokens: Visual tokens of these images before pruning.
         layer_tokens: Visual tokens of these images that entered each layer; empty where none is pruned
             inside the LLM.
         timings_ms: Milliseconds of each stage, by graph.
@@ -59,6 +43,7 @@ class Prefill:
 
     logits: NDArray[np.floating]
     keep_indices: tuple[tuple[int, ...], ...]
+    visual_tokens: int
     layer_tokens: tuple[int, ...]
     timings_ms: dict[str, float]
 
@@ -91,9 +76,7 @@ class Session:
         self._keep = keep
         self._cache = KVCache(manifest.decoder)
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
-        self.image_length = keep.tokens + manifest.pruning.always_kept
-        """Tokens that one image takes in the sequence."""
-        self._history = History(len(self._points), self.image_length)
+        self._history = History(len(self._points))
         self.limit = context_limit(manifest)
 
     @property
@@ -106,6 +89,10 @@ class Session:
         self._history.crop(0)
         self._cache.clear()
 
+    def image_length(self, picture: Picture) -> int:
+        """Tokens that an image takes in the sequence."""
+        return self._keep.sequence_length(self._manifest.pruning, picture.arrangement)
+
     def check(self, ids: Sequence[int], pictures: Sequence[Picture]) -> None:
         """Refuse what `prefill` could not take.
 
@@ -114,8 +101,9 @@ class Session:
                 number of placeholders than its pictures take.
         """
         if len(ids) > self.limit:
-            raise _too_long(len(ids), len(pictures) * self._keep.tokens, self._manifest)
-        self._image_starts(ids, len(pictures))
+            visual = sum(map(self.image_length, pictures))
+            raise _too_long(len(ids), visual, self._manifest)
+        self._image_starts(ids, pictures)
 
     def prefill(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prefill:
         """Bring the cache to hold exactly `ids`.
@@ -128,45 +116,47 @@ class Session:
             InputError: As for `check`. Nothing changes then.
         """
         self.check(ids, pictures)
-        starts = self._image_starts(ids, len(pictures))
-        kept = self._history.rewind(ids, [(start, p.key) for start, p in zip(starts, pictures, strict=True)])
+        images = [
+            Image(start, self.image_length(picture), picture.key)
+            for start, picture in zip(self._image_starts(ids, pictures), pictures, strict=True)
+        ]
+        kept = self._history.rewind(ids, images)
         layers = range(self._manifest.decoder.num_layers)
         self._cache.crop([len(self._history.held[bisect_left(self._points, layer)]) for layer in layers])
-        new = [place for place in zip(starts, pictures, strict=True) if place[0] >= kept]
-        done = self._run(ids[kept:], [picture for _, picture in new])
+        new = [(image, p) for image, p in zip(images, pictures, strict=True) if image.start >= kept]
+        entering = sum(image.length for image, _ in new)
+        done = self._run(ids[kept:], [picture for _, picture in new], entering)
         return Prefill(
             self._logits(done),
-            self._keep_indices(done, [start for start, _ in new]),
-            self._layer_tokens(len(new)),
+            tuple(self._kept(image.start, p, own) for (image, p), own in zip(new, done.images, strict=True)),
+            sum(self._visual_tokens(picture) for _, picture in new),
+            self._layer_tokens(entering),
             done.timings_ms,
         )
 
     def decode(self, token: int) -> NDArray[np.floating]:
         """Append one token; the logits that follow it, [V]."""
-        return self._logits(self._run([token], []))
+        return self._logits(self._run([token]))
 
-    def _run(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Execution:
-        past = self.length
+    def _run(self, ids: Sequence[int], pictures: Sequence[Picture] = (), entering: int = 0) -> Execution:
+        """Append tokens, `entering` of which are placeholders of new pictures."""
         supplied: dict[str, Value] = {
             "input_ids": np.array([ids], dtype=np.int64),  # [1, S]
-            "position_ids": _positions(past, len(ids)),
-            "keep_tokens": np.array(self._keep.tokens, dtype=np.int64),
-            **self._at_points(len(ids), len(pictures)),
+            "position_ids": _positions(self.length, len(ids)),
+            **self._at_points(len(ids), entering),
             **self._cache.feeds(),
         }
-        if pictures:
-            supplied["pixel_values"] = np.concatenate(
-                [picture.pixels for picture in pictures]
-            )  # [T, 3, H, W]
-        done = self._executor.run(supplied, visual=bool(pictures))
+        done = self._executor.run(
+            supplied, [self._keep.feeds(self._manifest.pruning, picture) for picture in pictures]
+        )
         self._cache.update(done.values)
         names = [f"keep_indices.{k}" for k in range(len(self._points))] if pictures else []
         self._history.extend(ids, [to_numpy(done.values[name])[0].tolist() for name in names])
         return done
 
-    def _at_points(self, length: int, images: int) -> dict[str, Value]:
+    def _at_points(self, length: int, entering: int) -> dict[str, Value]:
         """Counts for each prune point inside the LLM, and positions where they are counted anew."""
-        inside, entering = self._manifest.layer_pruning, images * self.image_length
+        inside = self._manifest.layer_pruning
         if inside is None:
             return {}
         kept = self._keep.in_layers(self._manifest, entering) or (0,) * len(self._points)
@@ -177,39 +167,36 @@ class Session:
                 values[f"position_ids.{k + 1}"] = _positions(len(self._history.held[k + 1]), count)
         return values
 
-    def _image_starts(self, ids: Sequence[int], count: int) -> list[int]:
+    def _image_starts(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[int]:
         places = [i for i, token in enumerate(ids) if token == self._manifest.text.image_token_id]
-        if len(places) != count * self.image_length:
+        ends = list(accumulate(map(self.image_length, pictures), initial=0))
+        if len(places) != ends[-1]:
             raise InputError(
-                f"The prompt has {len(places)} image placeholders where {count} images take "
-                f"{count * self.image_length}.",
+                f"The prompt has {len(places)} image placeholders where {len(pictures)} images take "
+                f"{ends[-1]}.",
                 "Do not write the image token in a prompt; give images as images.",
             )
-        return places[:: self.image_length]
+        return [places[end] for end in ends[:-1]]
 
     def _logits(self, done: Execution) -> NDArray[np.floating]:
         logits: NDArray[np.floating] = to_numpy(done.values["logits"])[0, -1]
         return logits
 
-    def _keep_indices(self, done: Execution, starts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Of each new image, by where its tokens begin."""
-        if not starts:
-            return ()
-        if "keep_indices" in done.values:
-            before = to_numpy(done.values["keep_indices"]).tolist()
-        else:  # a bundle without a pruner keeps everything
-            before = [range(self._keep.tokens)] * len(starts)
-        if not self._points:
-            return tuple(tuple(row) for row in before)
-        survivors = set(self._history.held[-1])
-        always = self._manifest.pruning.always_kept
-        return tuple(
-            tuple(token for i, token in enumerate(row) if start + always + i in survivors)
-            for start, row in zip(starts, before, strict=True)
-        )
+    def _kept(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
+        """The tokens of a new image that reach the last layer, from what its stages gave."""
+        indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
+        tokens, offsets = self._keep.chosen(self._manifest.pruning, picture.arrangement, indices)
+        if self._points:
+            tokens = tokens[np.isin(offsets + start, self._history.held[-1])]
+        return tuple(tokens.tolist())
 
-    def _layer_tokens(self, images: int) -> tuple[int, ...]:
-        inside, entering = self._manifest.layer_pruning, images * self.image_length
+    def _visual_tokens(self, picture: Picture) -> int:
+        if picture.arrangement is None:
+            return self._manifest.pruning.budget.visual_tokens
+        return picture.arrangement.visual_tokens
+
+    def _layer_tokens(self, entering: int) -> tuple[int, ...]:
+        inside = self._manifest.layer_pruning
         if inside is None or not entering:
             return ()
         kept = self._keep.in_layers(self._manifest, entering)

@@ -304,12 +304,10 @@ def _decoder(weights: Weights) -> Any:
 
 
 _STAGES = (
-    Stage(
-        "vision_encoder", "visual", {"pixel_values": "pixel_values"}, {"image_features": "vision_features"}
-    ),
+    Stage("vision_encoder", "image", {"pixel_values": "pixel_values"}, {"image_features": "vision_features"}),
     Stage(
         "token_pruner",
-        "visual",
+        "image",
         {"vision_features": "vision_features", "keep_tokens": "keep_tokens"},
         {"image_features": "image_features", "keep_indices": "keep_indices"},
     ),

@@ -14,7 +14,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "visprune"
 
-CORE = {"budget", "bundle", "errors", "manifest", "optional", "records", "registry", "staging", "work"}
+CORE = {
+    "budget",
+    "bundle",
+    "errors",
+    "manifest",
+    "optional",
+    "records",
+    "registry",
+    "staging",
+    "tiling",
+    "work",
+}
 
 # What the files of a folder may import of visprune. Those not named here see everything.
 MAY_IMPORT = {

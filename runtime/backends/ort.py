@@ -80,6 +80,8 @@ def _open(
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if options.low_memory:
+        _keep_weights_on_disk(ort, settings)
     # Each graph has its own pool of threads. Between two runs they must not spin against another graph's.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     # A pattern is kept for each new set of shapes, and decoding has a new one at every token.
@@ -98,6 +100,18 @@ def _open(
     runner = OrtRunner(ort, session, graph)
     _check_specs(bundle, graph, runner.specs)
     return runner
+
+
+def _keep_weights_on_disk(ort: ModuleType, settings: Any) -> None:
+    """Use weights where they are mapped from their file, which the system may take out of memory again.
+
+    The CPU has few kernels for float16, so weights are cast to float32. Above the basic level that is done
+    once and kept, in twice the size of the model; on it each cast is a node. The default order of nodes runs
+    all of these early; by priority each comes right before it is used, and its memory is the next one's.
+    """
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # it copies float32 weights
 
 
 def _check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:

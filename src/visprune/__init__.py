@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",

@@ -1,9 +1,9 @@
 """How many visual tokens to keep: the one place where a ratio becomes a count.
 
-A ratio is the fraction KEPT. `Budget` counts before the LLM, for one image and in whole units: a token,
-or a row of the patch grid. `units = floor(total_units * ratio)`, at least `minimum`; a unit count is
-never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts inside the LLM, over all
-visual tokens of a prompt. This file knows no method by name.
+A ratio is the fraction KEPT. `Budget` counts before the LLM, for one tile (without tiling an image is one)
+and in whole units: a token, or a row of the patch grid. `units = floor(total_units * ratio)`, at least
+`minimum`; a unit count is never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts
+inside the LLM, over all visual tokens of a prompt. This file knows no method by name.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ class Budget:
     """How a method counts.
 
     Attributes:
-        visual_tokens: N, the visual tokens of one image before pruning.
+        visual_tokens: N, the visual tokens of one tile before pruning.
         unit: What is kept or dropped as a whole.
         unit_tokens: Visual tokens in one unit.
         prunable: False for a method that keeps everything.
         minimum: Units kept at the least.
         rounding: How `ratio` times units becomes an integer.
-        scope: What a count is counted over.
+        scope: What is chosen from at once: an image, of which all tiles together keep K times their number;
+            or each of its tiles.
 
     Raises:
         UsageError: The numbers do not describe whole units.
@@ -53,7 +54,7 @@ class Budget:
     prunable: bool = True
     minimum: int = 1
     rounding: Literal["floor"] = "floor"
-    scope: Literal["image"] = "image"
+    scope: Literal["image", "tile"] = "image"
 
     def __post_init__(self) -> None:
         whole = self.unit_tokens >= 1 and self.visual_tokens % self.unit_tokens == 0
@@ -65,7 +66,7 @@ class Budget:
             )
 
     def from_ratio(self, ratio: float) -> int:
-        """K, the visual tokens kept of one image, for a fraction kept in (0, 1].
+        """K, the visual tokens kept of one tile, for a fraction kept in (0, 1].
 
         Raises:
             UsageError: The ratio is outside (0, 1], or below 1 for a method that keeps everything.

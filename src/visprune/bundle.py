@@ -6,7 +6,8 @@ Opening one checks that the manifest makes sense, and that the files it names ar
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from visprune.errors import BundleError, UsageError
@@ -52,7 +53,7 @@ class Bundle:
                 f"{file} has schema {version}, and this visprune reads up to {SCHEMA_VERSION}.",
                 "Update it with: pip install -U visprune.",
             )
-        bundle = cls(root, from_json(Manifest, data, MANIFEST))
+        bundle = cls(root, _as_of_today(from_json(Manifest, data, MANIFEST)))
         bundle._check_program()
         bundle._check_pruning()
         bundle._check_files()
@@ -143,7 +144,7 @@ class Bundle:
     def _check_files(self) -> None:
         manifest = self.manifest
         named = [manifest.text.tokenizer, manifest.image_processor]
-        named += [name for name in [manifest.text.chat_template] if name]
+        named += [name for name in (manifest.text.chat_template, manifest.video_processor) if name]
         for graph in manifest.graphs.values():
             named += [graph.file, *([graph.data] if graph.data else [])]
         for name in dict.fromkeys([*named, *manifest.files]):
@@ -180,3 +181,13 @@ class Bundle:
                     f"The bundle's file {name} was altered: its SHA-256 is not the manifest's.",
                     "Copy the bundle again, or export again.",
                 )
+
+
+def _as_of_today(manifest: Manifest) -> Manifest:
+    """Before schema 3 the stages that see images took all new ones at once; they do as well one by one."""
+    if manifest.schema_version >= 3:
+        return manifest
+    stages = manifest.stages
+    first = len(list(takewhile(lambda stage: stage.when == "visual", stages)))
+    images = tuple(replace(stage, when="image") for stage in stages[:first])
+    return replace(manifest, stages=images + stages[first:])

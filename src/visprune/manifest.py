@@ -4,16 +4,26 @@ The manifest is a small dataflow program. Its stages run in order; each is one O
 explicit map {graph tensor: value name} for inputs and outputs, and every value is assigned once.
 The runtime supplies these values and knows nothing else of the model:
 
-    pixel_values              [T, 3, H, W]    when new images arrive
-    keep_tokens               []  int64       visual tokens kept of one image
+    pixel_values              [T, 3, H, W]    of each new image
+    keep_tokens               []  int64       visual tokens kept of a tile, or of the whole image where its
+                                              tiles are chosen from at once
     input_ids                 [B, S]  int64   one placeholder for each kept visual token
     position_ids              [B, S]  int64
     past_key_values.{i}.key   [B, Hkv, P, Dh] and .value; P is 0 at first
 
-and takes `logits` [B, 1, V], `keep_indices` [T, K], and `present.{i}.key` / `.value`, which are the
-next step's `past_key_values`. A stage marked `visual` runs only when new images arrive; the values
-it would have assigned are then those that its `bypass` names, or else empty (their symbolic dimensions
-are 0).
+and takes `logits` [B, 1, V], `keep_indices` [T, K] of each image, and `present.{i}.key` / `.value`, which are
+the next step's `past_key_values`. A stage marked `image` runs once for each new image, before all others, and
+what it assigns is joined along the first axis for them. A stage marked `visual` runs once where there are new
+images. Where there are none, the values they would have assigned are those that their `bypass` names, or
+else empty (their symbolic dimensions are 0).
+
+Where an image becomes several tiles, the runtime also supplies, for each image (see `tiling`),
+
+    token_places              [T, N]  int64   place of each token in the image's whole sequence; -1: padding
+    newline_places            [R]     int64   places of the newline embeddings
+    image_tokens              []  int64       tokens of the image that are left, newlines included
+    token_sources             [T, N, J] int64 where tokens are resampled: what each is made of
+    token_weights             [T, N, J]       and by which weights
 
 Where tokens are pruned inside the LLM, at points k = 0, 1, ..., the runtime also supplies
 
@@ -31,6 +41,7 @@ from typing import Any, Literal
 
 from visprune.budget import Budget, LayerBudget
 from visprune.errors import UsageError
+from visprune.tiling import Tiling
 from visprune.work import Shapes
 
 __all__ = [
@@ -45,16 +56,30 @@ __all__ = [
     "Parity",
     "ParityRow",
     "Pruning",
+    "Scope",
     "Source",
     "Stage",
     "TensorSpec",
     "Text",
 ]
 
-MANIFEST = "visprune.json"
-SCHEMA_VERSION = 2
+Scope = Literal["whole", "layers"]
+"""How much of the LLM a self-check compares at a time."""
 
-SUPPLIED = ("pixel_values", "keep_tokens", "input_ids", "position_ids")
+MANIFEST = "visprune.json"
+SCHEMA_VERSION = 3
+
+SUPPLIED = (
+    "pixel_values",
+    "keep_tokens",
+    "input_ids",
+    "position_ids",
+    "token_places",
+    "newline_places",
+    "image_tokens",
+    "token_sources",
+    "token_weights",
+)
 """What the runtime supplies beside the cache; no stage may assign it."""
 
 _CACHE_DTYPES = ("float32", "float16")
@@ -91,7 +116,7 @@ class Stage:
     """
 
     graph: str
-    when: Literal["always", "visual"]
+    when: Literal["always", "visual", "image"]
     inputs: dict[str, str]
     outputs: dict[str, str]
     bypass: dict[str, str] = field(default_factory=dict)
@@ -104,7 +129,8 @@ class Pruning:
     Attributes:
         method: Name in the registry.
         options: The method's own knobs, as exported.
-        keep_tokens: K by default; another may be asked for at run time.
+        keep_tokens: K of a tile by default; another may be asked for at run time. Without tiling an image is
+            one tile.
         budget: How ratios become counts.
         grid: Rows and columns of patches, where the visual tokens are a whole grid.
         grid_offset: Index in the grid of visual token 0 (1 where a tower's first patch is not taken).
@@ -214,7 +240,7 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Tokenizer and chat template, as files of the bundle."""
+    """Tokenizer and chat template, as files of the bundle, and the placeholders of pictures and videos."""
 
     tokenizer: str
     chat_template: str | None
@@ -222,6 +248,8 @@ class Text:
     image_token_id: int
     bos_token: str | None
     eos_token: str | None
+    video_token: str | None = None
+    video_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +281,14 @@ class ParityRow:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The self-check of an export. `verified` is False where the user asked for none."""
+    """The self-check of an export. `verified` is False where the user asked for none.
+
+    `scope` is "layers" where the layers of the LLM were compared one by one, and not its greedy tokens.
+    """
 
     verified: bool
     rows: tuple[ParityRow, ...] = ()
+    scope: Scope = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +319,8 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     layer_pruning: LayerPruning | None = None
     shapes: Shapes | None = None
+    tiling: Tiling | None = None
+    video_processor: str | None = None
 
     def to_json(self) -> str:
         """The text of `visprune.json`."""

@@ -61,7 +61,7 @@ def manifest_of(folder: Path) -> Manifest:
             "b": Graph("b.onnx", None, (features,), (logits,)),
         },
         stages=(
-            Stage("a", "visual", {"pixel_values": "pixel_values"}, {"image_features": "image_features"}),
+            Stage("a", "image", {"pixel_values": "pixel_values"}, {"image_features": "image_features"}),
             Stage("b", "always", {"image_features": "image_features"}, {"logits": "logits"}),
         ),
         pruning=Pruning("uniform", {}, 4, Budget(16), (4, 4), 0, 0, "contiguous"),
@@ -329,8 +329,11 @@ def test_a_manifest_of_the_first_schema_is_still_read(edit):
         for stage in data["stages"]:
             del stage["bypass"]
 
+        data["stages"][0]["when"] = "visual"
+
     manifest = Bundle.open(edit(change)).manifest
     assert (manifest.layer_pruning, manifest.shapes, manifest.stages[0].bypass) == (None, None, {})
+    assert manifest.stages[0].when == "image"  # what saw all new images at once sees one at a time
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,25 @@ transformers = pytest.importorskip("transformers")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: "
     "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'video' %}<video>\n{% endfor %}"
     "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
     "{% if m['role'] == 'assistant' %}</s>{% else %} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
+_CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """What may vary in a tiny checkpoint; a lively one has norms and biases of its own in the decoder."""
+    """What may vary in a tiny checkpoint; a lively one has norms and biases of its own in the decoder.
 
+    `margin` is pixels beyond the last whole patch. `pinpoints` count tiles; they and `max_tiles` are for the
+    families that have them.
+    """
+
+    family: str = "llava"
     tower: str = "clip"
     text: str = "llama"
     strategy: str = "default"
@@ -31,7 +41,9 @@ class Tiny:
     kv_heads: int = 2
     head_dim: int | None = None
     side: int = 4
+    margin: int = 0
     tower_layers: int = 3
+    tower_hidden: int = 32
     layers: int = 2
     hidden: int = 32
     lively: bool = False
@@ -39,6 +51,8 @@ class Tiny:
     dtype: str = "float32"
     text_extra: tuple[tuple[str, object], ...] = ()
     loud_token: int | None = None
+    pinpoints: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
+    max_tiles: int = 9
     seed: int = 0
 
 
@@ -50,16 +64,17 @@ def tokenizer():
     fast = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([AddedToken(t, special=True) for t in ("<pad>", "<s>", "</s>", "<image>")])
+    special = ("<pad>", "<s>", "</s>", "<image>", "<video>")
+    fast.add_special_tokens([AddedToken(token, special=True) for token in special])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE
     )
 
 
 def config(tiny: Tiny):
-    size = tiny.side * 14
+    size = tiny.side * 14 + tiny.margin
     common = {
-        "hidden_size": 32,
+        "hidden_size": tiny.tower_hidden,
         "intermediate_size": 48,
         "num_hidden_layers": tiny.tower_layers,
         "num_attention_heads": 2,
@@ -91,20 +106,25 @@ def config(tiny: Tiny):
         text["head_dim"] = tiny.head_dim
     text |= {key: dict(value) if isinstance(value, tuple) else value for key, value in tiny.text_extra}
     layer = tiny.feature_layer
-    return transformers.LlavaConfig(
-        vision_config=vision,
-        text_config=getattr(transformers, kind)(**text),
-        image_token_id=259,
-        vision_feature_layer=layer if isinstance(layer, int) else list(layer),
-        vision_feature_select_strategy=tiny.strategy,
-        tie_word_embeddings=tiny.tied,
-    )
+    settings = {
+        "vision_config": vision,
+        "text_config": getattr(transformers, kind)(**text),
+        "image_token_id": 259,
+        "vision_feature_layer": layer if isinstance(layer, int) else list(layer),
+        "vision_feature_select_strategy": tiny.strategy,
+        "tie_word_embeddings": tiny.tied,
+    }
+    if tiny.family != "llava":
+        settings["image_grid_pinpoints"] = [[size * edge for edge in pair] for pair in tiny.pinpoints]
+    if tiny.family == "llava_onevision":
+        settings |= {"vision_aspect_ratio": f"anyres_max_{tiny.max_tiles}", "video_token_id": 260}
+    return getattr(transformers, f"{_CLASSES[tiny.family]}Config")(**settings)
 
 
 def write(tiny: Tiny, path: Path) -> Path:
     torch.manual_seed(tiny.seed)
     settings = config(tiny)
-    model = transformers.LlavaForConditionalGeneration(settings).eval()
+    model = getattr(transformers, f"{_CLASSES[tiny.family]}ForConditionalGeneration")(settings).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # livelier than the default initialisation
             if "tower" in name or "projector" in name:
@@ -115,13 +135,30 @@ def write(tiny: Tiny, path: Path) -> Path:
             model.lm_head.weight[tiny.loud_token] *= 20
     model.to(getattr(torch, tiny.dtype)).save_pretrained(path)
     tokenizer().save_pretrained(path)
-    size = tiny.side * 14
-    kind = {"clip": "CLIPImageProcessorPil", "siglip": "SiglipImageProcessorPil"}[tiny.tower]
-    image_processor = getattr(transformers, kind)(
-        size={"shortest_edge": size} if tiny.tower == "clip" else {"height": size, "width": size},
-        **({"crop_size": {"height": size, "width": size}} if tiny.tower == "clip" else {}),
-    )
-    processor = transformers.LlavaProcessor(
+    write_processor(tiny, path)
+    return path
+
+
+def write_processor(tiny: Tiny, path: Path) -> None:
+    size = tiny.side * 14 + tiny.margin
+    square = {"height": size, "width": size}
+    if tiny.family == "llava":
+        name = {"clip": "CLIPImageProcessorPil", "siglip": "SiglipImageProcessorPil"}[tiny.tower]
+    else:
+        name = f"{_CLASSES[tiny.family]}ImageProcessorPil"
+    settings = {"size": {"shortest_edge": size}, "crop_size": square}
+    if name.startswith(("Siglip", "LlavaOnevision")):
+        settings = {"size": square}
+    if tiny.family != "llava":
+        settings["image_grid_pinpoints"] = config(tiny).image_grid_pinpoints
+    image_processor = getattr(transformers, name)(**settings)
+    if tiny.family == "llava_onevision":  # its processor class cannot be made without torchvision
+        image_processor.save_pretrained(path)
+        video = json.loads(image_processor.to_json_string())
+        del video["image_processor_type"], video["image_grid_pinpoints"]  # as in older checkpoints
+        (path / "video_preprocessor_config.json").write_text(json.dumps(video))
+        return
+    processor = getattr(transformers, f"{_CLASSES[tiny.family]}Processor")(
         image_processor=image_processor,
         tokenizer=tokenizer(),
         patch_size=14,
@@ -130,7 +167,6 @@ def write(tiny: Tiny, path: Path) -> Path:
         num_additional_image_tokens=1 if tiny.tower == "clip" else 0,
     )
     processor.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")

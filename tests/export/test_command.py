@@ -36,7 +36,7 @@ def test_json_is_alone_on_stdout(model, tmp_path, capsys):
     assert run_command("export", [*arguments, "-o", str(tmp_path / "bundle")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["visual_tokens"], facts["keep_tokens"], facts["method"]) == (16, 5, "uniform")
-    assert facts["parity"] == {"verified": False, "rows": []}
+    assert facts["parity"] == {"verified": False, "rows": [], "scope": "whole"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from visprune.pruning.freepruner import FreePruner
 # The least, usual and most of each dynamic dimension; K is an input of its own.
 SIZES = {"S": (1, 80, 160), "P": (0, 80, 160), "T": (1, 1, 2), "M": (1, 72, 288)}
 KEPT = (1, 36, 144)
+# Of a picture that is several tiles of 16 tokens.
+TILES = SIZES | {"T": (2, 3, 5), "M": (1, 12, 80), "R": (1, 4, 8), "J": (1, 1, 4)}
+TILES_KEPT = {"keep_tokens": (1, 4, 16), "image_tokens": (3, 16, 88)}
+ALL_TILES_KEPT = {"keep_tokens": (2, 12, 80), "image_tokens": (3, 16, 88)}
 
 # On the demo model: attention has kernels for heads of its size, and none for those of smaller models.
 CASES = {
@@ -28,7 +32,7 @@ CASES = {
 }
 
 
-def engine(path, graph):
+def engine(path, graph, sizes, kept):
     """Build one graph; the parser's errors, or the size of the engine."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -44,21 +48,23 @@ def engine(path, graph):
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
-            profile.set_shape_input(tensor.name, *([count] for count in KEPT))
+            profile.set_shape_input(tensor.name, *([count] for count in kept.get(tensor.name, KEPT)))
             continue
         shape = specs[tensor.name].shape
-        sizes = [tuple(d if isinstance(d, int) else SIZES[d][i] for d in shape) for i in range(3)]
-        if len(set(sizes)) > 1:
-            profile.set_shape(tensor.name, *sizes)
+        least, usual, most = (
+            tuple(d if isinstance(d, int) else sizes[d][i] for d in shape) for i in range(3)
+        )
+        if least != most:
+            profile.set_shape(tensor.name, least, usual, most)
     config.add_optimization_profile(profile)
     built = builder.build_serialized_network(network, config)
     return 0 if built is None else memoryview(built).nbytes
 
 
-def check(bundle, names):
+def check(bundle, names, sizes=SIZES, kept=None):
     for name in names:
         graph = bundle.manifest.graphs[name]
-        built = engine(bundle.file(graph.file), graph)
+        built = engine(bundle.file(graph.file), graph, sizes, kept or {})
         assert isinstance(built, int), f"{name}: {built}"
         assert built > 0, name
 
@@ -74,3 +80,36 @@ def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
     bundle = export(path, method=method, output=tmp_path / "bundle", dtype="fp16", verify=False)
     check(bundle, [name for name in bundle.manifest.graphs if name.startswith(("decoder", "segment"))])
+
+
+NEXT = {"family": "llava_next", "text": "mistral"}
+ONEVISION = {
+    "family": "llava_onevision",
+    "tower": "siglip",
+    "strategy": "full",
+    "feature_layer": -1,
+    "text": "qwen2",
+    "tied": True,
+}
+FAMILIES = {
+    "llava-interleave": (ONEVISION | {"family": "llava"}, {"method": "fopru-rank"}),
+    "llava-next-rank": (NEXT, {"method": "fopru-rank", "then": "fastv"}),
+    "llava-next-row": (NEXT, {"method": "fopru-row"}),
+    "llava-next-global": (NEXT, {"method": "fastervlm", "anyres_scope": "global"}),
+    "llava-next-vispruner": (NEXT, {"method": "vispruner"}),
+    "llava-next-freepruner": (NEXT, {"method": "freepruner"}),
+    "llava-onevision-rank": (ONEVISION, {"method": "fopru-rank"}),
+    "llava-onevision-divprune": (ONEVISION, {"method": "divprune"}),
+    "llava-onevision-uniform": (ONEVISION, {"method": "uniform", "segments": 2}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_graph_of_every_family_builds(family, checkpoint, tmp_path):
+    settings, options = FAMILIES[family]
+    path = checkpoint(checkpoint.Tiny(layers=3, head_dim=64, tower_hidden=64, **settings))
+    bundle = export(path, output=tmp_path / "bundle", dtype="fp16", verify=False, **options)
+    kept = {"keep_tokens": (1, 4, 16)}
+    if bundle.manifest.tiling:
+        kept = TILES_KEPT if bundle.manifest.pruning.budget.scope == "tile" else ALL_TILES_KEPT
+    check(bundle, bundle.manifest.graphs, TILES, kept)

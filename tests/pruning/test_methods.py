@@ -22,6 +22,7 @@ from visprune.registry import BUILTIN, load_method
 
 SIDE = 6
 N = SIDE * SIDE
+ALL = range(N)
 LAYOUT = Layout(N, (SIDE, SIDE))
 METHODS = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
 
@@ -68,35 +69,37 @@ def best(scores, count, among=None):
     return sorted(order[:count])
 
 
-def fopru_rank(late, early, features, keep):
+def fopru_rank(late, early, features, keep, tokens=ALL):
     mean = patches(late)
-    return best([sum(mean[i][j] for i in range(N)) / N for j in range(N)], keep)
+    return best([sum(mean[i][j] for i in range(N)) / N for j in range(N)], keep, tokens)
 
 
-def fopru_row(late, early, features, keep):
+def fopru_row(late, early, features, keep, tokens=ALL):
     received = patches(late).sum(0)
-    rows = best([sum(received[r * SIDE : (r + 1) * SIDE]) for r in range(SIDE)], keep // SIDE)
-    return [r * SIDE + c for r in rows for c in range(SIDE)]
+    rows = [[j for j in tokens if j // SIDE == r] for r in range(SIDE)]
+    filled = [r for r in range(SIDE) if rows[r]]
+    kept = best([sum(received[j] for j in row) for row in rows], keep // SIDE, filled)
+    return [j for r in kept for j in rows[r]]
 
 
-def uniform(late, early, features, keep):
-    return [int((i + 0.5) * N / keep) for i in range(keep)]
+def uniform(late, early, features, keep, tokens=ALL):
+    return [tokens[int((i + 0.5) * len(tokens) / keep)] for i in range(keep)]
 
 
-def random(late, early, features, keep):
-    return best(np.random.default_rng(0).permutation(N), keep)
+def random(late, early, features, keep, tokens=ALL):
+    return best(np.random.default_rng(0).permutation(N), keep, tokens)
 
 
-def none(late, early, features, keep):
-    return list(range(N))
+def none(late, early, features, keep, tokens=ALL):
+    return list(tokens)
 
 
 def cls_attention(late):
     return [np.mean([softmax(head[0].astype(np.float64))[1 + j] for head in late]) for j in range(N)]
 
 
-def fastervlm(late, early, features, keep):
-    return best(cls_attention(late), keep)
+def fastervlm(late, early, features, keep, tokens=ALL):
+    return best(cls_attention(late), keep, tokens)
 
 
 def outliers(row):
@@ -114,14 +117,14 @@ def degree(late, mode):
     return np.array(count) - np.arange(N) / 1000  # ties go to the first
 
 
-def freepruner(late, early, features, keep, mode="mass", share=0.5):
-    pivots = best(degree(late, mode), max(1, int(keep * share + 0.5)))
-    return completed(pivots, early, keep)
+def freepruner(late, early, features, keep, tokens=ALL, mode="mass", share=0.5):
+    pivots = best(degree(late, mode), max(1, int(keep * share + 0.5)), tokens)
+    return completed(pivots, early, keep, tokens)
 
 
-def completed(pivots, early, keep):
+def completed(pivots, early, keep, tokens=ALL):
     seen = patches(early)
-    rest = [j for j in range(N) if j not in pivots]
+    rest = [j for j in tokens if j not in pivots]
     looked_at = {j: sum(seen[p][j] for p in pivots) for j in rest}
     return sorted(pivots + best([looked_at.get(j) for j in range(N)], max(0, keep - len(pivots)), rest))
 
@@ -131,9 +134,9 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def vispruner(late, early, features, keep, share=4):
-    important = best(cls_attention(late), int(keep / 2 + 0.5))
-    alive = [j for j in range(N) if j not in important]
+def vispruner(late, early, features, keep, tokens=ALL, share=4):
+    important = best(cls_attention(late), int(keep / 2 + 0.5), tokens)
+    alive = [j for j in tokens if j not in important]
     diverse = keep - len(important)
     while diverse and len(alive) > diverse:
         even, odd = alive[::2], alive[1::2]
@@ -144,11 +147,13 @@ def vispruner(late, early, features, keep, share=4):
     return sorted(important + (alive if diverse else []))
 
 
-def divprune(late, early, features, keep):
+def divprune(late, early, features, keep, tokens=ALL):
     far = [[1 - cosine(features[i], features[j]) for j in range(N)] for i in range(N)]
-    picked = best([min(far[j][i] for i in range(N) if i != j) for j in range(N)], 1)
+    nearest = [min((far[j][i] for i in tokens if i != j), default=0.0) for j in range(N)]
+    # Two tokens that are each other's nearest tie by definition; the first one wins.
+    picked = [max(tokens, key=lambda j: (round(nearest[j], 9), -j))]
     while len(picked) < keep:
-        rest = [j for j in range(N) if j not in picked]
+        rest = [j for j in tokens if j not in picked]
         nearest = {j: min(far[p][j] for p in picked) for j in rest}
         picked += best([nearest.get(j) for j in range(N)], 1, rest)
     return sorted(picked)
@@ -189,6 +194,40 @@ def test_selects_what_the_definition_says(name, keep):
         return
     for seed in range(3):
         agrees(pruner, ORACLES[name], budget.from_tokens(keep), seed)
+
+
+# Rows and columns of a tile that show the picture; the others are padding.
+PADDED = [
+    (slice(0, 6), slice(2, 6)),
+    (slice(1, 4), slice(0, 6)),
+    (slice(0, 6), slice(0, 1)),
+    (slice(2, 5),) * 2,
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("keep", [1, 2, 6, 12, 18, 24, 36])
+def test_padding_is_never_kept_before_a_token(name, keep):
+    pruner = load_method(name)()
+    budget = pruner.budget(LAYOUT)
+    keep = keep if budget.prunable else N
+    if keep % budget.unit_tokens:
+        return
+    late, early, features = attention_logits(7), attention_logits(57), vision_features(7)
+    for first, second in [PADDED[:2], PADDED[2:]]:
+        valid = np.zeros((2, SIDE, SIDE), dtype=bool)
+        valid[0][first], valid[1][second] = True, True
+        valid = valid.reshape(2, N)
+        known = signals(pruner, late, early)
+        got = pruner.select(torch.from_numpy(features), known, keep, LAYOUT, torch.from_numpy(valid))
+        assert got.shape == (2, keep)
+        for row, mask, *tile in zip(got.tolist(), valid, late, early, features, strict=True):
+            assert row == sorted(set(row))
+            tokens = np.flatnonzero(mask).tolist()
+            count = keep if budget.unit == "row" else min(keep, len(tokens))
+            whole = count == len(tokens) and budget.unit == "token"
+            wanted = tokens if whole else ORACLES[name](*tile, count, tokens)
+            assert [j for j in row if mask[j]] == wanted
 
 
 @pytest.mark.parametrize("mode", ["mass", "count"])

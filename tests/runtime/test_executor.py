@@ -41,7 +41,7 @@ GRAPHS = {
     "join": Graph("", None, (spec("ids", "S", dtype="int64"), spec("seen", "M", 3)), (spec("z", "S"),)),
 }
 STAGES = (
-    Stage("see", "visual", {"x": "pixels"}, {"y": "features"}),
+    Stage("see", "image", {"x": "pixels"}, {"y": "features"}),
     Stage("join", "always", {"ids": "ids", "seen": "features"}, {"z": "out"}),
 )
 
@@ -55,7 +55,7 @@ def make():
 
 def test_runs_stages_in_order_and_times_them():
     done = Executor(STAGES, GRAPHS, make(), ["out"]).run(
-        {"pixels": np.zeros((2, 2), np.float32), "ids": np.arange(3)}, visual=True
+        {"ids": np.arange(3)}, [{"pixels": np.zeros((2, 2), np.float32)}]
     )
     assert done.values == {"out": np.array([2.0])}
     assert list(done.timings_ms) == ["see", "join"]
@@ -63,7 +63,7 @@ def test_runs_stages_in_order_and_times_them():
 
 def test_values_of_skipped_stages_are_empty():
     runners = make()
-    done = Executor(STAGES, GRAPHS, runners, ["out", "features"]).run({"ids": np.arange(3)}, visual=False)
+    done = Executor(STAGES, GRAPHS, runners, ["out", "features"]).run({"ids": np.arange(3)})
     assert runners["join"].calls == [{"ids": ("int64", (3,)), "seen": ("float32", (0, 3))}]
     assert set(done.values) == {"out"}
     assert list(done.timings_ms) == ["join"]
@@ -78,7 +78,7 @@ def test_inputs_are_what_no_stage_assigns():
 def test_floats_of_the_host_take_the_width_of_the_graph():
     graphs = {"see": Graph("", None, (spec("x", "T", 2, dtype="float16"),), (spec("y", "M", 3),))}
     runners = make()
-    Executor(STAGES[:1], graphs, runners, []).run({"pixels": np.zeros((1, 2), np.float32)}, visual=True)
+    Executor(STAGES[:1], graphs, runners, []).run({}, [{"pixels": np.zeros((1, 2), np.float32)}])
     assert runners["see"].calls == [{"x": ("float16", (1, 2))}]
 
 
@@ -100,14 +100,30 @@ def test_a_value_is_freed_after_its_last_reader():
     }
     graphs = GRAPHS | {"late": Graph("", None, (spec("a", "S"),), (spec("b", "S"),))}
     stages = (*STAGES, Stage("late", "always", {"a": "out"}, {"b": "end"}))
-    supplied = {"pixels": np.zeros((1, 2), np.float32), "ids": np.arange(1)}
-    Executor(stages, graphs, runners, ["end"]).run(supplied, visual=True)
+    supplied, images = {"ids": np.arange(1)}, [{"pixels": np.zeros((1, 2), np.float32)}]
+    Executor(stages, graphs, runners, ["end"]).run(supplied, images)
     assert alive == [False]
     # A wanted value stays.
     alive.clear()
     made.clear()
-    Executor(stages, graphs, runners, ["end", "features"]).run(supplied, visual=True)
+    Executor(stages, graphs, runners, ["end", "features"]).run(supplied, images)
     assert alive == [True]
+
+
+def test_each_image_runs_alone_and_joins_the_others():
+    runners = make()
+    images = [{"pixels": np.zeros((count, 2), np.float32)} for count in (1, 3)]
+    done = Executor(STAGES, GRAPHS, runners, ["out", "features"]).run({"ids": np.arange(3)}, images)
+    assert runners["see"].calls == [{"x": ("float32", (1, 2))}, {"x": ("float32", (3, 2))}]
+    assert [image["features"].shape for image in done.images] == [(1, 3), (3, 3)]
+    assert done.values["out"] == [4.0]
+    assert list(done.timings_ms) == ["see", "join"]
+
+
+def test_images_come_first():
+    late = Stage("see", "image", {"x": "pixels"}, {"y": "again"})
+    with pytest.raises(BundleError, match="single images"):
+        Executor((*STAGES, late), GRAPHS, make(), ["out"])
 
 
 def test_reading_before_assigning_is_refused():
@@ -162,7 +178,7 @@ class TestBypass:
     def test_values_go_through_a_chain_of_stages_that_do_not_run(self):
         executor, runners = self.make()
         supplied = self.supplied()
-        done = executor.run(supplied, visual=False)
+        done = executor.run(supplied)
         np.testing.assert_array_equal(done.values["out"], supplied["h.0"][0, :, 0])
         assert set(done.values) == {"out"}  # no indices: nothing was chosen
         assert not runners["prune"].calls
@@ -170,7 +186,7 @@ class TestBypass:
 
     def test_stages_that_run_are_not_bypassed(self):
         executor, runners = self.make()
-        done = executor.run(self.supplied(), visual=True)
+        done = executor.run(self.supplied(), [{}])
         np.testing.assert_array_equal(done.values["out"], [0.0, 3.0])
         np.testing.assert_array_equal(done.values["indices.0"], [[0, 1, 2]])
         assert len(runners["prune"].calls) == 2
@@ -180,4 +196,4 @@ class TestBypass:
         executor, _ = self.make()
         supplied = self.supplied()
         del supplied["h.0"]
-        assert executor.run(supplied, visual=False).values["out"].shape == (0,)
+        assert executor.run(supplied).values["out"].shape == (0,)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from visprune.errors import InputError, UsageError
 from visprune.runtime import images
-from visprune.runtime.images import decode, overlay
+from visprune.runtime.images import decode, decode_frames
 
 
 def encoded(image, form="PNG", **options):
@@ -187,29 +187,40 @@ def test_a_mode_that_cannot_become_rgb():
         decode(Image.new("La", (2, 2)))
 
 
-def test_overlay_dims_dropped_patches_and_frames_kept_ones():
-    picture = Image.new("RGB", (28, 28), (200, 40, 40))
-    drawn = np.asarray(overlay(picture, np.array([1], dtype=np.int64), (2, 2)))
-    assert drawn.shape == (504, 504, 3)  # 18 times: the first whole factor that reaches 480
-    assert drawn[126, 378].tolist() == [200, 40, 40]  # inside the kept patch
-    red, green, blue = drawn[378, 126].tolist()
-    assert red == green == blue < 60
-    assert drawn[0, 252].tolist() == drawn[251, 300].tolist() == [255, 176, 0]
-    assert drawn[252, 300].tolist() == [red] * 3
+class TestFrames:
+    """A video is a folder of pictures, or a picture of several frames."""
 
+    @pytest.fixture(params=["folder", "gif"])
+    def video(self, request, tmp_path):
+        frames = [Image.new("RGB", (4, 3), (20 * shade, 0, 0)) for shade in range(10)]
+        if request.param == "gif":
+            frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+            return tmp_path / "film.gif"
+        for index, frame in enumerate(frames):
+            frame.save(tmp_path / f"frame{index}.png")
+        (tmp_path / ".hidden").write_text("not a frame")
+        return tmp_path
 
-def test_overlay_keeps_large_pictures_and_leaves_the_rest_of_a_division_dimmed():
-    picture = Image.new("RGB", (500, 498), (200, 40, 40))
-    drawn = np.asarray(overlay(picture, np.arange(9), (3, 3)))
-    assert drawn.shape == (498, 500, 3)
-    assert drawn[250, 499].tolist() != [200, 40, 40]
-    assert drawn[166, 166].tolist() == [200, 40, 40]  # no line between two kept patches
-    none = np.asarray(overlay(picture, np.array([], dtype=np.int64), (3, 3)))
-    assert (none == none[0, 0]).all()
+    @pytest.mark.parametrize(
+        ("count", "shades"), [(1, [5]), (2, [2, 7]), (5, [1, 3, 5, 7, 9]), (10, range(10)), (99, range(10))]
+    )
+    def test_frames_are_evenly_spaced(self, video, count, shades):
+        found = decode_frames(video, count)
+        assert [frame.getpixel((0, 0))[0] for frame in found] == [20 * shade for shade in shades]
+        assert {frame.mode for frame in found} == {"RGB"}
 
+    def test_a_still_is_one_frame(self, tmp_path):
+        Image.new("RGB", (4, 3)).save(tmp_path / "still.png")
+        assert len(decode_frames(tmp_path / "still.png", 8)) == 1
 
-def test_overlay_refuses_what_does_not_fit():
-    picture = Image.new("RGB", (28, 28))
-    for keep, grid in (([4], (2, 2)), ([-1], (2, 2)), ([0], (29, 1)), ([0], (0, 2))):
-        with pytest.raises(UsageError):
-            overlay(picture, np.array(keep), grid)
+    def test_what_is_no_video(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match="holds no pictures"):
+            decode_frames(tmp_path / "empty", 8)
+        with pytest.raises(InputError, match="no video at"):
+            decode_frames(tmp_path / "nothing", 8)
+        (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+        with pytest.raises(InputError, match="not a picture in a known format"):
+            decode_frames(tmp_path / "film.mp4", 8)
+        with pytest.raises(UsageError, match="Cannot take 0 frames"):
+            decode_frames(tmp_path, 0)

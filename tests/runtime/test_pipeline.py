@@ -26,7 +26,7 @@ def prompt_ids(pipeline, text, images, keep):
 
 
 def pixels(pipeline, *pictures):
-    return [pipeline._model.processor(picture) for picture in pictures]
+    return [pipeline._model.pictures.processor(picture) for picture in pictures]
 
 
 @pytest.mark.parametrize("keep", [1, 4, 16])
@@ -140,9 +140,12 @@ class TestLaterTurns:
         held = chat.cached_tokens
         fed = []
         run = chat._session._run
-        monkeypatch.setattr(
-            chat._session, "_run", lambda ids, new: fed.append((len(ids), len(new))) or run(ids, new)
-        )
+
+        def watched(ids, new=(), entering=0):
+            fed.append((len(ids), len(new)))
+            return run(ids, new, entering)
+
+        monkeypatch.setattr(chat._session, "_run", watched)
         answer = chat.generate("and now", max_new_tokens=1)
         assert fed[0][1] == 0  # the image is not encoded again
         assert answer.tokens_in - held <= fed[0][0] < answer.tokens_in - 4
@@ -150,10 +153,10 @@ class TestLaterTurns:
     def test_an_image_is_never_cut(self, pipeline, oracle, picture):
         # The same text around another picture: the cache ends before the picture, not after.
         session = pipeline.chat()._session
-        from visprune.runtime.session import Picture
+        from visprune.runtime.pictures import Picture
 
         ids = prompt_ids(pipeline, "<bos>user:<image> hi;a:", 1, 4)
-        one, two = (Picture.of(array) for array in pixels(pipeline, picture(1), picture(2)))
+        one, two = (Picture(array) for array in pixels(pipeline, picture(1), picture(2)))
         session.prefill(ids, [one])
         assert session.prefill(ids, [one]).keep_indices == ()
         changed = session.prefill(ids, [two])
@@ -162,11 +165,11 @@ class TestLaterTurns:
         np.testing.assert_allclose(changed.logits, oracle.logits(ids, rows), atol=1e-4)
 
     def test_prompt_that_ends_in_an_image_is_fed_again(self, pipeline, picture):
-        from visprune.runtime.session import Picture
+        from visprune.runtime.pictures import Picture
 
         session = pipeline.chat()._session
         ids = prompt_ids(pipeline, "<bos>ab<image>", 1, 4)
-        shown = [Picture.of(array) for array in pixels(pipeline, picture(1))]
+        shown = [Picture(array) for array in pixels(pipeline, picture(1))]
         first = session.prefill(ids, shown)
         again = session.prefill(ids, shown)
         assert again.keep_indices == first.keep_indices
@@ -332,6 +335,16 @@ def test_overlay(pipeline, picture):
     drawn = pipeline.overlay(picture(0), answer.keep_indices[0])
     assert isinstance(drawn, Image.Image)
     assert drawn.width >= 480
+
+
+def test_low_memory_changes_no_answer(tiny_bundle, picture):
+    answers = []
+    for low_memory in (False, True):
+        with load(tiny_bundle, low_memory=low_memory) as pipeline:
+            answers.append(pipeline.generate(picture(1), "ab", max_new_tokens=4).token_ids)
+    assert answers[0] == answers[1]
+    with pytest.raises(UsageError, match="'cuda' has no low-memory mode"):
+        load(tiny_bundle, provider="cuda", low_memory=True)
 
 
 def test_threads_and_provider_are_checked(tiny_bundle):

@@ -181,7 +181,7 @@ def test_a_processor_config_that_nests_it():
 
 
 @pytest.mark.parametrize("suffix", ["", "Fast", "Pil"])
-@pytest.mark.parametrize("name", ["CLIP", "Siglip", "Llava"])
+@pytest.mark.parametrize("name", ["CLIP", "Siglip", "Llava", "LlavaNext", "LlavaOnevision"])
 def test_every_variant_of_a_class_name(name, suffix):
     ImageProcessor.from_config({"image_processor_type": f"{name}ImageProcessor{suffix}"})
 
@@ -189,7 +189,7 @@ def test_every_variant_of_a_class_name(name, suffix):
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_processor_type": "LlavaNextImageProcessor"},
+        {"image_processor_type": "LlavaNextVideoProcessor"},
         {"image_processor_type": None},
         {"size": {"longest_edge": 336}},
         {"size": {"shortest_edge": 28, "longest_edge": 56}},
@@ -212,6 +212,12 @@ def test_every_variant_of_a_class_name(name, suffix):
         {"rescale_factor": float("nan")},
         {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "image_mean": [1.5, 0.5, 0.5]},
         {"image_processor_type": "SiglipImageProcessor", "do_center_crop": True, "crop_size": None},
+        {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "image_mean": [float("nan")] * 3},
+        {"image_processor_type": "LlavaNextImageProcessor", "do_resize": False},
+        {"image_processor_type": "LlavaNextImageProcessor", "size": [336, 672]},
+        {"image_processor_type": "LlavaNextImageProcessor", "crop_size": [336, 672]},
+        {"image_processor_type": "LlavaNextImageProcessor", "do_center_crop": False, "crop_size": 224},
+        {"image_processor_type": "LlavaOnevisionImageProcessor", "size": {"longest_edge": 336}},
     ],
     ids=str,
 )
@@ -226,6 +232,27 @@ def test_a_picture_that_would_grow_without_bound():
         ImageProcessor.from_config(CLIP_336)(Image.new("RGB", (100_000, 1)))
     with pytest.raises(InputError, match="elongated"):
         ImageProcessor.from_config(CONFIGS["llava-pad"])(Image.new("RGB", (1, 20_000)))
+
+
+def test_an_edge_for_which_pillow_needs_too_much():
+    processor = ImageProcessor.from_config(CONFIGS["siglip-384"])
+    with pytest.raises(InputError, match="an edge has more than 1,048,576"):
+        processor(Image.new("RGB", (2**20 + 1, 1)))
+
+
+def test_frames_of_a_video_are_torchvisions_to_a_rounding():
+    torch = pytest.importorskip("torch")
+    processor = ImageProcessor.from_config(
+        {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": {"height": 28, "width": 28}}
+    )
+    for size in ((61, 40), (28, 28), (300, 17)):
+        frame = picture(*size)
+        planes = torch.from_numpy(np.asarray(frame).copy()).permute(2, 0, 1)[None].contiguous()
+        resized = torch.nn.functional.interpolate(planes, (28, 28), mode="bicubic", antialias=True)
+        expected = processor.tensor([Image.fromarray(resized[0].permute(1, 2, 0).numpy())])
+        off = abs(processor(frame) - expected) * processor.std[0] * 255  # in levels
+        assert off.max() < 2.5
+        assert (off > 0.5).mean() < 0.02
 
 
 def test_a_picture_that_was_not_decoded():

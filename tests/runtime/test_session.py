@@ -16,7 +16,8 @@ from visprune.bundle import Bundle
 from visprune.manifest import Decoder, LayerPruning
 from visprune.runtime.executor import Execution
 from visprune.runtime.keep import Keep
-from visprune.runtime.session import Picture, Session
+from visprune.runtime.pictures import Picture
+from visprune.runtime.session import Session
 
 IMAGE, LAYERS, TOKENS = 2, 4, 4
 POINTS = (0, 2)
@@ -32,11 +33,16 @@ class Decoding:
     def __post_init__(self):
         self.fed = []
 
-    def run(self, supplied, *, visual):
+    def run(self, supplied, images=()):
+        visual = bool(images)
         if self.fails:
             raise KeyboardInterrupt
         ids = supplied["input_ids"][0]
         self.fed.append({name: np.array(value).tolist() for name, value in supplied.items()})
+        if visual:
+            self.fed[-1]["pixel_values"] = np.concatenate(
+                [image["pixel_values"] for image in images]
+            ).tolist()
         held = {layer: supplied[f"past_key_values.{layer}.key"].shape[2] for layer in range(LAYERS)}
         values, position, is_visual = {}, supplied["position_ids"][0], (ids == IMAGE) & visual
         here = np.arange(len(ids))
@@ -61,11 +67,9 @@ class Decoding:
                 assert anew.shape == (1, len(here))
                 assert anew[0, 0] == held[layer + 1]
                 position = anew[0]
-        if visual:
-            images = len(supplied["pixel_values"])
-            values["keep_indices"] = np.tile(np.arange(TOKENS), (images, 1))
         values["logits"] = np.array([[[float(values[f"present.{LAYERS - 1}.key"].sum()), 0.0]]])
-        return Execution(values, {})
+        own = tuple({"keep_indices": np.arange(TOKENS)[None]} for _ in images)
+        return Execution(values, own, {})
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def begin(manifest):
 
 
 def picture(seed):
-    return Picture.of(np.full((1, 3, 2, 2), seed, np.float32))
+    return Picture(np.full((1, 3, 2, 2), seed, np.float32))
 
 
 def held(session):

@@ -13,6 +13,7 @@ from visprune.commands.options import (
     BundleDir,
     Images,
     KeepTokens,
+    LowMemory,
     Provider,
     Ratio,
     RepetitionPenalty,
@@ -50,6 +51,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     keep_tokens: KeepTokens = None,
     provider: Provider = "cpu",
     threads: Threads = None,
+    low_memory: LowMemory = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
     """Talk about pictures. Each line is a turn; lines may also be piped in.
@@ -71,7 +73,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     manifest = Bundle.open(bundle).manifest
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
     pictures = [decode(path) for path in image or []]
-    with open_pipeline(bundle, provider, threads) as pipeline:
+    with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
         talk = _Talk(
             pipeline.chat(ratio=ratio, keep_tokens=keep_tokens),
             pictures,

@@ -48,6 +48,12 @@ def export(  # noqa: PLR0913 - a command line's options
     ] = None,
     data: Samples = None,
     max_prune_points: MaxPrunePoints = None,
+    anyres_scope: Annotated[
+        str,
+        typer.Option(
+            metavar="SCOPE", help="Where a picture is several tiles: keep as many of each tile, or global."
+        ),
+    ] = "tile",
     segments: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cut the decoder into N files, with nothing pruned inside."),
@@ -63,8 +69,14 @@ def export(  # noqa: PLR0913 - a command line's options
     ] = "onnxruntime",
     dtype: Annotated[str | None, typer.Option(help="fp32 or fp16.", show_default="the target's own")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare every graph with PyTorch.")
-    ] = True,
+        str | None,
+        typer.Option(
+            metavar="whole|layers",
+            help="Compare the LLM with PyTorch as a whole, or layer by layer.",
+            show_default="whole if memory allows",
+        ),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare nothing with PyTorch.")] = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -77,6 +89,10 @@ def export(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-export llava-hf/llava-1.5-7b-hf --method fopru-rank --ratio 0.25 --dry-run
     """
+    if no_verify and verify is not None:
+        from visprune.errors import UsageError
+
+        raise UsageError("Both --verify and --no-verify were given.", "Give one of them.")
     with bars() as progress:
         from visprune.export import export as write
         from visprune.export.preview import Preview, preview
@@ -92,10 +108,11 @@ def export(  # noqa: PLR0913 - a command line's options
             recipe=recipe,
             calibration=data,
             max_prune_points=max_prune_points,
+            anyres_scope=cast("Literal['tile', 'global']", anyres_scope),
             segments=segments,
             target=target,
             dtype=cast("Literal['fp32', 'fp16'] | None", dtype),
-            verify=verify,
+            verify=not no_verify if verify is None else cast("Literal['whole', 'layers']", verify),
             force=force,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -166,9 +183,9 @@ def _print_preview(found: Preview) -> None:
     console.print(f"disk    {size(found.bytes)} of {size(found.free_bytes)} that are free")
     need = found.memory
     steps = [f"{size(need.export)} to export"]
-    whole = ["to fit the recipe"] if found.kept is None else []
-    whole += ["for the self-check"] if found.verify else []
-    steps += [f"{size(need.float32)} {' and '.join(whole)}"] if whole else []
+    steps += [f"{size(need.float32)} to fit the recipe"] if found.kept is None else []
+    how = " layer by layer" if found.self_check == "layers" else ""
+    steps += [f"{size(found.self_check_bytes)} for the self-check{how}"] if found.self_check else []
     free = "" if found.available_memory is None else f"; {size(found.available_memory)} are free here"
     console.print(f"memory  about {', '.join(steps)}{free}")
     console.print(f"        about {size(need.run)} to run, on a CPU, which computes in float32")

@@ -72,7 +72,7 @@ def _facts(manifest: Manifest) -> list[str]:
     window = f", sliding window {decoder.sliding_window}" if decoder.sliding_window else ""
     always = f", and {pruning.always_kept} always" if pruning.always_kept else ""
     versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
-    stages = " > ".join(f"({s.graph})" if s.when == "visual" else s.graph for s in manifest.stages)
+    stages = " > ".join(f"({s.graph})" if s.when != "always" else s.graph for s in manifest.stages)
     total = sum(record.size for record in manifest.files.values())
     commit = f" at {source.revision[:12]}" if source.revision else ""
     return [
@@ -84,6 +84,7 @@ def _facts(manifest: Manifest) -> list[str]:
         f"counts    {pruning.budget.unit}s of {pruning.budget.unit_tokens}, {grid}, "
         f"positions {pruning.positions}",
         *_inside(manifest),
+        *_tiles(manifest),
         f"decoder   {decoder.num_layers} layers, {decoder.num_kv_heads} key-value heads of "
         f"{decoder.head_dim}, cache {decoder.cache_dtype}, context {decoder.context_length}{window}",
         *_work_lines(manifest),
@@ -103,13 +104,30 @@ def _options(options: dict[str, Any]) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
+def _tiles(manifest: Manifest) -> list[str]:
+    """How a picture becomes tiles."""
+    tiling = manifest.tiling
+    if tiling is None:
+        return []
+    counts = sorted({f"{h // tiling.tile_size} x {w // tiling.tile_size}" for h, w in tiling.pinpoints})
+    grids = ", ".join(counts) if len(counts) <= 6 else f"{len(counts)} grids up to {counts[-1]}"
+    more = f", features resampled above {tiling.max_tiles} tiles" if tiling.max_tiles else ""
+    several = "; several pictures are not tiled" if tiling.several == "whole" else ""
+    return [
+        f"tiles     the whole picture and {grids} of {tiling.tile_size} pixels{more}, newline tokens kept"
+        f"{several}"
+    ]
+
+
 def _inside(manifest: Manifest) -> list[str]:
     """What leaves inside the LLM, for one image and by default."""
     inside, before = manifest.layer_pruning, manifest.pruning
     if inside is None:
         return []
-    entering = before.keep_tokens + before.always_kept
-    sentence = inside.describe(entering, inside.budget.kept(entering))
+    from visprune.runtime.keep import Keep
+
+    whole = Keep(before.keep_tokens).describe(manifest)
+    sentence = whole.rpartition("; then ")[2]
     return [f"inside    {inside.method}{_options(inside.options)}: {sentence}; positions {inside.positions}"]
 
 
@@ -130,9 +148,18 @@ def work_line(manifest: Manifest) -> str:
         return "not known: this bundle does not say its model's shapes"
     matrices = {"F2": "two", "F3": "three"}[found.convention]
     return (
-        f"decoder, {found.visual_tokens} visual tokens of one image: "
+        f"decoder, {found.visual_tokens} visual tokens of {_one_image(manifest)}: "
         f"{found.visual.describe(found.unit)} ({found.convention}: {matrices} MLP matrices)"
     )
+
+
+def _one_image(manifest: Manifest) -> str:
+    from visprune.runtime.tiling import largest
+
+    if manifest.tiling is None:
+        return "one image"
+    height, width = largest(manifest.tiling)
+    return f"an image of {width} x {height} pixels"
 
 
 def _work_lines(manifest: Manifest) -> list[str]:
@@ -187,7 +214,11 @@ def parity_table(manifest: Manifest) -> Any:
 
     if not manifest.parity.verified:
         return "parity    not checked: exported with --no-verify"
+    layers = manifest.parity.scope == "layers"
+    caption = "Layers were compared one by one; the greedy check of the whole chain was skipped."
     table = Table("compared with PyTorch", "difference", "tolerance", "", "", box=None, pad_edge=False)
+    table.caption = caption if layers else None
+    table.caption_justify = "left"
     for row in manifest.parity.rows:
         verdict = "ok" if row.passed else "FAILED"
         table.add_row(row.name, f"{row.difference:.2g}", f"{row.tolerance:.2g}", verdict, row.note)

@@ -9,8 +9,10 @@ import typer
 
 __all__ = [
     "BundleDir",
+    "Frames",
     "Images",
     "KeepTokens",
+    "LowMemory",
     "MaxPrunePoints",
     "Model",
     "Provider",
@@ -24,6 +26,7 @@ __all__ = [
     "TopK",
     "TopP",
     "TrustRemoteCode",
+    "Videos",
 ]
 
 Model = Annotated[
@@ -58,6 +61,13 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", metavar="FILE", help="A picture; may be given several times."),
 ]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--video", metavar="PATH", help="A folder of frames or an animated picture, for a model of videos."
+    ),
+]
+Frames = Annotated[int, typer.Option(metavar="N", help="Frames taken of a video, evenly spaced.")]
 Temperature = Annotated[float, typer.Option(help="Randomness; 0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option(help="Draw from the tokens that make up this probability.")]
@@ -69,3 +79,7 @@ Ratio = Annotated[
 KeepTokens = Annotated[int | None, typer.Option(help="The same as a number of tokens of one image.")]
 Provider = Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads.", show_default="physical cores")]
+LowMemory = Annotated[
+    bool,
+    typer.Option("--low-memory", help="On the CPU: half the memory for fp16 weights, and slower."),
+]

@@ -11,8 +11,10 @@ import typer
 
 from visprune.commands.options import (
     BundleDir,
+    Frames,
     Images,
     KeepTokens,
+    LowMemory,
     Provider,
     Ratio,
     RepetitionPenalty,
@@ -21,6 +23,7 @@ from visprune.commands.options import (
     Threads,
     TopK,
     TopP,
+    Videos,
 )
 from visprune.commands.terminal import busy, note, print_json, size
 
@@ -42,6 +45,8 @@ def run(  # noqa: PLR0913 - a command line's options
         str, typer.Option("--prompt", "-p", metavar="TEXT", help="The question.", show_default=False)
     ],
     image: Images = None,
+    video: Videos = None,
+    frames: Frames = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens generated.")] = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -56,6 +61,7 @@ def run(  # noqa: PLR0913 - a command line's options
     keep_tokens: KeepTokens = None,
     provider: Provider = "cpu",
     threads: Threads = None,
+    low_memory: LowMemory = False,
     overlay: Annotated[
         Path | None,
         typer.Option(
@@ -73,8 +79,9 @@ def run(  # noqa: PLR0913 - a command line's options
     from visprune.errors import UsageError
     from visprune.runtime.conversation import check_prompt
     from visprune.runtime.generation import Limits
-    from visprune.runtime.images import decode
+    from visprune.runtime.images import decode, decode_frames
     from visprune.runtime.keep import keep_for
+    from visprune.runtime.pictures import Video
     from visprune.runtime.sampling import Sampling
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
@@ -83,7 +90,7 @@ def run(  # noqa: PLR0913 - a command line's options
     manifest = Bundle.open(bundle).manifest
     check_prompt(prompt, manifest)
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
-    if not image and not (ratio is None and keep_tokens is None):
+    if not image and not video and not (ratio is None and keep_tokens is None):
         raise UsageError(
             "There is no picture whose visual tokens could be dropped.",
             "Give one with --image, or leave --ratio and --keep-tokens out.",
@@ -93,11 +100,12 @@ def run(  # noqa: PLR0913 - a command line's options
             "--force replaces an overlay, and none is asked for.", "Add --overlay, or leave --force out."
         )
     pictures = [decode(path) for path in image or []]
+    videos = [Video(decode_frames(path, frames)) for path in video or []]
     targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
 
-    with open_pipeline(bundle, provider, threads) as pipeline:
+    with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
         stream = pipeline.stream(
-            pictures,
+            [*pictures, *videos],
             prompt,
             max_new_tokens=limits.max_new_tokens,
             sampling=sampling,
@@ -110,17 +118,20 @@ def run(  # noqa: PLR0913 - a command line's options
                 print(piece, end="", flush=True)
             print(flush=True)
         answer = stream.result
-        for target, picture, kept in zip(targets, pictures, answer.keep_indices, strict=bool(targets)):
-            _write_overlay(pipeline, picture, kept, target)
+        for target, picture, kept in zip(targets, pictures, answer.keep_indices, strict=False):
+            _write_overlay(pipeline.overlay(picture, kept, images=len(pictures)), target)
     if as_json:
         print_json(asdict(answer), lines=True)
         return
-    if pictures:
+    if pictures or videos:
         note(keep.describe(manifest, len(pictures)))
+    if manifest.tiling is not None and answer.visual_tokens:
+        left = answer.tokens_kept / answer.visual_tokens
+        note(f"kept {answer.tokens_kept} of {answer.visual_tokens} visual tokens in all ({left:.1%})")
     note(_timing_line(answer))
 
 
-def open_pipeline(bundle: Path, provider: str, threads: int | None) -> Pipeline:
+def open_pipeline(bundle: Path, provider: str, threads: int | None, *, low_memory: bool) -> Pipeline:
     """Load a bundle with a spinner; shared with `chat`."""
     from visprune.runtime import load
 
@@ -129,6 +140,7 @@ def open_pipeline(bundle: Path, provider: str, threads: int | None) -> Pipeline:
             bundle,
             provider=provider,
             threads=threads,
+            low_memory=low_memory,
             on_file=lambda name, count: update(f"Checking {name} ({size(count)}), once"),
         )
 
@@ -169,11 +181,11 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
     return targets
 
 
-def _write_overlay(pipeline: Pipeline, picture: Image.Image, kept: tuple[int, ...], target: Path) -> None:
+def _write_overlay(overlay: Image.Image, target: Path) -> None:
     """Written beside its place and renamed when whole, so that a full disk leaves no half a picture."""
     temporary = target.with_name(f".visprune-partial-{secrets.token_hex(4)}{target.suffix}")
     try:
-        pipeline.overlay(picture, kept).save(temporary)
+        overlay.save(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

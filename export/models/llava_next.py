@@ -1,0 +1,60 @@
+"""LLaVA-NeXT (LLaVA 1.6): a picture of any size as tiles, its rows ended by newline embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from visprune.errors import CheckpointError, UnsupportedError, UsageError
+from visprune.export.models import llava
+from visprune.export.parts import Features, Parts
+from visprune.tiling import Tiling
+
+__all__ = ["AUTO_CLASS", "features", "parts", "tiled"]
+
+AUTO_CLASS = "LlavaNextForConditionalGeneration"
+
+
+def parts(model: Any) -> Parts:
+    """The modules of a loaded `LlavaNextForConditionalGeneration`."""
+    return replace(llava.parts(model), image_newline=model.model.image_newline)
+
+
+def features(config: Any) -> Features:
+    """Which hidden states of the tower become visual tokens, and how a picture becomes tiles.
+
+    Raises:
+        UnsupportedError: As for LLaVA 1.5, or tokens that are not a grid of patches.
+        CheckpointError: As for LLaVA 1.5, or sizes that are not made of tiles.
+    """
+    return tiled(config)
+
+
+def tiled(
+    config: Any, max_tiles: int | None = None, several: Literal["tiled", "whole"] = "tiled"
+) -> Features:
+    """The features of LLaVA 1.5 with tiles.
+
+    Args:
+        config: Of the checkpoint.
+        max_tiles: As in `Tiling`.
+        several: As in `Tiling`.
+    """
+    found = llava.features(config)
+    if found.always_kept or found.skipped_patches:
+        raise UnsupportedError(
+            f"The feature strategy {config.vision_feature_select_strategy!r} of this model leaves tiles that "
+            "are not a grid of patches, and transformers cannot put those together either.",
+            "Use 'default' with a CLIP tower and 'full' with a SigLIP tower.",
+        )
+    try:
+        pinpoints = tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
+        tiling = Tiling(pinpoints, found.image_size, found.side, max_tiles, several)
+    except (TypeError, ValueError):
+        raise CheckpointError(
+            f"The grid pinpoints {config.image_grid_pinpoints!r} are not pairs of numbers.",
+            "Correct image_grid_pinpoints in config.json.",
+        ) from None
+    except UsageError as error:
+        raise CheckpointError(error.what, "Correct image_grid_pinpoints in config.json.") from None
+    return replace(found, tiling=tiling)

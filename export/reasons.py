@@ -1,0 +1,22 @@
+"""What to tell a user of an error that transformers raised."""
+
+from __future__ import annotations
+
+import textwrap
+
+__all__ = ["first_line", "hint"]
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, cut where it begins to list everything it knows."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], 200, placeholder=" ...")
+
+
+def hint(error: Exception, otherwise: str) -> str:
+    """What to do about a file that transformers cannot read."""
+    if "trust_remote_code" in str(error):
+        return "Read that code, and let it run with --trust-remote-code if you trust it."
+    if isinstance(error, ImportError):
+        return "Install that package."
+    return otherwise

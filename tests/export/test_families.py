@@ -1,0 +1,247 @@
+"""One check for every family, on tiny random checkpoints: transformers is the oracle.
+
+With nothing pruned, greedy tokens equal `generate`; with a quarter kept, the kept set equals a choice made
+with NumPy from transformers' own attention, and greedy tokens those of its decoder on the same tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxruntime")
+
+from PIL import Image
+
+import visprune
+from visprune.errors import InputError
+from visprune.export import export
+from visprune.runtime import Video
+from visprune.runtime.tiling import arrange
+
+NEW = 8
+IMAGE_TOKEN, VIDEO_TOKEN = 259, 260
+ALL_GRIDS = tuple((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2, 3, 4))
+LLAMA3 = (
+    ("rope_type", "llama3"),
+    ("rope_theta", 500000.0),
+    ("factor", 8.0),
+    ("low_freq_factor", 1.0),
+    ("high_freq_factor", 4.0),
+    ("original_max_position_embeddings", 64),
+)
+SIGLIP = {"margin": 6, "tower": "siglip", "strategy": "full", "feature_layer": -1, "text": "qwen2"}
+LONG = (("max_position_embeddings", 2048),)
+FAMILIES = {
+    "llava": {},
+    "llava-interleave": SIGLIP,
+    "llava-next-vicuna": {"family": "llava_next", "kv_heads": 4, "text_extra": LONG},
+    "llava-next-mistral": {"family": "llava_next", "text": "mistral", "text_extra": LONG},
+    "llava-next-llama3": {"family": "llava_next", "text_extra": (*LONG, ("rope_parameters", LLAMA3))},
+    "llava-next-qwen": {"family": "llava_next", "text": "qwen2", "tied": True, "text_extra": LONG},
+    "llava-next-siglip": {"family": "llava_next", **SIGLIP, "text_extra": LONG},
+    "llava-onevision": {"family": "llava_onevision", **SIGLIP, "pinpoints": ALL_GRIDS, "text_extra": LONG},
+    "llava-onevision-resampled": {
+        "family": "llava_onevision",
+        **SIGLIP,
+        "tied": True,
+        "pinpoints": ALL_GRIDS,
+        "max_tiles": 2,
+        "text_extra": LONG,
+    },
+}
+SIZES = {
+    "landscape": (90, 130),
+    "portrait": (150, 84),
+    "panorama": (40, 160),
+    "tower": (230, 50),
+    "exactly one tile": (56, 56),
+    "exactly a pinpoint": (112, 168),
+    "a pixel more": (113, 169),
+    "a pixel less": (111, 167),
+    "like a thread": (3, 400),
+}
+
+
+def picture(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+class Oracle:
+    """transformers' own model, image processor and tokenizer."""
+
+    def __init__(self, path):
+        config = transformers.AutoConfig.from_pretrained(path)
+        self.family = config.model_type
+        auto = transformers.AutoModelForImageTextToText
+        self.model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+        self.processor = transformers.AutoImageProcessor.from_pretrained(path)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+
+    def images(self, pictures):
+        """What the model takes of the pictures of one conversation."""
+        if self.family != "llava_onevision":
+            return dict(self.processor(pictures, return_tensors="pt"))
+        made = self.processor([pictures], return_tensors="pt")
+        return dict(made) | {"batch_num_images": torch.as_tensor(made["batch_num_images"])}
+
+    @torch.no_grad()
+    def features(self, pictures):
+        """Of each picture the whole sequence of visual tokens, [L, D]."""
+        return list(self.model.get_image_features(**self.images(pictures)).pooler_output)
+
+    def ids(self, turns, lengths, video=1):
+        """A conversation of (pictures, prompt, answer) as token ids, with all placeholders."""
+        messages = []
+        for count, text, answer in turns:
+            content = [*[{"type": "image"}] * count, {"type": "text", "text": text}]
+            messages.append({"role": "user", "content": content})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids, remaining = [], iter(lengths)
+        for token in self.tokenizer(text)["input_ids"]:
+            count = next(remaining) if token == IMAGE_TOKEN else video if token == VIDEO_TOKEN else 1
+            ids += [token] * count
+        return torch.tensor([ids])
+
+    @torch.no_grad()
+    def answer(self, ids, shown):
+        """Greedy tokens after a prompt."""
+        out = self.model.generate(input_ids=ids, **shown, max_new_tokens=NEW, do_sample=False)
+        return tuple(out[0, ids.shape[1] :].tolist())
+
+    def generate(self, turns, pictures):
+        ids = self.ids(turns, [len(f) for f in self.features(pictures)])
+        return self.answer(ids, self.images(pictures))
+
+    @torch.no_grad()
+    def generate_pruned(self, prompt, pictures, rows):
+        """Greedy tokens with some rows of the visual sequences only."""
+        features = [f[row] for f, row in zip(self.features(pictures), rows, strict=True)]
+        ids = self.ids([(len(pictures), prompt, None)], [len(f) for f in features])
+        embeds = self.model.get_input_embeddings()(ids).clone()
+        embeds[ids == IMAGE_TOKEN] = torch.cat(features)
+        out = self.model.generate(inputs_embeds=embeds, max_new_tokens=NEW, do_sample=False)
+        return tuple(out[0].tolist())
+
+    @torch.no_grad()
+    def received(self, image):
+        """Mean attention that each patch of each tile receives from the patches, [T, N]."""
+        tower, config = self.model.model.vision_tower, self.model.config
+        pixels = self.images([image])["pixel_values"]
+        out = tower(pixels.reshape(-1, *pixels.shape[-3:]), output_attentions=True)
+        depth, chosen = len(out.attentions), config.vision_feature_layer
+        layer = (chosen if chosen >= 0 else depth + 1 + chosen) - 1
+        skipped = out.attentions[0].shape[-1] - (config.vision_config.image_size // 14) ** 2
+        return out.attentions[layer].mean(dim=1)[:, skipped:, skipped:].mean(dim=1).numpy()
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=list(FAMILIES))
+def family(request, checkpoint, tmp_path_factory):
+    path = checkpoint(checkpoint.Tiny(**FAMILIES[request.param]))
+    folder = tmp_path_factory.mktemp("family")
+    bundle = export(path, method="fopru-rank", ratio=0.25, output=folder / "bundle")
+    assert bundle.manifest.parity.verified
+    with visprune.load(bundle.path) as pipeline:
+        yield Oracle(path), pipeline
+
+
+def test_same_tokens_as_transformers(family):
+    oracle, pipeline = family
+    whole = {"ratio": 1.0, "max_new_tokens": NEW}
+    for name, size in SIZES.items():
+        image = picture(size)
+        got = pipeline.generate(image, "What?", **whole)
+        assert got.token_ids == oracle.generate([(1, "What?", None)], [image]), name
+        assert got.tokens_kept == got.visual_tokens, name
+    two = [picture(SIZES["landscape"], 1), picture(SIZES["tower"], 2)]
+    got = pipeline.generate(two, "And these?", **whole)
+    assert got.token_ids == oracle.generate([(2, "And these?", None)], two)
+    none = pipeline.generate([], "No picture.", max_new_tokens=NEW)
+    assert none.token_ids == oracle.answer(oracle.ids([(0, "No picture.", None)], []), {})
+
+
+def test_later_turns_are_the_whole_conversation(family):
+    oracle, pipeline = family
+    shown = [picture(SIZES["portrait"], 3), picture(SIZES["landscape"], 4)]
+    chat = pipeline.chat(ratio=1.0)
+    first = chat.generate("One?", shown[:1], max_new_tokens=NEW)
+    second = chat.generate("Two?", max_new_tokens=NEW)
+    third = chat.generate("Three?", shown[1:], max_new_tokens=NEW)
+    turns = [(1, "One?", first.text), (0, "Two?", None)]
+    assert second.token_ids == oracle.generate(turns, shown[:1])
+    turns = [*turns[:1], (0, "Two?", second.text), (1, "Three?", None)]
+    assert third.token_ids == oracle.generate(turns, shown)
+
+
+def test_a_video_between_pictures(family):
+    oracle, pipeline = family
+    frames = [picture((60, 80), seed) for seed in range(3)]
+    if oracle.family != "llava_onevision":
+        with pytest.raises(InputError, match="takes no videos"):
+            pipeline.generate(Video(frames), "What?")
+        return
+    chat = pipeline.chat(ratio=1.0)
+    first = chat.generate("What?", [Video(frames)], max_new_tokens=NEW)
+    second = chat.generate("And?", [picture(SIZES["landscape"], 3)], max_new_tokens=NEW)
+    pixels = np.concatenate([pipeline._model.pictures.video(frame) for frame in frames])
+    shown = {"pixel_values_videos": torch.from_numpy(pixels)[None]}
+    with torch.no_grad():
+        length = oracle.model.get_video_features(**shown).pooler_output.shape[1]
+    assert first.visual_tokens == length - 1  # and a newline
+    ids = oracle.ids([(0, "<video>\nWhat?", None)], [], length)
+    assert first.token_ids == oracle.answer(ids, shown)
+    image = [picture(SIZES["landscape"], 3)]
+    lengths = [len(features) for features in oracle.features(image)]
+    ids = oracle.ids([(0, "<video>\nWhat?", first.text), (1, "And?", None)], lengths, length)
+    assert second.token_ids == oracle.answer(ids, shown | oracle.images(image))
+    pruned = pipeline.generate(Video(frames), "What?", max_new_tokens=2)
+    assert pruned.tokens_kept <= (length - 1) // 4
+
+
+def best(scores, count):
+    """Indices of the largest scores, ascending; where the cut falls must be clear."""
+    order = np.argsort(-scores, kind="stable")
+    if 0 < count < len(order):
+        assert scores[order[count - 1]] - scores[order[count]] > 1e-6
+    return np.sort(order[:count])
+
+
+def kept_rows(scores, tiling, size, share=0.25):
+    """Rows of the unpruned visual sequence that FoPru-rank keeps of each tile, newlines included."""
+    if tiling is None:
+        return best(scores[0], int(len(scores[0]) * share))
+    found = arrange(size, tiling)
+    mixed = (scores.ravel()[found.sources] * found.weights).sum(-1)
+    tiles = [np.flatnonzero(places >= 0) for places in found.places]
+    rows, count = [found.newline_places], count_for(tiles, share)
+    for places, its, tokens in zip(found.places, mixed, tiles, strict=True):
+        rows.append(places[tokens[best(its[tokens], min(count, len(tokens)))]])
+    return np.sort(np.concatenate(rows))
+
+
+def count_for(tiles, share):
+    """The largest number for each tile with which all keep no more than their share; at least 1."""
+    target = int(sum(map(len, tiles)) * share)
+    fits = [k for k in range(1, 17) if sum(min(k, len(tokens)) for tokens in tiles) <= target]
+    return max(fits, default=1)
+
+
+def test_a_quarter_kept_is_the_oracles_quarter(family):
+    oracle, pipeline = family
+    tiling = pipeline.manifest.tiling
+    for name, size in SIZES.items():
+        image = picture(size, 5)
+        got = pipeline.generate(image, "What?", max_new_tokens=NEW)
+        rows = kept_rows(oracle.received(image), tiling, size)
+        kept = np.array(got.keep_indices[0])
+        if tiling is not None:
+            found = arrange(size, tiling)
+            assert got.visual_tokens == found.visual_tokens
+            kept = np.sort(np.concatenate([found.places.ravel()[kept], found.newline_places]))
+        assert kept.tolist() == rows.tolist(), name
+        assert got.token_ids == oracle.generate_pruned("What?", [image], [rows]), name
