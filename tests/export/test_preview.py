@@ -92,7 +92,8 @@ def huge(checkpoint, tmp_path):
 def test_a_large_model_is_foretold_from_its_headers(huge, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resources, "available_memory", lambda: 20 * 10**9)
     arguments = [str(huge), "--method", "fopru-rank", "--ratio", "0.25", "-o", str(tmp_path / "out")]
-    assert run_command("export", [*arguments, "--dtype", "fp16", "--dry-run", "--json"]) == 2
+    arguments += ["--dtype", "fp16", "--dry-run"]
+    assert run_command("export", [*arguments, "--verify", "whole", "--json"]) == 2
     printed = capsys.readouterr()
     assert "self-check needs about 28." in printed.err
     found = json.loads(printed.out)
@@ -110,9 +111,13 @@ def test_a_large_model_is_foretold_from_its_headers(huge, tmp_path, monkeypatch,
     assert found["kept"] == "kept 144 of 576 visual tokens, 75% removed"
     assert found["memory"]["run"] > 4 * 7 * 10**9 > found["bytes"] > 2 * 7 * 10**9
     assert found["memory"]["export"] < 2 * 10**9
-    assert found["obstacle"][1].endswith("--no-verify.")
-    # Without the check it fits.
-    assert run_command("export", [*arguments, "--dry-run", "--no-verify"]) == 0
+    assert found["obstacle"][1].endswith("--verify layers.")
+    # Layer by layer it fits, which is what is done unasked; and without the check.
+    assert run_command("export", [*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["self_check"], found["obstacle"]) == ("layers", None)
+    assert 2 * 10**9 < found["self_check_bytes"] < 4 * 10**9
+    assert run_command("export", [*arguments, "--no-verify"]) == 0
     assert not (tmp_path / "out").exists()
 
 
@@ -141,7 +146,8 @@ def test_a_recipe_is_not_fitted(checkpoint, tmp_path, capsys):
     assert "counts  not known yet" in printed
     assert "The recipe is fitted when the weights are read" in printed
     assert "decoder_segment_{k}" in printed
-    assert "to fit the recipe and for the self-check" in printed
+    assert "to fit the recipe" in printed
+    assert "for the self-check" in printed
 
     found = visprune.preview(model, method="fitprune", ratio=0.5)
     whole = visprune.preview(model, method="none")
