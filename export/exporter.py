@@ -16,12 +16,12 @@ from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
 from visprune.export.options import DTYPES, ExportOptions, Methods
 from visprune.export.resources import check_resources
-from visprune.export.targets import target as find_target
 from visprune.manifest import MANIFEST, Pruning
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll
 from visprune.staging import check_destination, existing_parent, staged, tidy
+from visprune.targets import target as find_target
 
 __all__ = ["ExportOptions", "export", "prepare"]
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from visprune.errors import InputError, UsageError
 from visprune.export.beside import Beside
-from visprune.export.calibration import CalibrationLine, draw_lines, read_lines
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.resources import check_memory
 from visprune.optional import require
@@ -22,6 +21,7 @@ from visprune.pruning.recipe import CONVENTION, SCHEMA_VERSION, Recipe, check_ou
 from visprune.pruning.recipe_points import fit_constrained
 from visprune.pruning.recipe_search import Search
 from visprune.pruning.recipe_task import Task
+from visprune.runtime.samples import Sample, draw_samples, read_samples
 from visprune.work import LayerWork
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
 
 def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], Task]:
     """The samples as the model takes them, and what is to be found."""
-    lines = draw_lines(read_lines(options.data), options.samples, options.seed)
+    lines = draw_samples(read_samples(options.data).usable, options.samples, options.seed)
     for module in ("torch", "transformers", "safetensors"):
         require(module, extra="export")
     from visprune.export import loading, models
@@ -193,7 +193,7 @@ def _check_device(device: str) -> None:
         ) from None
 
 
-def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[CalibrationLine]) -> list[Prompt]:
+def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[Sample]) -> list[Prompt]:
     """The samples as the model takes them, all with as many visual tokens.
 
     Raises:

@@ -18,10 +18,10 @@ from visprune.export.beside import Beside
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.pixels import check_pixels
 from visprune.export.program import program
-from visprune.export.targets import Target
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
 from visprune.pruning.base import VisionPruner
 from visprune.records import sha256
+from visprune.targets import Target
 
 if TYPE_CHECKING:
     from visprune.export.inside import Inside

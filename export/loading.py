@@ -24,9 +24,9 @@ from visprune.export.checkpoint import Checkpoint
 from visprune.export.parts import Features, cache_shape
 from visprune.export.reasons import first_line, hint
 from visprune.export.shards import read_headers
-from visprune.export.targets import Target
 from visprune.export.weights import Weights, stored_dtype
 from visprune.manifest import Decoder
+from visprune.targets import Target
 from visprune.work import Convention, Shapes
 
 __all__ = [

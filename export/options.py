@@ -54,7 +54,7 @@ class ExportOptions:
         anyres_scope: Where a picture is several tiles: "tile" keeps as many tokens of each, "global" chooses
             among all of them.
         segments: Parts to cut the decoder into where nothing is pruned inside it.
-        target: Platform, see `export.targets`.
+        target: Platform, see `visprune.targets`.
         dtype: "fp32" or "fp16"; the target's own if None.
         verify: Whether to compare the graphs with PyTorch: all of the LLM if memory allows and else layer by
             layer; "whole" or "layers" asks for one of the two.

@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from visprune.errors import ExportError
 
 if TYPE_CHECKING:
-    from visprune.export.targets import Target
     from visprune.export.weights import Weights
+    from visprune.targets import Target
 
 __all__ = ["GraphInput", "named_tensors", "trace"]
 

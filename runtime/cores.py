@@ -1,4 +1,4 @@
-"""How many threads help: the physical cores that this process may use."""
+"""What the processor has: how many cores this process may use, and how they add up small integers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["sums_may_overflow", "usable_cores"]
 
 _CPUS = Path("/sys/devices/system/cpu")
+_CPUINFO = Path("/proc/cpuinfo")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -31,3 +32,17 @@ def _siblings(cpu: int) -> str:
     with suppress(OSError):
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     return str(cpu)
+
+
+def sums_may_overflow() -> bool:
+    """Whether products of bytes are added up in 16 bits, as by x86 processors without VNNI.
+
+    False where the system does not say.
+    """
+    try:
+        flags = next(
+            line for line in _CPUINFO.read_text(encoding="utf-8").splitlines() if line.startswith("flags")
+        )
+    except (OSError, StopIteration):
+        return False
+    return "vnni" not in flags

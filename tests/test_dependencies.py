@@ -23,6 +23,7 @@ CORE = {
     "records",
     "registry",
     "staging",
+    "targets",
     "tiling",
     "work",
 }
@@ -33,11 +34,12 @@ MAY_IMPORT = {
     "pruning": CORE | {"pruning"},
     "runtime": CORE | {"runtime"},
     "export": CORE | {"pruning", "runtime", "export"},
+    "quantize": CORE | {"runtime", "quantize"},
 }
 SEES_EVERYTHING = {"__init__", "__main__", "bench", "cli", "commands", "demo"}
 
-# The demo package itself is a few paths: the model and the samples that `export` and `fit` take by default.
-EXCEPTIONS = {("export/checkpoint.py", "visprune.demo"), ("export/calibration.py", "visprune.demo")}
+# The demo package itself is a few paths: the model and the samples that some commands take by default.
+EXCEPTIONS = {("export/checkpoint.py", "visprune.demo"), ("runtime/samples.py", "visprune.demo")}
 
 # Never, not even inside a function: they are not installed where a bundle runs.
 HEAVY = {"onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}

@@ -7,6 +7,7 @@ above all, is neither copied nor seen by Python.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -16,9 +17,10 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, MissingExtraError, UnsupportedError
 from visprune.manifest import TensorSpec
 from visprune.optional import require
+from visprune.runtime.cores import sums_may_overflow
 from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
 
-__all__ = ["OrtRunner", "open_cpu", "open_cuda"]
+__all__ = ["OrtRunner", "open_cpu", "open_cuda", "open_model"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -71,9 +73,41 @@ def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
     return runner
 
 
+def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) -> OrtRunner:
+    """Load a model on the CPU that is no file of a bundle.
+
+    Args:
+        model: A serialized ONNX model.
+        folder: Where its external data lies.
+        graph: Name for messages.
+        options: As for a graph of a bundle.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BundleError: It cannot read the model.
+        UnsupportedError: There is not enough memory.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    settings = _settings(ort, options, [_CPU])
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return OrtRunner(ort, _session(ort, model, settings, [_CPU], graph), graph)
+
+
 def _open(
     ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, providers: list[str]
 ) -> OrtRunner:
+    path = bundle.file(bundle.manifest.graphs[graph].file)
+    settings = _settings(ort, options, providers)
+    quantization = bundle.manifest.quantization
+    if quantization is not None and "fp8" in quantization.parts.values():
+        # Its optimizer takes every 8-bit number for an integer.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    runner = OrtRunner(ort, _session(ort, str(path), settings, providers, graph), graph)
+    _check_specs(bundle, graph, runner.specs)
+    return runner
+
+
+def _settings(ort: ModuleType, options: BackendOptions, providers: list[str]) -> Any:
     settings = ort.SessionOptions()
     # Errors come as exceptions, except why CUDA did not start, which is only logged.
     settings.log_severity_level = 3 if _CUDA in providers else 4
@@ -84,11 +118,16 @@ def _open(
         _keep_weights_on_disk(ort, settings)
     # Each graph has its own pool of threads. Between two runs they must not spin against another graph's.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if sums_may_overflow():
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     # A pattern is kept for each new set of shapes, and decoding has a new one at every token.
     settings.enable_mem_pattern = False
-    path = bundle.file(bundle.manifest.graphs[graph].file)
+    return settings
+
+
+def _session(ort: ModuleType, model: str | bytes, settings: Any, providers: list[str], graph: str) -> Any:
     try:
-        session = ort.InferenceSession(str(path), settings, providers=providers)
+        return ort.InferenceSession(model, settings, providers=providers)
     except Exception as error:  # the package's exceptions have no common base of their own
         text = _first_line(error)
         if _out_of_memory(error):
@@ -97,9 +136,6 @@ def _open(
             f"ONNX Runtime {ort.__version__} cannot load the graph {graph!r}: {text}",
             "Update it with: pip install -U onnxruntime; or export the model again.",
         ) from None
-    runner = OrtRunner(ort, session, graph)
-    _check_specs(bundle, graph, runner.specs)
-    return runner
 
 
 def _keep_weights_on_disk(ort: ModuleType, settings: Any) -> None:

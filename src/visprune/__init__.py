@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from visprune.export import export
     from visprune.export.fitting import fit
     from visprune.export.preview import preview
+    from visprune.quantize import quantize
     from visprune.runtime import load
 
-__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview"]
+__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview", "quantize"]
 
 __version__ = "0.3.0"
 
@@ -30,6 +31,7 @@ _LAZY = {
     "fit": "visprune.export.fitting",
     "load": "visprune.runtime",
     "preview": "visprune.export.preview",
+    "quantize": "visprune.quantize",
 }
 
 

@@ -145,6 +145,7 @@ class Bundle:
         manifest = self.manifest
         named = [manifest.text.tokenizer, manifest.image_processor]
         named += [name for name in (manifest.text.chat_template, manifest.video_processor) if name]
+        named += [manifest.quantization.report] if manifest.quantization else []
         for graph in manifest.graphs.values():
             named += [graph.file, *([graph.data] if graph.data else [])]
         for name in dict.fromkeys([*named, *manifest.files]):

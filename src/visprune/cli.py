@@ -27,6 +27,7 @@ __all__ = ["VERBS", "main", "run_command"]
 VERBS = {
     "export": "visprune.commands.export:export",
     "fit": "visprune.commands.fit:fit",
+    "quantize": "visprune.commands.quantize:quantize",
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
     "methods": "visprune.commands.methods:methods",
@@ -63,6 +64,11 @@ def export_main() -> NoReturn:
 def fit_main() -> NoReturn:
     """`visprune-fit`."""
     sys.exit(run_command("fit", sys.argv[1:]))
+
+
+def quantize_main() -> NoReturn:
+    """`visprune-quantize`."""
+    sys.exit(run_command("quantize", sys.argv[1:]))
 
 
 def run_main() -> NoReturn:

@@ -51,11 +51,13 @@ __all__ = [
     "Decoder",
     "FileRecord",
     "Graph",
+    "GraphError",
     "LayerPruning",
     "Manifest",
     "Parity",
     "ParityRow",
     "Pruning",
+    "Quantization",
     "Scope",
     "Source",
     "Stage",
@@ -67,7 +69,7 @@ Scope = Literal["whole", "layers"]
 """How much of the LLM a self-check compares at a time."""
 
 MANIFEST = "visprune.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SUPPLIED = (
     "pixel_values",
@@ -281,14 +283,49 @@ class ParityRow:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The self-check of an export. `verified` is False where the user asked for none.
+    """The self-check of an export.
 
+    `verified` is False where the user asked for none, and where what was checked has been quantized since.
     `scope` is "layers" where the layers of the LLM were compared one by one, and not its greedy tokens.
     """
 
     verified: bool
     rows: tuple[ParityRow, ...] = ()
     scope: Scope = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphError:
+    """What quantization adds to the output of one graph, fed with what the float graphs before it give.
+
+    Attributes:
+        graph: Its name.
+        relative_l2: Norm of the difference by the norm of the float output.
+        cosine: Of the angle between the two.
+    """
+
+    graph: str
+    relative_l2: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a bundle was quantized.
+
+    Attributes:
+        parts: Precision of vision, projector, decoder, head and embedding; "float" where left as it was.
+        samples: Calibration samples that ranges come from; 0 where none are needed.
+        kept_float: Linear layers that were left out because of their error.
+        errors: On samples that no range comes from; empty where there are none.
+        report: The file with the error of every layer, sizes, times and answers.
+    """
+
+    parts: dict[str, str]
+    samples: int
+    kept_float: tuple[str, ...]
+    errors: tuple[GraphError, ...]
+    report: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +358,7 @@ class Manifest:
     shapes: Shapes | None = None
     tiling: Tiling | None = None
     video_processor: str | None = None
+    quantization: Quantization | None = None
 
     def to_json(self) -> str:
         """The text of `visprune.json`."""

@@ -15,8 +15,8 @@ from visprune.cli import run_command
 from visprune.demo import CALIBRATION
 from visprune.errors import InputError, UnsupportedError, UsageError
 from visprune.export import models, statistics
-from visprune.export.calibration import read_lines
 from visprune.pruning.recipe import read_recipe
+from visprune.runtime.samples import read_samples
 
 IMAGE_TOKEN = 259  # of the tiny checkpoints
 
@@ -154,7 +154,7 @@ def test_prune_points_are_limited(model, data):
 
 
 def test_the_bundled_samples_on_the_demo_model():
-    lines = read_lines(None)
+    lines = read_samples(None).usable
     assert len(lines) == 16
     assert all(line.image.parent == CALIBRATION.with_suffix("") for line in lines)
     assert sum(line.image.stat().st_size for line in lines) < 300_000

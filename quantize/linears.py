@@ -1,0 +1,140 @@
+"""Find the linear layers of a graph.
+
+A linear layer is a `MatMul` or `Gemm` whose second operand is a weight of two dimensions, with the bias that
+is added to it, if there is one. Everything else that multiplies, attention and convolutions, is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["Linear", "find_linears", "part_of"]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """y = x W + b, x [..., K], W [K, N], b [N].
+
+    Attributes:
+        name: The weight's, without what says how it is stored.
+        y: What comes out, bias included.
+        weight: As the graph holds it.
+        bias: Likewise; None where there is none.
+        nodes: What computes it, in order: to be replaced as one.
+        transposed: Whether the weight is held as [N, K].
+    """
+
+    name: str
+    y: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    nodes: tuple[ir.Node, ...]
+    transposed: bool
+
+    @property
+    def x(self) -> ir.Value:
+        """What goes in, as the graph has it now."""
+        x = self.nodes[0].inputs[0]
+        assert x is not None
+        return x
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K and N."""
+        first, second = _shape(self.weight).numpy()
+        return (second, first) if self.transposed else (first, second)
+
+    def read(self) -> Array:
+        """W, [K, N] float32: read from its file, and held by nobody else."""
+        array = _read(self.weight)
+        return np.ascontiguousarray(array.T) if self.transposed else array
+
+    def read_bias(self) -> Array | None:
+        """b, [N] float32."""
+        return None if self.bias is None else _read(self.bias)
+
+
+def find_linears(graph: ir.Graph) -> list[Linear]:
+    """The linear layers of a graph, in its order; their names are unique."""
+    found: list[Linear] = []
+    names: set[str] = set()
+    for node in graph:
+        linear = _linear(node)
+        if linear is None:
+            continue
+        name, count = linear.name, 1
+        while name in names:  # two layers may share a weight
+            count += 1
+            name = f"{linear.name}#{count}"
+        names.add(name)
+        found.append(replace(linear, name=name))
+    return found
+
+
+def part_of(graph: str, linear: str) -> str:
+    """The part of the model that a linear layer belongs to: vision, projector, decoder or head."""
+    if graph == "vision_encoder":
+        return "vision"
+    if graph == "token_pruner":
+        return "projector"
+    return "head" if linear.startswith("lm_head") else "decoder"
+
+
+def _linear(node: ir.Node) -> Linear | None:
+    if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    x, weight = node.inputs[0], node.inputs[1]
+    if x is None or weight is None or not weight.is_initializer() or len(_shape(weight)) != 2:
+        return None
+    transposed = False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    nodes: tuple[ir.Node, ...] = (node,)
+    y = node.outputs[0]
+    if node.op_type == "Gemm":
+        if not _is_plain(node) or not (bias is None or (bias.is_initializer() and len(_shape(bias)) == 1)):
+            return None
+        transposed = bool(_integer(node, "transB"))
+    elif (added := _bias_of(y)) is not None:
+        add, bias = added
+        nodes, y = (node, add), add.outputs[0]
+    name = str(weight.name).removesuffix(".T").removesuffix(".weight")
+    return Linear(name, y, weight, bias, nodes, transposed)
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    """Whether it is x W + b, or x W^T + b, and nothing besides."""
+    factors = (gemm.attributes.get(name) for name in ("alpha", "beta"))
+    return not _integer(gemm, "transA") and all(f is None or f.as_float() == 1.0 for f in factors)
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None else attribute.as_int()
+
+
+def _bias_of(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The `Add` that puts a bias onto a product, where that is all that is done with the product."""
+    uses = list(product.uses())
+    if len(uses) != 1 or product.is_graph_output() or uses[0].node.op_type != "Add":
+        return None
+    other = uses[0].node.inputs[1 - uses[0].idx]
+    if other is None or not other.is_initializer() or len(_shape(other)) != 1:
+        return None
+    return uses[0].node, other
+
+
+def _shape(value: ir.Value) -> ir.Shape:
+    assert value.shape is not None
+    return value.shape
+
+
+def _read(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    array: Array = value.const_value.numpy().astype(np.float32)
+    return array

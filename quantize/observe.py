@@ -1,0 +1,144 @@
+"""Watch values inside a graph while it runs.
+
+A copy of the graph gets more outputs, computed beside the values and small: for a value [..., K] the largest
+magnitude of each channel, the sum of its magnitudes, and some rows, evenly spaced, the first among them (a
+model's first token often has activations like no other). So memory does not grow with the length of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from visprune.runtime.backends.ort import OrtRunner
+from visprune.runtime.runner import Runner, Specs, Value, to_numpy
+
+__all__ = ["Observation", "Observer", "Sink", "add_observations"]
+
+Array = NDArray[np.float32]
+
+_MARK = "observed"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of one value in one run.
+
+    Attributes:
+        amax: Largest magnitude of each channel, [K].
+        total: Sum of the magnitudes of each channel, [K].
+        count: Rows that there were.
+        rows: Some of them, [R, K].
+    """
+
+    amax: Array
+    total: Array
+    count: int
+    rows: Array
+
+
+Sink = Callable[[str, Mapping[str, Observation]], None]
+"""Takes the name of a graph and what was seen of its values in one run."""
+
+
+def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int) -> bytes:
+    """The model with outputs added that tell of some values, serialized; external data stays where it is.
+
+    Args:
+        model: The model; it is changed.
+        widths: The values to observe, and K of each.
+        most_rows: About how many rows are taken of each in one run; up to twice as many.
+    """
+    graph = model.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    values |= {value.name: value for value in graph.inputs}
+    nodes: list[ir.Node] = []
+
+    def constant(name: str, array: NDArray[Any]) -> ir.Value:
+        value = ir.Value(
+            name=f"{_MARK}.{name}",
+            const_value=ir.tensor(array, name=f"{_MARK}.{name}"),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            shape=ir.Shape(array.shape),
+        )
+        graph.register_initializer(value)
+        return value
+
+    def make(op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes or None)
+        nodes.append(node)
+        return node.outputs[0]
+
+    zero, one = constant("zero", np.array([0])), constant("one", np.array([1]))
+    two, end = constant("two", np.array([2])), constant("end", np.array([2**62]))
+    most, flat = constant("most", np.array([most_rows])), {}
+    for name, width in widths.items():
+        value = values[name]
+        if width not in flat:
+            flat[width] = constant(f"flat.{width}", np.array([-1, width]))
+        rows = make("Reshape", make("Cast", value, to=ir.DataType.FLOAT.value), flat[width])  # [R, K]
+        size = make("Abs", rows)
+        count = make("Shape", rows, start=0, end=1)
+        step = make("Max", make("Div", count, most), one)
+        first = make("Slice", rows, zero, one, zero)
+        spaced = make("Slice", rows, make("Add", make("Div", step, two), one), end, zero, step)
+        found = {
+            "amax": make("ReduceMax", size, zero, keepdims=0),
+            "total": make("ReduceSum", size, zero, keepdims=0),
+            "count": count,
+            "rows": make("Concat", first, spaced, axis=0),
+        }
+        for what, output in found.items():
+            output.name = f"{_MARK}.{what}.{name}"
+            output.type = ir.TensorType(ir.DataType.INT64 if what == "count" else ir.DataType.FLOAT)
+            graph.outputs.append(output)
+    graph.extend(nodes)
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
+
+
+class Observer:
+    """A runner of a graph with observations, which gives the graph's own outputs.
+
+    Args:
+        inner: Runs the model that `add_observations` made.
+        graph: Its name in the bundle.
+        names: The values that are observed.
+        sink: Takes what was seen of each run.
+    """
+
+    def __init__(self, inner: OrtRunner, graph: str, names: Collection[str], sink: Sink) -> None:
+        self._inner, self._graph, self._names, self._sink = inner, graph, names, sink
+
+    @property
+    def specs(self) -> Specs:
+        """Inputs and outputs of the graph as it is in the bundle."""
+        specs = self._inner.specs
+        own = tuple(spec for spec in specs.outputs if not spec.name.startswith(f"{_MARK}."))
+        return Specs(specs.inputs, own)
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; see `Runner.infer`."""
+        outputs = self._inner.infer(feeds)
+        seen = {}
+        for name in self._names:
+            amax, total, count, rows = (
+                to_numpy(outputs.pop(f"{_MARK}.{what}.{name}")) for what in ("amax", "total", "count", "rows")
+            )
+            seen[name] = Observation(amax, total, int(count[0]), rows)
+        self._sink(self._graph, seen)
+        return outputs
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)

@@ -1,0 +1,87 @@
+"""From a float bundle to a quantized one: what is asked for is checked here, and done in `job`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visprune.bundle import Bundle
+from visprune.errors import UsageError
+from visprune.manifest import MANIFEST
+from visprune.optional import require
+from visprune.quantize.options import QuantizeOptions, Settings, resolve
+from visprune.runtime.samples import Samples, draw_samples, read_samples
+from visprune.runtime.verified import verify
+from visprune.staging import check_destination, staged
+
+if TYPE_CHECKING:
+    from visprune.quantize.calibration import Progress
+    from visprune.quantize.job import Judge
+
+__all__ = ["quantize"]
+
+_DEMO = "visprune-demo"
+
+
+def quantize(
+    bundle: str | Path | Bundle,
+    output: str | Path,
+    *,
+    precision: str,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Bundle:
+    """Quantize the linear layers of a bundle into a new bundle.
+
+    Args:
+        bundle: A float bundle, pruned or not.
+        output: The directory to make.
+        precision: Of the parts that no other option names: "int8", "int8-dynamic", "fp8" or "int4".
+        judge: Asks both bundles questions with known answers, for the report.
+        progress: Called as the work goes on.
+        **options: The other fields of `QuantizeOptions`.
+
+    Raises:
+        UsageError: Options that make no sense, no calibration data, an output that exists.
+        UnsupportedError: The bundle's target cannot take a precision.
+        BundleError: The bundle is altered, or computes numbers that are not finite.
+        InputError: A calibration sample that cannot be used.
+        ExportError: The disk is full.
+        MissingExtraError: onnx-ir or onnxruntime is missing.
+    """
+    chosen = QuantizeOptions(precision, **options)
+    source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    settings = resolve(chosen, source.manifest)
+    destination = Path(output)
+    check_destination(destination, force=chosen.force, marker=MANIFEST)
+    for package, extra in (("onnx_ir", "quantize"), ("onnxruntime", "cpu")):
+        require(package, extra=extra)
+    samples = _samples(chosen, settings, source)
+    verify(source)
+    from visprune.quantize.job import Job
+
+    job = Job(source, settings, chosen, samples, progress or (lambda what, done, total: None))
+    with staged(destination) as folder:
+        job.write(folder, judge)
+    return Bundle.open(destination)
+
+
+def _samples(options: QuantizeOptions, settings: Settings, bundle: Bundle) -> Samples:
+    """The calibration data; none where none is needed or given."""
+    if options.calibration is None and bundle.manifest.source.model != _DEMO:
+        if settings.needs_samples:
+            raise UsageError(
+                "int8 and fp8 need calibration data, to find the ranges of activations.",
+                "Give --calibration FILE with a few dozen pictures and prompts like those in use; "
+                "int8-dynamic and int4 work without.",
+            )
+        return Samples(())
+    found = read_samples(options.calibration, max_skipped=options.max_skipped)
+    drawn = draw_samples(found.usable, options.samples, options.seed)
+    if len(drawn) < 2:
+        raise UsageError(
+            "One sample is too few: ranges come from some, and errors are measured on others.",
+            "Give at least two, better a few dozen.",
+        )
+    return Samples(drawn, found.skipped)

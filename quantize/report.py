@@ -1,0 +1,150 @@
+"""What quantization cost and gained, for people and for scripts: `quantization.json` in the bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+__all__ = ["REPORT", "Answers", "GraphReport", "LayerReport", "Report"]
+
+REPORT = "quantization.json"
+
+# Points of exact match that may be lost: what is judged acceptable for 8 and for 4 bits.
+_POINTS = {"int4": 2.0}
+_MOST_POINTS = 1.0
+_NOTICEABLE = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One linear layer.
+
+    Attributes:
+        graph: Where it is.
+        layer: Its name.
+        precision: "float" where it was left.
+        own_error: Relative error of its output when it alone is rounded, on calibration samples.
+        relative_l2: The same of its output in the quantized graph, errors of the layers before it included,
+            on held-out samples.
+        cosine: Likewise.
+        note: Why it was left.
+    """
+
+    graph: str
+    layer: str
+    precision: str
+    own_error: float | None
+    relative_l2: float | None
+    cosine: float | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphReport:
+    """One graph: error on held-out samples; bytes and median milliseconds, float and quantized."""
+
+    graph: str
+    precision: str
+    relative_l2: float | None
+    cosine: float | None
+    bytes: tuple[int, int]
+    prefill_ms: tuple[float, float] | None
+    step_ms: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Greedy answers of both bundles.
+
+    Attributes:
+        samples: Held-out samples.
+        same: Those that both answer token for token alike.
+        questions: Questions with a known answer; 0 where there are none.
+        right: Answered right, by the float bundle and by the quantized one.
+    """
+
+    samples: int
+    same: int
+    questions: int = 0
+    right: tuple[int, int] = (0, 0)
+
+    @property
+    def points(self) -> float | None:
+        """Points of exact match that were gained; negative where they were lost."""
+        return 100.0 * (self.right[1] - self.right[0]) / self.questions if self.questions else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of it.
+
+    Attributes:
+        parts: Precision of each part.
+        samples: Samples that ranges come from.
+        held_out: Samples that errors were measured on.
+        skipped: Lines of the calibration file that were left out, each with its reason.
+        machine: What times were measured on.
+        graphs, layers, answers: See there.
+    """
+
+    parts: dict[str, str]
+    samples: int
+    held_out: int
+    skipped: tuple[str, ...]
+    machine: str
+    graphs: tuple[GraphReport, ...]
+    layers: tuple[LayerReport, ...]
+    answers: Answers | None
+
+    def to_json(self) -> str:
+        """The text of `quantization.json`."""
+        return json.dumps({**asdict(self), "verdict": self.verdict()}, indent=2) + "\n"
+
+    def speedup(self, what: Literal["prefill", "step"]) -> float | None:
+        """How many times faster all graphs together are, for "prefill" or "step"; None if not measured."""
+        times: list[tuple[float, float] | None]
+        times = [graph.prefill_ms if what == "prefill" else graph.step_ms for graph in self.graphs]
+        known = [pair for pair in times if pair is not None]
+        if not known or (what == "prefill" and len(known) < len(times)):
+            return None
+        return sum(pair[0] for pair in known) / max(1e-9, sum(pair[1] for pair in known))
+
+    def verdict(self) -> str:
+        """One line: how much faster, how much worse, and whether to keep it."""
+        first, step = self.speedup("prefill"), self.speedup("step")
+        points = self.answers.points if self.answers else None
+        errors = [graph.relative_l2 for graph in self.graphs if graph.relative_l2]
+        sizes = [sum(graph.bytes[side] for graph in self.graphs) for side in (0, 1)]
+        said = []
+        said += ["times not measured"] if first is None else [f"first token {_times(first)}"]
+        said += [] if step is None else [f"each further token {_times(step)}"]
+        said += [f"{100 * sizes[1] / sizes[0]:.0f}% of the bytes"]
+        said += [f"output error at most {100 * max(errors):.2g}%"] if errors else []
+        said += [] if points is None else [_points(points)]
+        names = " + ".join(dict.fromkeys(p for p in self.parts.values() if p != "float"))
+        return f"{names}: {', '.join(said)}: {self._judgement(first, step, points)}"
+
+    def _judgement(self, first: float | None, step: float | None, points: float | None) -> str:
+        allowed = max(_POINTS.get(precision, _MOST_POINTS) for precision in self.parts.values())
+        if points is not None and points < -allowed:
+            return f"not worth it, more than {allowed:g} points are lost"
+        known = [speed for speed in (first, step) if speed is not None]
+        if not known:
+            return "smaller; measure it where it will run"
+        if max(known) < _NOTICEABLE:
+            return "not faster here; keep it only for its size"
+        if min(known) < 1 / _NOTICEABLE:
+            slower = "the first token" if first == min(known) else "decoding"
+            return f"keep it where {slower} matters less than the rest"
+        return "keep it"
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:.2g}x faster" if speedup >= 1.0 else f"{1 / speedup:.2g}x slower"
+
+
+def _points(points: float) -> str:
+    if abs(points) < 0.05:
+        return "as many right answers"
+    return f"{abs(points):.1f} points {'higher' if points > 0 else 'lower'}"

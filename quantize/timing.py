@@ -1,0 +1,82 @@
+"""How long the graphs of two bundles take: in turns, so that what else the machine does hits both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from visprune.bundle import Bundle
+from visprune.quantize.compare import Recorded
+from visprune.runtime.backends.ort import open_cpu
+from visprune.runtime.cores import usable_cores
+from visprune.runtime.runner import BackendOptions, Runner
+
+__all__ = ["Times", "time_graph"]
+
+_ROUNDS = 7
+# Times the bytes of a file. ONNX Runtime copies weights into an order of its own, float16 as float32.
+_LOADED = {"float32": 2.0, "float16": 3.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Median milliseconds of one graph in both bundles.
+
+    Attributes:
+        prefill: Of the first run of a sample: float, quantized.
+        step: Of one decoded token; None where the graph sees none.
+    """
+
+    prefill: tuple[float, float]
+    step: tuple[float, float] | None
+
+
+def time_graph(before: Bundle, after: Bundle, graph: str, recorded: Recorded) -> Times | None:
+    """Time one graph of two bundles on this machine's cores.
+
+    Args:
+        before: The float bundle.
+        after: The quantized one.
+        graph: Name of the graph.
+        recorded: What to feed.
+
+    Returns:
+        None where memory would not hold both.
+    """
+    if _needed(before, graph) + _needed(after, graph) > _available():
+        return None
+    options = BackendOptions("cpu", usable_cores())
+    with open_cpu(before, graph, options) as one, open_cpu(after, graph, options) as other:
+        prefill = _in_turns(one, other, recorded.feeds[0])
+        return Times(prefill, None if recorded.step is None else _in_turns(one, other, recorded.step))
+
+
+def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(_ROUNDS + 1):
+        for runner, times in zip((one, other), taken, strict=True):
+            start = time.perf_counter()
+            runner.infer(feeds)
+            if turn:  # the first run warms up
+                times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def _needed(bundle: Bundle, graph: str) -> float:
+    data = bundle.manifest.graphs[graph].data
+    return _LOADED[bundle.manifest.dtype] * bundle.file(data).stat().st_size if data else 0.0
+
+
+def _available() -> float:
+    """Bytes of memory that can be had; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")

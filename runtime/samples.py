@@ -1,0 +1,126 @@
+"""Samples to calibrate on: lines of {"image": path, "prompt": text}, image paths relative to the file.
+
+Everything that can be wrong with them is said before a model is loaded, with the line's number. Where a share
+of unreadable pictures is allowed, those lines are left out and named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from visprune.errors import InputError, UsageError
+from visprune.runtime.images import decode
+
+__all__ = ["Sample", "Samples", "draw_samples", "read_samples"]
+
+_FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        where: File and line, for errors.
+        image: The picture, which can be read.
+        prompt: What the user says.
+    """
+
+    where: str
+    image: Path
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Those that can be used, and a sentence for each that was left out."""
+
+    usable: tuple[Sample, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Samples:
+    """Read a JSONL file and look at every picture; blank lines are skipped.
+
+    Args:
+        data: The file; None for the bundled set.
+        max_skipped: The largest share of lines that may be left out because their pictures cannot be read.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no line.
+        InputError: A line cannot be used, or too many pictures cannot be read.
+    """
+    if data is None:
+        from visprune.demo import CALIBRATION
+
+        data = CALIBRATION
+    path = Path(data)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"The calibration file {path} cannot be read: {error.strerror}.", "Check the path."
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"The calibration file {path} is not text in UTF-8.", _FORM) from None
+    lines = [
+        _sample(line, path, f"Line {number} of {path}")
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+    if not lines:
+        raise UsageError(f"The calibration file {path} is empty.", _FORM)
+    usable, unreadable = [], []
+    for sample in lines:
+        try:
+            decode(sample.image)
+            usable.append(sample)
+        except InputError as error:
+            unreadable.append(InputError(f"{sample.where}: {error.what}", error.hint))
+    if len(unreadable) > max_skipped * len(lines) or not usable:
+        first, count = unreadable[0], len(unreadable)
+        if count == 1 or not max_skipped:
+            raise first
+        raise InputError(
+            f"{count} of {len(lines)} pictures of {path} cannot be read, and at most {max_skipped:.0%} may "
+            f"be left out. The first: {first.what}",
+            "Mend the file, or allow more with --max-skipped.",
+        )
+    return Samples(tuple(usable), tuple(error.what for error in unreadable))
+
+
+def draw_samples(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:
+    """Some of them, drawn with a seed and kept in the file's order; all of them if `count` is None.
+
+    Raises:
+        UsageError: There are not so many.
+    """
+    if count is None:
+        return tuple(samples)
+    if not 1 <= count <= len(samples):
+        raise UsageError(
+            f"{count} samples were asked for, and the calibration file has {len(samples)}.",
+            f"Give a number from 1 to {len(samples)}, or leave it out to use all.",
+        )
+    drawn = np.random.default_rng(seed).permutation(len(samples))[:count]
+    return tuple(samples[index] for index in sorted(drawn))
+
+
+def _sample(text: str, path: Path, where: str) -> Sample:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not JSON.", _FORM) from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where} is not a JSON object.", _FORM)
+    for key in ("image", "prompt"):
+        if key not in data:
+            raise InputError(f"{where} has no {key!r}.", _FORM)
+        if not isinstance(data[key], str) or not data[key].strip():
+            raise InputError(f"{where}: {key!r} is not a text.", _FORM)
+    return Sample(where, path.parent / data["image"], data["prompt"])

@@ -1,0 +1,169 @@
+"""`visprune quantize`: from a float bundle to an INT8, FP8 or INT4 one, with what that costs and gains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from visprune.commands.options import BundleDir
+from visprune.commands.terminal import bars, print_json, size
+
+if TYPE_CHECKING:
+    from visprune.bundle import Bundle
+    from visprune.quantize.job import Judge
+    from visprune.quantize.ranges import Range
+
+__all__ = ["Calibration", "judge_for", "print_report", "quantize"]
+
+_QUESTIONS = 200
+_SHOWN = 5  # layers with the largest errors
+
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='To find ranges on: lines of {"image": path, "prompt": text}.',
+        show_default="for the demo model a bundled set of 16",
+    ),
+]
+Part = Annotated[str | None, typer.Option(metavar="PRECISION", help="Of this part; fp32 or fp16 leaves it.")]
+
+
+def quantize(  # noqa: PLR0913 - a command line's options
+    bundle: BundleDir,
+    *,
+    precision: Annotated[
+        str, typer.Option("--precision", "-p", metavar="NAME", help="int8, int8-dynamic, fp8 or int4.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle to make.")],
+    calibration: Calibration = None,
+    vision: Part = None,
+    projector: Part = None,
+    decoder: Part = None,
+    head: Part = None,
+    embedding: Annotated[
+        str, typer.Option(help="The token table: float, or int8 with a scale for each token.")
+    ] = "float",
+    block_size: Annotated[int, typer.Option(help="For int4: inputs that share a scale: 32, 64 or 128.")] = 32,
+    ranges: Annotated[
+        str, typer.Option(metavar="HOW", help="Of activations: search, max, percentile or entropy.")
+    ] = "search",
+    smooth: Annotated[
+        bool, typer.Option(help="Move factors of channels from activations into weights (SmoothQuant, AWQ).")
+    ] = True,
+    error_budget: Annotated[
+        float,
+        typer.Option(help="Most relative error of a graph's output; for it layers stay float."),
+    ] = 0.1,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Draw so many of the samples.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="To draw them with.")] = 0,
+    max_skipped: Annotated[
+        float, typer.Option(help="Share of the samples that may have unreadable pictures.")
+    ] = 0.0,
+    timing: Annotated[bool, typer.Option(help="Time both bundles on this machine.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead.")] = False,
+) -> None:
+    """Quantize the linear layers of a bundle.
+
+    Example: visprune-quantize llava-fopru --precision int8 --calibration images.jsonl -o llava-fopru-int8
+    """
+    with bars() as progress:
+        from visprune.bundle import Bundle
+        from visprune.quantize import quantize as run
+
+        source = Bundle.open(bundle)
+        made = run(
+            source,
+            output,
+            precision=precision,
+            judge=judge_for(source),
+            progress=progress,
+            calibration=calibration,
+            vision=vision,
+            projector=projector,
+            decoder=decoder,
+            head=head,
+            embedding=embedding,
+            block_size=block_size,
+            ranges=cast("Range", ranges),
+            smooth=smooth,
+            error_budget=error_budget,
+            samples=samples,
+            seed=seed,
+            max_skipped=max_skipped,
+            timing=timing,
+            force=force,
+        )
+    report = read_report(made)
+    if as_json:
+        print_json({"bundle": str(made.path), **report})
+    else:
+        print_report(made, report)
+
+
+def judge_for(bundle: Bundle) -> Judge | None:
+    """Questions with known answers, where the bundle is of the demo model."""
+    return None
+
+
+def read_report(bundle: Bundle) -> dict[str, Any]:
+    """What quantization wrote of itself."""
+    assert bundle.manifest.quantization is not None
+    text = bundle.file(bundle.manifest.quantization.report).read_text(encoding="utf-8")
+    return cast("dict[str, Any]", json.loads(text))
+
+
+def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
+    """For people: a row a graph, the worst layers, the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = Table(
+        "graph", "precision", "error", "cosine", "size", "ms", "ms a token", box=None, pad_edge=False
+    )
+    for graph in report["graphs"]:
+        table.add_row(
+            graph["graph"],
+            graph["precision"],
+            "-" if graph["relative_l2"] is None else f"{graph['relative_l2']:.2%}",
+            "-" if graph["cosine"] is None else f"{graph['cosine']:.5f}",
+            " > ".join(map(size, graph["bytes"])),
+            _pair(graph["prefill_ms"]),
+            _pair(graph["step_ms"]),
+        )
+    console.print(table)
+    console.print(
+        f"\nerror: relative L2 of the output on {report['held_out']} held-out samples, the graph fed alike"
+    )
+    console.print(f"ms: float > quantized, medians in turns, on {report['machine']}")
+    worst = sorted(report["layers"], key=lambda layer: -(layer["own_error"] or 0.0))[:_SHOWN]
+    if worst and worst[0]["own_error"]:
+        named = ", ".join(
+            f"{layer['layer']} {layer['own_error']:.2%}" for layer in worst if layer["own_error"]
+        )
+        console.print(f"largest errors of single layers: {named}")
+    left = [layer for layer in report["layers"] if layer["note"]]
+    for layer in left:
+        console.print(f"float: {layer['layer']} ({layer['note']})")
+    for line in report["skipped"]:
+        console.print(f"skipped: {line}")
+    answers = report["answers"]
+    if answers and answers["questions"]:
+        before, after = answers["right"]
+        console.print(f"right answers: {before} > {after} of {answers['questions']}")
+    if answers and answers["samples"]:
+        console.print(f"same greedy answers: {answers['same']} of {answers['samples']} held-out samples")
+    total = sum(record.size for record in bundle.manifest.files.values())
+    console.print(f"wrote {bundle.path} ({size(total)})")
+    console.print(f"\n{report['verdict']}")
+
+
+def _pair(times: list[float] | None) -> str:
+    return "-" if times is None else f"{times[0]:.3g} > {times[1]:.3g}"
