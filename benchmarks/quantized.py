@@ -131,11 +131,11 @@ def ratios(mine: Contestant, theirs: dict[str, Contestant]) -> dict[str, float]:
 def show(contestants: list[Contestant], found: dict[str, dict[str, float]]) -> None:
     """The tables."""
     width = max(len(contestant.name) for contestant in contestants)
-    print(f"{'ms':{width}s}" + "".join(f"{metric:>16s}" for metric in METRICS))
+    print(f"{'ms':{width}s}" + "".join(f"{metric:>18s}" for metric in METRICS))
     for contestant in contestants:
         middles = contestant.middles
-        cells = [f"{middles[m].median:10.1f} ({100 * middles[m].spread:2.0f}%)" for m in METRICS]
-        print(f"{contestant.name:{width}s}" + "".join(f"{cell:>16s}" for cell in cells))
+        cells = [f"{middles[m].median:10.1f} ({100 * middles[m].spread:3.0f}%)" for m in METRICS]
+        print(f"{contestant.name:{width}s}" + "".join(f"{cell:>18s}" for cell in cells))
     print(f"\n{'MB (own + mapped)':{width}s}{'after load':>24s}{'after generation':>24s}{'peak':>8s}")
     for contestant in contestants:
         cells = [
@@ -174,6 +174,7 @@ def main() -> None:
     figures = {
         contestant.name: {
             "ms": {metric: asdict(middle) for metric, middle in contestant.middles.items()},
+            "rounds": contestant.ms,
             "after load": asdict(contestant.loaded),
             "after generation": asdict(contestant.memory),
         }
