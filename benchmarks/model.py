@@ -15,8 +15,8 @@ __all__ = ["THREADS", "clip_large", "make", "tokenizer", "write_processor"]
 THREADS = len(os.sched_getaffinity(0))
 
 
-def make(path: Path) -> Path:
-    """Write the checkpoint (3.2 GB, float32) unless it is there already; weights have seed 0."""
+def make(path: Path, dtype: str = "float32") -> Path:
+    """Write the checkpoint (3.2 GB in float32) unless it is there already; weights have seed 0."""
     if (path / "config.json").is_file():
         return path
     config = transformers.LlavaConfig(
@@ -36,7 +36,8 @@ def make(path: Path) -> Path:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.to(getattr(torch, dtype)).save_pretrained(path)
     write_processor(path)
     return path
 

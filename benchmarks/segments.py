@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from measure import TEXT_TOKENS, Middle, pixels, prompt, ratio
 from model import THREADS, make
 
 import visprune
 from visprune.bench.flops import savings
-from visprune.bundle import Bundle
 from visprune.export import export
 from visprune.pruning.recipe import read_recipe
 from visprune.runtime.keep import keep_for
-from visprune.runtime.session import Picture, Session
+from visprune.runtime.pictures import Picture
+from visprune.runtime.session import Session
 
-TEXT_TOKENS, STEPS, TURNS, RATIO, POINTS = 64, 8, 4, 0.4, 5
+STEPS, TURNS, RATIO, POINTS = 8, 4, 0.4, 5
 
 
 def bundles(work: Path) -> dict[str, Path]:
@@ -48,15 +47,6 @@ def bundles(work: Path) -> dict[str, Path]:
     return {name: work / name for name in options}
 
 
-def prompt(bundle: Bundle) -> list[int]:
-    """Half of the text, the image, the other half."""
-    text = bundle.manifest.text
-    rng = np.random.default_rng(0)
-    words = [int(w) for w in rng.integers(10, 400, TEXT_TOKENS) if w != text.image_token_id]
-    image = [text.image_token_id] * bundle.manifest.pruning.budget.visual_tokens
-    return words[:32] + image + words[32:]
-
-
 def decoder_ms(timings: dict[str, float]) -> float:
     """What the decoder's own stages took, the pruning between them included."""
     return sum(ms for name, ms in timings.items() if name.startswith(("decoder", "segment_pruner")))
@@ -68,7 +58,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    picture = Picture.of(np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32))
+    picture = Picture(pixels())
     pipelines = {name: visprune.load(path, threads=THREADS) for name, path in bundles(args.work).items()}
     prefill: dict[str, list[float]] = {name: [] for name in pipelines}
     decode: dict[str, list[float]] = {name: [] for name in pipelines}
@@ -76,7 +66,8 @@ def main() -> None:
         sessions = {}
         for name, pipeline in pipelines.items():
             session = Session(pipeline._model.executor, pipeline.manifest, keep_for(pipeline.manifest))
-            done = session.prefill(prompt(pipeline.bundle), [picture])
+            ids = prompt(pipeline.manifest.text.image_token_id, session.image_length(picture))
+            done = session.prefill(ids, [picture])
             prefill[name].append(decoder_ms(done.timings_ms))
             sessions[name] = session
         for name in pipelines:
@@ -89,25 +80,22 @@ def main() -> None:
                 decode[name][repeat] += (time.perf_counter() - start) * 1e3
     for what, values in (("prefill", prefill), (f"decode {TURNS * STEPS}", decode)):
         for name, ms in values.items():
-            low, middle, high = statistics.quantiles(ms[1:], n=4)
-            print(f"{what:10s} {name:14s} {middle:9.1f} ms   spread {100 * (high - low) / middle:3.0f}%")
+            middle = Middle.of(ms[1:])
+            print(f"{what:10s} {name:14s} {middle.median:9.1f} ms   spread {100 * middle.spread:3.0f}%")
 
-    def ratio(values: dict[str, list[float]], name: str) -> float:
-        """Median over rounds, so that drift between them cancels."""
-        return statistics.median(
-            mine / theirs for mine, theirs in zip(values[name][1:], values["merged"][1:], strict=True)
-        )
+    def to_merged(values: dict[str, list[float]], name: str) -> float:
+        return ratio(values[name][1:], values["merged"][1:])
 
     found = savings(pipelines["fitprune"].manifest, text_tokens=TEXT_TOKENS)
     assert found is not None
     promised = found.sequence.pruned / found.sequence.unpruned
     summary = {
         "promised prefill, fitprune / merged (F3, whole sequence)": promised,
-        "prefill, fitprune / merged": ratio(prefill, "fitprune"),
-        "prefill, measured / promised": ratio(prefill, "fitprune") / promised,
-        "prefill, six segments / merged": ratio(prefill, "six segments"),
-        "decode, six segments / merged": ratio(decode, "six segments"),
-        "decode, fitprune / merged": ratio(decode, "fitprune"),
+        "prefill, fitprune / merged": to_merged(prefill, "fitprune"),
+        "prefill, measured / promised": to_merged(prefill, "fitprune") / promised,
+        "prefill, six segments / merged": to_merged(prefill, "six segments"),
+        "decode, six segments / merged": to_merged(decode, "six segments"),
+        "decode, fitprune / merged": to_merged(decode, "fitprune"),
     }
     for name, value in summary.items():
         print(f"{name:58s} {value:.3f}")

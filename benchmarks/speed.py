@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from measure import TEXT_TOKENS, Middle, pixels
 from model import THREADS, make
 from numpy.typing import NDArray
 
@@ -29,7 +29,7 @@ from visprune.runtime.runner import BackendOptions, Runner, Value
 
 Cases = dict[str, Callable[[], object]]
 
-TEXT_TOKENS, VISUAL, KEPT, STEPS = 64, 576, 144, 16
+VISUAL, KEPT, STEPS = 576, 144, 16
 
 
 def load(bundle: Bundle, graph: str) -> Runner:
@@ -37,8 +37,8 @@ def load(bundle: Bundle, graph: str) -> Runner:
     return backend("cpu")(bundle, graph, BackendOptions("cpu", THREADS))
 
 
-def time_all(cases: Cases, repeats: int) -> dict[str, tuple[float, float]]:
-    """Median seconds and relative spread of each case; one round of all cases after another."""
+def time_all(cases: Cases, repeats: int) -> dict[str, Middle]:
+    """Seconds of each case; one round of all cases after another."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -47,11 +47,7 @@ def time_all(cases: Cases, repeats: int) -> dict[str, tuple[float, float]]:
             start = time.perf_counter()
             case()
             seconds[name].append(time.perf_counter() - start)
-    result = {}
-    for name, values in seconds.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        result[name] = (statistics.median(values), (high - low) / middle)
-    return result
+    return {name: Middle.of(values) for name, values in seconds.items()}
 
 
 def decoder_feeds(
@@ -71,18 +67,18 @@ def decoder_feeds(
     return feeds
 
 
-def vision_cases(whole: Bundle, pruned: Bundle, model: Any, pixels: NDArray[np.float32]) -> Cases:
+def vision_cases(whole: Bundle, pruned: Bundle, model: Any, picture: NDArray[np.float32]) -> Cases:
     """The tower and the projector, with and without scores."""
     encoder, scored_encoder = load(whole, "vision_encoder"), load(pruned, "vision_encoder")
     projector, pruner = load(whole, "token_pruner"), load(pruned, "token_pruner")
-    scored = scored_encoder.infer({"pixel_values": pixels})
+    scored = scored_encoder.infer({"pixel_values": picture})
     features: dict[str, Value] = {"vision_features": scored["image_features"]}
     scores: dict[str, Value] = {"attention_received": scored["attention_received"]}
-    tensor = torch.from_numpy(pixels)
+    tensor = torch.from_numpy(picture)
     return {
         "vision and projector, transformers": lambda: model.get_image_features(tensor),
-        "vision": lambda: encoder.infer({"pixel_values": pixels}),
-        "vision, scored": lambda: scored_encoder.infer({"pixel_values": pixels}),
+        "vision": lambda: encoder.infer({"pixel_values": picture}),
+        "vision, scored": lambda: scored_encoder.infer({"pixel_values": picture}),
         "projector at 576": lambda: projector.infer(features | {"keep_tokens": np.array(VISUAL)}),
         "projector at 144, first tokens": lambda: projector.infer(features | {"keep_tokens": np.array(KEPT)}),
         "prune and project to 144": lambda: pruner.infer(features | scores | {"keep_tokens": np.array(KEPT)}),
@@ -166,13 +162,12 @@ def main() -> None:
         bundles[method] = Bundle.open(path)
     whole, pruned = bundles["uniform"], bundles["fopru-rank"]
     model = transformers.LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    pixels = np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32)
 
-    results = time_all(vision_cases(whole, pruned, model, pixels), args.repeats)
+    results = time_all(vision_cases(whole, pruned, model, pixels()), args.repeats)
     results |= time_all(decoder_cases(whole, model), args.repeats)
-    for name, (seconds, spread) in results.items():
-        print(f"{name:40s} {1000 * seconds:9.1f} ms   spread {100 * spread:3.0f}%")
-    summary = summarise({name: seconds for name, (seconds, _) in results.items()})
+    for name, seconds in results.items():
+        print(f"{name:40s} {1000 * seconds.median:9.1f} ms   spread {100 * seconds.spread:3.0f}%")
+    summary = summarise({name: seconds.median for name, seconds in results.items()})
     for name, value in summary.items():
         print(f"{name:50s} {value:.3f}")
     print(json.dumps({"threads": THREADS, "summary": summary}))

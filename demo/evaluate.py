@@ -21,9 +21,10 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from visprune.budget import Budget
 from visprune.demo import MODEL_DIR
+from visprune.demo.held_out import FIRST_TEST_SCENE, held_out, wilson
 from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
-from visprune.demo.scenes import Question, draw, questions
+from visprune.demo.scenes import Question
 from visprune.demo.tower import coverage, pixels
 from visprune.export import attention
 from visprune.export.graphs import VisionEncoder
@@ -32,12 +33,9 @@ from visprune.pruning.base import Layout, VisionPruner
 from visprune.registry import load_method
 from visprune.work import LayerWork
 
-__all__ = ["METHODS", "RATIOS", "HeldOut", "encode", "evaluate", "hold_out", "main", "summary", "wilson"]
+__all__ = ["METHODS", "RATIOS", "HeldOut", "encode", "evaluate", "hold_out", "main", "summary"]
 
 RATIOS = (0.5, 0.25, 0.11)
-
-# The training log looks at the scenes from 0 on, so the table does not.
-_FIRST_TEST_SCENE = 500_000
 
 Indices = NDArray[np.int64]
 
@@ -136,14 +134,6 @@ METHODS: dict[str, Method] = {
 """Name -> which patches to keep before the LLM, [B, K] in any order."""
 
 
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion, 95% by default."""
-    p = right / of
-    centre = p + z * z / (2 * of)
-    half = z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
-
-
 @torch.no_grad()
 def encode(
     model: LlavaForConditionalGeneration, images: NDArray[np.uint8]
@@ -163,10 +153,8 @@ def encode(
 
 
 def hold_out(model: LlavaForConditionalGeneration, count: int, first: int = 0) -> HeldOut:
-    """The scenes of `count` seeds from `first` on, below those of training, with one question each."""
-    images, things = draw(range(first, first + count))
-    rng = np.random.default_rng(first)
-    asked = [questions(t, rng)[0] for t in things]
+    """What `held_out` gives, and what the tower says of it."""
+    images, asked = held_out(count, first)
     return HeldOut(images, *encode(model, images), asked)
 
 
@@ -244,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    held_out = hold_out(model, options.questions, _FIRST_TEST_SCENE)
-    results = evaluate(model, tokenizer, held_out, options.model)
+    data = hold_out(model, options.questions, FIRST_TEST_SCENE)
+    results = evaluate(model, tokenizer, data, options.model)
     text = table(results)
     print(text)
     if options.out:

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from visprune.bench.flops import savings
+from visprune.demo.answers import generations, is_right
 from visprune.demo.scenes import Question
 from visprune.errors import UnsupportedError
 from visprune.export import export
 from visprune.runtime import load
 
 __all__ = ["Result", "evaluate_inside"]
-
-_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +78,8 @@ def _run(
         bundle = export(checkpoint, output=folder / "bundle", verify=False, **options)
         pipeline = stack.enter_context(load(bundle.path))
         right = 0
-        for image, question in zip(images, asked, strict=True):
-            answer = pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
-            right += answer.text.strip() == question.answer
+        for answer, question in zip(generations(pipeline, images, asked), asked, strict=True):
+            right += is_right(answer, question)
         found = savings(bundle.manifest)
         work = found.visual.pruned / found.visual.unpruned if found else float("nan")
         kept = " > ".join(map(str, answer.layer_tokens))

@@ -54,6 +54,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 _FINE = 4  # masks are drawn this much finer than they are shown, then averaged, for smooth edges
 _HEIGHTS = (12, 13, 14, 15)
 _MARGIN = 3
+_CHUNK = 200  # scenes that a process draws at a time
 _CENTRE_GAP = 4  # a thing's centre keeps this far from the middle lines: "where" then has one right answer
 
 _POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
@@ -251,9 +252,12 @@ def _drawn(seed: int) -> tuple[NDArray[np.uint8], tuple[Thing, ...]]:
 
 
 def draw(seeds: Sequence[int]) -> tuple[NDArray[np.uint8], list[tuple[Thing, ...]]]:
-    """The scenes of these seeds, drawn by all cores: images [B, SIZE, SIZE, 3], and their things."""
-    with multiprocessing.Pool() as pool:
-        drawn = pool.map(_drawn, seeds, chunksize=200)
+    """The scenes of these seeds: images [B, SIZE, SIZE, 3], and their things. All cores draw many."""
+    if len(seeds) <= _CHUNK:
+        drawn = [_drawn(seed) for seed in seeds]
+    else:
+        with multiprocessing.Pool() as pool:
+            drawn = pool.map(_drawn, seeds, chunksize=_CHUNK)
     images, things = zip(*drawn, strict=True)
     return np.stack(images), list(things)
 

@@ -124,13 +124,14 @@ def test_the_core_and_the_runtime_never_import_what_a_device_lacks():
     assert not wrong
 
 
-def test_importing_the_runtime_loads_nothing_heavy():
+@pytest.mark.parametrize("module", ["visprune.runtime", "visprune.demo.answers"])
+def test_importing_what_runs_a_bundle_loads_nothing_heavy(module):
     loaded = run(
-        """
+        f"""
         import sys
-        import visprune.runtime
+        import {module}
         visprune.runtime.load
-        print(*{name.split(".")[0] for name in sys.modules})
+        print(*{{name.split(".")[0] for name in sys.modules}})
         """
     ).split()
     assert "jinja2" in loaded

@@ -1,0 +1,87 @@
+"""Bundles and PyTorch are asked the same held-out questions, and judged alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import visprune
+from visprune.demo import MODEL_DIR, answers
+from visprune.demo.answers import exact_match, is_right
+from visprune.demo.held_out import FIRST_TEST_SCENE, held_out, wilson
+from visprune.runtime import Generation
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with 15 of 144 tokens: few enough for some wrong answers."""
+    export = pytest.importorskip("visprune.export").export
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    export(MODEL_DIR, method="uniform", ratio=0.11, output=folder, verify=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def right(bundle: Path) -> list[bool]:
+    """What the bundle answers right."""
+    with visprune.load(bundle) as pipeline:
+        return exact_match(pipeline, *held_out(COUNT))
+
+
+def test_fewer_questions_are_the_first_of_more():
+    images, asked = held_out(3)
+    more_images, more_asked = held_out(5)
+    assert np.array_equal(images, more_images[:3])
+    assert asked == more_asked[:3]
+
+
+def test_a_bundle_answers_what_pytorch_answers(right):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from visprune.demo import evaluate
+    from visprune.demo.language import answered
+
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+    data = evaluate.hold_out(model, COUNT, FIRST_TEST_SCENE)
+    kept = evaluate._pruned(data, "uniform", 0.11, np.random.default_rng(0))
+    assert right == answered(model, tokenizer, kept, data.asked).tolist()
+    assert 0 < sum(right) < COUNT
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "counts"),
+    [(" {}", "eos", True), (" {}", "length", False), (" {} and more", "eos", False), ("", "eos", False)],
+)
+def test_an_answer_is_right_if_it_is_exactly_that_and_ends(text, reason, counts):
+    _, (question,) = held_out(1)
+    answer = Generation(text.format(question.answer), (), 0, 0, 0, (), (), reason, {})
+    assert is_right(answer, question) is counts
+
+
+def test_the_command_tells_each_bundle_and_its_agreement_with_the_first(bundle, right, tmp_path, capsys):
+    file = tmp_path / "answers.json"
+    asked = ["--questions", str(COUNT), "--processes", "1", "--json", str(file)]
+    answers.main([str(bundle), str(bundle), *asked])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{sum(right) / COUNT:.4f}")
+    assert lines[0] == lines[1]
+    low, high = wilson(sum(right), COUNT)
+    found = {"bundle": str(bundle), "right": sum(right), "same": COUNT, "of": COUNT, "low": low, "high": high}
+    assert json.loads(file.read_text()) == [found, found]
+
+
+def test_agreement_counts_texts_and_not_right_answers():
+    found = answers.score("b", [True, False, False], ["7", "red", "up"], ["7", "blue", "up"])
+    assert (found.right, found.same, found.of) == (1, 2, 3)
+
+
+def test_what_is_no_bundle_is_told_without_a_traceback(tmp_path):
+    with pytest.raises(SystemExit) as end:
+        answers.main([str(tmp_path), "--questions", "1", "--processes", "1"])
+    assert "\n" in str(end.value)
