@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from visprune.errors import UnsupportedError, UsageError
-from visprune.manifest import Manifest
 from visprune.quantize.ranges import RANGES, Range
-from visprune.targets import target
+from visprune.targets import Target
 
-__all__ = ["BLOCK_SIZES", "FLOAT", "PARTS", "PRECISIONS", "QuantizeOptions", "Settings"]
+__all__ = ["BLOCK_SIZES", "FLOAT", "PARTS", "PRECISIONS", "QuantizeOptions", "Settings", "resolve"]
 
 FLOAT = "float"
 PRECISIONS = ("int8", "int8-dynamic", "fp8", "int4")
@@ -122,18 +121,13 @@ class Settings:
         return self.needs_samples or "int4" in self.parts.values()
 
 
-def resolve(options: QuantizeOptions, manifest: Manifest) -> Settings:
-    """What the options mean for a bundle.
+def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> Settings:
+    """What the options mean for a bundle of this target and float type.
 
     Raises:
-        UsageError: The bundle is quantized already, or a part is to stay in a float type that it has not.
-        UnsupportedError: The bundle's target cannot take a precision.
+        UsageError: A part is to stay in a float type that the bundle has not, or nothing is to be quantized.
+        UnsupportedError: The target cannot take a precision.
     """
-    if manifest.quantization is not None:
-        done = ", ".join(f"{part} {precision}" for part, precision in manifest.quantization.parts.items())
-        raise UsageError(
-            f"This bundle is quantized already ({done}).", "Quantize the float bundle that it was made from."
-        )
     decoder = options.decoder or options.precision
     asked = {
         "vision": options.vision or options.precision,
@@ -141,8 +135,7 @@ def resolve(options: QuantizeOptions, manifest: Manifest) -> Settings:
         "decoder": decoder,
         "head": options.head or decoder,
     }
-    parts = {part: _kept(part, precision, manifest.dtype) for part, precision in asked.items()}
-    platform = target(manifest.target)
+    parts = {part: _kept(part, precision, dtype) for part, precision in asked.items()}
     chosen = {**parts, "embedding": options.embedding}
     if all(precision == FLOAT for precision in chosen.values()):
         raise UsageError("Every part is to stay float.", "Give a precision to at least one.")
@@ -154,12 +147,12 @@ def resolve(options: QuantizeOptions, manifest: Manifest) -> Settings:
             f"The token table cannot be int8 for the target {platform.name}: TensorRT looks up floats only.",
             "Leave --embedding out.",
         )
-    if "int8-dynamic" in parts.values() and manifest.dtype != "float32":
+    if "int8-dynamic" in parts.values() and dtype != "float32":
         raise UnsupportedError(
-            f"int8-dynamic computes in float32, and this bundle is {manifest.dtype}.",
+            f"int8-dynamic computes in float32, and this bundle is {dtype}.",
             "Export it with --dtype fp32, or quantize with --precision int8.",
         )
-    return Settings(chosen, manifest.dtype, options.ranges, options.smooth, options.block_size)
+    return Settings(chosen, dtype, options.ranges, options.smooth, options.block_size)
 
 
 def _kept(part: str, precision: str, dtype: str) -> str:

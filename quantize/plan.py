@@ -7,7 +7,8 @@ layers' outputs change on sampled tokens; then the range of the activation, like
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +29,8 @@ Array = NDArray[np.float32]
 # SmoothQuant's and AWQ's exponents; 0 is no factors at all.
 _SMOOTH = (0.0, 0.3, 0.5, 0.65, 0.8)
 _AWQ = tuple(step / 10 for step in range(10))
-# Output channels that errors are measured on: enough for a choice, and the same time for every layer.
-_COLUMNS = 512
+# Output channels and tokens that errors are measured on: enough for a choice.
+_COLUMNS, _TOKENS = 256, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def plan_graph(
             note = "its input was zero in every sample"
             plan.layers |= {linear.name: LayerPlan(FLOAT, note=note) for linear in group}
             continue
-        trial = _Trial(form, seen, [_some(linear.read()) for linear in group], dtype)
+        trial = _Trial.begin(form, seen, [_some(linear.read()) for linear in group], dtype)
         carrier = find_carrier(x, group, by_output) if settings.smooth else None
         factors = None if carrier is None else trial.best_factors(precision)
         if carrier is not None and factors is not None:
@@ -123,27 +124,42 @@ class _Trial:
     Attributes:
         form: The numbers of the weights, and of the activation if it can be rounded.
         seen: Statistics of the activation.
+        rows: Some of its sampled tokens, [some, K].
         weights: Some columns of each layer's weight, [K, some].
+        exact: The outputs of these, [some, some]; factors do not change them.
         dtype: Of scales.
     """
 
     form: NumberFormat
     seen: Statistics
+    rows: Array
     weights: Sequence[Array]
-    dtype: np.dtype
+    exact: Sequence[Array]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def begin(
+        cls, form: NumberFormat, seen: Statistics, weights: Sequence[Array], dtype: np.dtype[Any]
+    ) -> _Trial:
+        """Without factors."""
+        rows = seen.rows[:: max(1, len(seen.rows) // _TOKENS)]
+        return cls(form, seen, rows, weights, [rows @ weight for weight in weights], dtype)
 
     def smoothed(self, factors: Array) -> _Trial:
         """The same with the activation divided and the weights multiplied."""
         seen = Statistics(self.seen.amax / factors, self.seen.mean / factors, self.seen.rows / factors)
-        return _Trial(self.form, seen, [factors[:, None] * weight for weight in self.weights], self.dtype)
+        weights = [factors[:, None] * weight for weight in self.weights]
+        return replace(self, seen=seen, rows=self.rows / factors, weights=weights)
 
     def errors(self, width: float | None) -> list[float]:
         """Relative error of each layer, with the activation clipped to a range; None leaves it float."""
-        x = self.seen.rows
-        rounded = x
+        rounded = self.rows
         if width is not None and isinstance(self.form, (Int8, Fp8)):
-            rounded = self.form.activation(x, width / self.form.largest)
-        return [relative_error(x @ w, rounded @ fake_weight(self.form, w, self.dtype)) for w in self.weights]
+            rounded = self.form.activation(rounded, width / self.form.largest)
+        return [
+            relative_error(exact, rounded @ fake_weight(self.form, weight, self.dtype))
+            for exact, weight in zip(self.exact, self.weights, strict=True)
+        ]
 
     def best_factors(self, precision: str) -> Array | None:
         """The factors with the least error at the whole range; None where none are best."""

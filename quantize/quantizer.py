@@ -13,14 +13,16 @@ from visprune.quantize.options import QuantizeOptions, Settings, resolve
 from visprune.runtime.samples import Samples, draw_samples, read_samples
 from visprune.runtime.verified import verify
 from visprune.staging import check_destination, staged
+from visprune.targets import target
 
 if TYPE_CHECKING:
     from visprune.quantize.calibration import Progress
     from visprune.quantize.job import Judge
 
-__all__ = ["quantize"]
+__all__ = ["DEMO", "prepare", "quantize"]
 
-_DEMO = "visprune-demo"
+DEMO = "visprune-demo"
+"""What the bundled demo model is called in a bundle."""
 
 
 def quantize(
@@ -52,12 +54,15 @@ def quantize(
     """
     chosen = QuantizeOptions(precision, **options)
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings = resolve(chosen, source.manifest)
+    manifest = source.manifest
+    if manifest.quantization is not None:
+        done = ", ".join(f"{part} {name}" for part, name in manifest.quantization.parts.items())
+        raise UsageError(
+            f"This bundle is quantized already ({done}).", "Quantize the float bundle that it was made from."
+        )
     destination = Path(output)
     check_destination(destination, force=chosen.force, marker=MANIFEST)
-    for package, extra in (("onnx_ir", "quantize"), ("onnxruntime", "cpu")):
-        require(package, extra=extra)
-    samples = _samples(chosen, settings, source)
+    settings, samples = prepare(chosen, manifest.target, manifest.dtype, manifest.source.model)
     verify(source)
     from visprune.quantize.job import Job
 
@@ -67,16 +72,32 @@ def quantize(
     return Bundle.open(destination)
 
 
-def _samples(options: QuantizeOptions, settings: Settings, bundle: Bundle) -> Samples:
-    """The calibration data; none where none is needed or given."""
-    if options.calibration is None and bundle.manifest.source.model != _DEMO:
+def prepare(options: QuantizeOptions, target_name: str, dtype: str, model: str) -> tuple[Settings, Samples]:
+    """Refuse what can be refused without a bundle, and read the calibration data.
+
+    Args:
+        options: What was asked for.
+        target_name: Of the bundle.
+        dtype: Its float type.
+        model: Name of the model in it; the demo model has samples of its own.
+
+    Returns:
+        What the options mean, and the samples; none where none are needed or given.
+
+    Raises:
+        UsageError, UnsupportedError, InputError, MissingExtraError: As for `quantize`.
+    """
+    settings = resolve(options, target(target_name), dtype)
+    for package, extra in (("onnx_ir", "quantize"), ("onnxruntime", "cpu")):
+        require(package, extra=extra)
+    if options.calibration is None and model != DEMO:
         if settings.needs_samples:
             raise UsageError(
                 "int8 and fp8 need calibration data, to find the ranges of activations.",
                 "Give --calibration FILE with a few dozen pictures and prompts like those in use; "
                 "int8-dynamic and int4 work without.",
             )
-        return Samples(())
+        return settings, Samples(())
     found = read_samples(options.calibration, max_skipped=options.max_skipped)
     drawn = draw_samples(found.usable, options.samples, options.seed)
     if len(drawn) < 2:
@@ -84,4 +105,4 @@ def _samples(options: QuantizeOptions, settings: Settings, bundle: Bundle) -> Sa
             "One sample is too few: ranges come from some, and errors are measured on others.",
             "Give at least two, better a few dozen.",
         )
-    return Samples(drawn, found.skipped)
+    return settings, Samples(drawn, found.skipped)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from visprune.errors import ExportError, UsageError
 
-__all__ = ["check_destination", "existing_parent", "staged", "tidy"]
+__all__ = ["check_destination", "existing_parent", "scratch", "staged", "tidy"]
 
 _PARTIAL, _EARLIER = ".visprune-partial-", ".visprune-earlier-"
 _OURS = re.compile(rf"({re.escape(_PARTIAL)}|{re.escape(_EARLIER)})[0-9a-f]{{8}}")
@@ -108,6 +108,20 @@ def staged(destination: Path) -> Iterator[Path]:
         while parent != keep and parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
             parent = parent.parent
+
+
+@contextlib.contextmanager
+def scratch(destination: Path) -> Iterator[Path]:
+    """An empty directory beside `destination` for what is made on the way; it is gone after the block.
+
+    Raises:
+        UsageError: The directory cannot be made.
+    """
+    with _claimed(destination.absolute(), _PARTIAL) as path:
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_in_place(stage: Path, destination: Path, *, replaces: bool) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, TrustRemoteCode
+from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import ExportError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from visprune.bundle import Bundle
     from visprune.export.preview import Preview
+    from visprune.quantize.options import QuantizeOptions
 
 __all__ = ["export"]
 
@@ -58,6 +60,11 @@ def export(  # noqa: PLR0913 - a command line's options
         int | None,
         typer.Option(metavar="N", help="Cut the decoder into N files, with nothing pruned inside."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Quantize it too, see `visprune quantize`.", show_default="float"),
+    ] = None,
+    calibration: Calibration = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +72,7 @@ def export(  # noqa: PLR0913 - a command line's options
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="Platform: onnxruntime or jetpack6.")
+        str, typer.Option(metavar="NAME", help="Platform: onnxruntime, jetpack6 or rtx.")
     ] = "onnxruntime",
     dtype: Annotated[str | None, typer.Option(help="fp32 or fp16.", show_default="the target's own")] = None,
     verify: Annotated[
@@ -97,7 +104,11 @@ def export(  # noqa: PLR0913 - a command line's options
         from visprune.export import export as write
         from visprune.export.preview import Preview, preview
 
-        run: Callable[..., Bundle | Preview] = preview if dry_run else partial(write, progress=progress)
+        real: Callable[..., Bundle] = partial(write, progress=progress)
+        if precision is not None:
+            chosen = _check_precision(precision, calibration, output, target, dtype, model, force=force)
+            real = partial(_then_quantize, real, chosen, progress)
+        run: Callable[..., Bundle | Preview] = preview if dry_run else real
         made = run(
             model,
             method=method,
@@ -119,12 +130,71 @@ def export(  # noqa: PLR0913 - a command line's options
         )
     if isinstance(made, Preview):
         print_json(asdict(made)) if as_json else _print_preview(made)
+        if precision is not None and not as_json:
+            print(f"It would be quantized to {precision} after that; the sizes are those before.")
         if made.obstacle is not None:
             raise ExportError(*made.obstacle)
     elif as_json:
         print_json({"bundle": str(made.path), **_summary(made)})
     else:
         _print(made)
+        if made.manifest.quantization is not None:
+            print_report(made, read_report(made))
+
+
+def _check_precision(
+    precision: str,
+    calibration: Path | None,
+    output: Path | None,
+    target: str,
+    dtype: str | None,
+    model: str | None,
+    *,
+    force: bool,
+) -> QuantizeOptions:
+    """Refuse what can be refused of a quantization before the export that it follows."""
+    from visprune.errors import UsageError
+    from visprune.export.options import DTYPES
+    from visprune.quantize.options import QuantizeOptions
+    from visprune.quantize.quantizer import DEMO, prepare
+    from visprune.targets import target as find_target
+
+    if output is None:
+        raise UsageError("--precision needs a name for the bundle.", "Give one with -o.")
+    options = QuantizeOptions(precision, calibration=calibration, force=force)
+    platform = find_target(target)
+    width = DTYPES.get(dtype, platform.dtype) if dtype else platform.dtype
+    prepare(options, target, width, DEMO if model is None else model)
+    return options
+
+
+def _then_quantize(
+    write: Callable[..., Bundle],
+    options: QuantizeOptions,
+    progress: Callable[[str, int, int], None],
+    model: str | None,
+    *,
+    output: Path,
+    force: bool,
+    **rest: Any,
+) -> Bundle:
+    """Export beside the wanted place, quantize to it, and forget the float bundle."""
+    from visprune.manifest import MANIFEST
+    from visprune.quantize import quantize
+    from visprune.staging import check_destination, scratch
+
+    check_destination(output, force=force, marker=MANIFEST)
+    with scratch(output) as folder:
+        made = write(model, output=folder / "float", force=False, **rest)
+        return quantize(
+            made,
+            output,
+            precision=options.precision,
+            calibration=options.calibration,
+            force=force,
+            judge=judge_for(made),
+            progress=progress,
+        )
 
 
 def _summary(bundle: Bundle) -> dict[str, object]:

@@ -87,11 +87,26 @@ def _facts(manifest: Manifest) -> list[str]:
         *_tiles(manifest),
         f"decoder   {decoder.num_layers} layers, {decoder.num_kv_heads} key-value heads of "
         f"{decoder.head_dim}, cache {decoder.cache_dtype}, context {decoder.context_length}{window}",
+        *_quantized(manifest),
         *_work_lines(manifest),
         f"stages    {stages}   (in brackets: only for new images)",
         f"files     {len(manifest.files)}, {size(total)}",
         f"made      {source.created}, {versions}",
     ]
+
+
+def _quantized(manifest: Manifest) -> list[str]:
+    """Precisions, and what they cost."""
+    found = manifest.quantization
+    if found is None:
+        return []
+    parts = ", ".join(f"{part} {precision}" for part, precision in found.parts.items())
+    samples = f"; ranges from {found.samples} samples" if found.samples else ""
+    errors = ", ".join(f"{error.graph} {error.relative_l2:.2%}" for error in found.errors)
+    lines = [f"quantized {parts}{samples}"]
+    lines += [f"          error of the output on held-out samples: {errors}"] if errors else []
+    lines += [f"          left float: {', '.join(found.kept_float)}"] if found.kept_float else []
+    return lines
 
 
 def _options(options: dict[str, Any]) -> str:
@@ -212,6 +227,8 @@ def parity_table(manifest: Manifest) -> Any:
     """The self-check of the export, for a rich console."""
     from rich.table import Table
 
+    if manifest.quantization is not None:
+        return "parity    checked of the float bundle only; what quantization adds stands above"
     if not manifest.parity.verified:
         return "parity    not checked: exported with --no-verify"
     layers = manifest.parity.scope == "layers"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from visprune.quantize.job import Judge
     from visprune.quantize.ranges import Range
 
-__all__ = ["Calibration", "judge_for", "print_report", "quantize"]
+__all__ = ["Calibration", "judge_for", "print_report", "quantize", "read_report"]
 
 _QUESTIONS = 200
 _SHOWN = 5  # layers with the largest errors
@@ -109,7 +109,15 @@ def quantize(  # noqa: PLR0913 - a command line's options
 
 def judge_for(bundle: Bundle) -> Judge | None:
     """Questions with known answers, where the bundle is of the demo model."""
-    return None
+    from visprune.quantize.quantizer import DEMO
+
+    if bundle.manifest.source.model != DEMO:
+        return None
+    from visprune.demo.answers import exact_match
+    from visprune.demo.held_out import held_out
+
+    images, asked = held_out(_QUESTIONS)
+    return lambda pipeline: exact_match(pipeline, images, asked)
 
 
 def read_report(bundle: Bundle) -> dict[str, Any]:
@@ -134,7 +142,7 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
             graph["precision"],
             "-" if graph["relative_l2"] is None else f"{graph['relative_l2']:.2%}",
             "-" if graph["cosine"] is None else f"{graph['cosine']:.5f}",
-            " > ".join(map(size, graph["bytes"])),
+            _pair([count / 1e6 for count in graph["bytes"]]),
             _pair(graph["prefill_ms"]),
             _pair(graph["step_ms"]),
         )
@@ -142,7 +150,7 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
     console.print(
         f"\nerror: relative L2 of the output on {report['held_out']} held-out samples, the graph fed alike"
     )
-    console.print(f"ms: float > quantized, medians in turns, on {report['machine']}")
+    console.print(f"MB, ms: float > quantized; medians in turns, on {report['machine']}")
     worst = sorted(report["layers"], key=lambda layer: -(layer["own_error"] or 0.0))[:_SHOWN]
     if worst and worst[0]["own_error"]:
         named = ", ".join(
