@@ -44,6 +44,7 @@ NEW_TOKENS = 8
 """Decoded after each prompt, so that statistics are not only those of a prefill."""
 
 _ROWS = 256
+_FORMAT = 1  # of what is remembered
 _PARTS = ("amax", "mean", "rows")
 
 
@@ -170,7 +171,8 @@ def calm() -> BackendOptions:
 
 def _key(bundle: Bundle, samples: Sequence[Sample], watched: Watched) -> str:
     """Of everything that statistics depend on."""
-    digest = hashlib.sha256(f"{__version__} {NEW_TOKENS} {_ROWS} {bundle.manifest.pruning}".encode())
+    counts = f"{__version__} {_FORMAT} {NEW_TOKENS} {_ROWS}"
+    digest = hashlib.sha256(f"{counts} {bundle.manifest.pruning}".encode())
     for name, record in sorted(bundle.manifest.files.items()):
         digest.update(f"{name} {record.sha256}\n".encode())
     for sample in samples:

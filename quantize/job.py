@@ -65,7 +65,8 @@ class Job:
         """Write a complete bundle into an empty folder."""
         calibration, held_out = _split(self.samples.usable)
         statistics = self._calibrate(calibration) if self.settings.uses_samples else {}
-        plans = self._plan(statistics)
+        plans = {name: self._plan(name, statistics) for name in self.source.manifest.graphs}
+        plans = {name: found for name, found in plans.items() if found}
         widths = {name: outputs_of(self.source, name) for name in plans}
         recorded: dict[str, Recorded] = {}
         answers: list[tuple[int, ...]] = []
@@ -116,17 +117,20 @@ class Job:
                 watched[name] = {str(linear.x.name): linear.shape[0] for linear in chosen}
         return calibrate(self.source, samples, watched, self.progress)
 
-    def _plan(self, statistics: Mapping[str, Statistics]) -> dict[str, GraphPlan]:
-        """The plans of all graphs in which something changes."""
+    def _plan(self, name: str, statistics: Mapping[str, Statistics]) -> list[GraphPlan]:
+        """The plans that a graph is tried with; none where nothing changes in it.
+
+        Factors that a linear layer carries help most layers, and may still hurt the graph.
+        """
         names = list(self.source.manifest.graphs)
-        plans = {}
-        for index, name in enumerate(names):
-            self.progress("choosing ranges and factors", index, len(names))
-            plan = plan_graph(name, self._load(name).graph, statistics, self.settings)
-            if any(layer.precision != FLOAT for layer in plan.layers.values()):
-                plans[name] = plan
-        self.progress("choosing ranges and factors", len(names), len(names))
-        return plans
+        self.progress("choosing ranges and factors", names.index(name), len(names))
+        plans = [plan_graph(name, self._load(name).graph, statistics, self.settings)]
+        if plans[0].columns:
+            graph = self._load(name).graph
+            plans.append(plan_graph(name, graph, statistics, self.settings, products=False))
+        self.progress("choosing ranges and factors", names.index(name) + 1, len(names))
+        changes = any(layer.precision != FLOAT for layer in plans[0].layers.values())
+        return plans if changes else []
 
     def _link(self, folder: Path, changed: set[str]) -> None:
         """Put the files into the new bundle that stay as they are."""
@@ -147,14 +151,14 @@ class Job:
         self,
         folder: Path,
         name: str,
-        plan: GraphPlan,
+        plans: Sequence[GraphPlan],
         widths: Mapping[str, int],
         recorded: Recorded | None,
     ) -> _Written:
-        """Write one graph, with as many layers left out as the budget asks."""
+        """Write one graph by the best of its plans, with as many layers left out as the budget asks."""
         manifest = self.source.manifest
         shares = target(manifest.target).builds_engines
-        written = _Written(plan, manifest.graphs[name], widths)
+        written = _Written(plans[0], manifest.graphs[name], widths)
 
         def attempt(plan: GraphPlan) -> float | None:
             written.plan = plan
@@ -170,7 +174,10 @@ class Job:
             written.error, written.layers = compare(made, name, recorded, widths, factors)
             return written.error.relative_l2
 
-        written.plan = leave_out(plan, attempt, self.options.error_budget)
+        best = plans[0]
+        if len(plans) > 1 and recorded is not None:
+            best = min(plans, key=lambda plan: attempt(plan) or 0.0)
+        written.plan = leave_out(best, attempt, self.options.error_budget)
         return written
 
     def _graph_reports(

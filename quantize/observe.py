@@ -1,8 +1,9 @@
 """Watch values inside a graph while it runs.
 
 A copy of the graph gets more outputs, computed beside the values and small: for a value [..., K] the largest
-magnitude of each channel, the sum of its magnitudes, and some rows, evenly spaced, the first among them (a
-model's first token often has activations like no other). So memory does not grow with the length of a prompt.
+magnitude of each channel, the sum of its magnitudes, and some rows: the first and the last, which are tokens
+like no others (a model's first often has activations beyond all, and after its last comes the answer), and
+between them evenly spaced ones. So memory does not grow with the length of a prompt.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
         return node.outputs[0]
 
     zero, one = constant("zero", np.array([0])), constant("one", np.array([1]))
+    minus = constant("minus", np.array([-1]))
     two, end = constant("two", np.array([2])), constant("end", np.array([2**62]))
     most, flat = constant("most", np.array([most_rows])), {}
     for name, width in widths.items():
@@ -87,12 +89,13 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
         count = make("Shape", rows, start=0, end=1)
         step = make("Max", make("Div", count, most), one)
         first = make("Slice", rows, zero, one, zero)
+        last = make("Slice", rows, minus, end, zero)
         spaced = make("Slice", rows, make("Add", make("Div", step, two), one), end, zero, step)
         found = {
             "amax": make("ReduceMax", size, zero, keepdims=0),
             "total": make("ReduceSum", size, zero, keepdims=0),
             "count": count,
-            "rows": make("Concat", first, spaced, axis=0),
+            "rows": make("Concat", first, spaced, last, axis=0),
         }
         for what, output in found.items():
             output.name = f"{_MARK}.{what}.{name}"

@@ -68,7 +68,12 @@ class GraphPlan:
 
 
 def plan_graph(
-    name: str, graph: ir.Graph, statistics: Mapping[str, Statistics], settings: Settings
+    name: str,
+    graph: ir.Graph,
+    statistics: Mapping[str, Statistics],
+    settings: Settings,
+    *,
+    products: bool = True,
 ) -> GraphPlan:
     """Decide for all linear layers of a graph.
 
@@ -77,6 +82,7 @@ def plan_graph(
         graph: With its weights, unchanged.
         statistics: Of the activations, by "graph/value"; empty where nothing was calibrated.
         settings: What was asked for.
+        products: Whether linear layers may carry the factors of others, and not only norms.
     """
     linears = find_linears(graph)
     by_output = {linear.y: linear for linear in linears}
@@ -100,7 +106,7 @@ def plan_graph(
             plan.layers |= {linear.name: LayerPlan(FLOAT, note=note) for linear in group}
             continue
         trial = _Trial.begin(form, seen, [_some(linear.read()) for linear in group], dtype)
-        carrier = find_carrier(x, group, by_output) if settings.smooth else None
+        carrier = find_carrier(x, group, by_output if products else {}) if settings.smooth else None
         factors = None if carrier is None else trial.best_factors(precision)
         if carrier is not None and factors is not None:
             plan.rows |= {linear.name: factors for linear in group}
