@@ -64,7 +64,8 @@ class Job:
     def write(self, folder: Path, judge: Judge | None) -> None:
         """Write a complete bundle into an empty folder."""
         calibration, held_out = _split(self.samples.usable)
-        statistics = self._calibrate(calibration) if self.settings.uses_samples else {}
+        wanted = self.settings.uses_samples and calibration
+        statistics = self._calibrate(calibration) if wanted else {}
         plans = {name: self._plan(name, statistics) for name in self.source.manifest.graphs}
         plans = {name: found for name, found in plans.items() if found}
         widths = {name: outputs_of(self.source, name) for name in plans}
