@@ -25,7 +25,8 @@ from visprune.bundle import Bundle
 from visprune.export import export
 from visprune.pruning.recipe import read_recipe
 from visprune.runtime.keep import keep_for
-from visprune.runtime.session import Picture, Session
+from visprune.runtime.pictures import Picture
+from visprune.runtime.session import Session
 
 TEXT_TOKENS, STEPS, TURNS, RATIO, POINTS = 64, 8, 4, 0.4, 5
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    picture = Picture.of(np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32))
+    picture = Picture(np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32))
     pipelines = {name: visprune.load(path, threads=THREADS) for name, path in bundles(args.work).items()}
     prefill: dict[str, list[float]] = {name: [] for name in pipelines}
     decode: dict[str, list[float]] = {name: [] for name in pipelines}
