@@ -250,7 +250,7 @@ def scheme(deletions, layers):
     return tuple(deletions.get(layer, 0) for layer in range(layers))
 
 
-MANY = {0: 9, 3: 5, 11: 6, 12: 3, 24: 4}
+MANY = {0: 9, 3: 5, 5: 6, 6: 3, 8: 4}
 FEW = {0: 6, 2: 11}
 
 
@@ -292,9 +292,9 @@ CASES = {
         QWEN3, {"method": "pyramiddrop", "ratio": 0.3}, pyramid((1, 2, 3), 0.3), verify=True
     ),
     "pyramiddrop-mistral": Case(MISTRAL, {"method": "pyramiddrop", "keep_tokens": 9}, pyramid((1, 2), 0.25)),
-    "fitprune-llama-32": Case(
-        lively(layers=32, hidden=64),
-        {"method": FitPrune(scheme(MANY | {31: 2}, 32), 36, 0.4)},
+    "fitprune-llama-10": Case(
+        lively(layers=10, hidden=64),
+        {"method": FitPrune(scheme(MANY | {9: 2}, 10), 36, 0.4)},
         fitprune(MANY, 36),
     ),
     "uniform-then-fitprune-qwen2": Case(
