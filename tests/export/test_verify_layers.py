@@ -31,7 +31,7 @@ FP32 = {"target": "jetpack6", "dtype": "fp32"}
 # it shows that they are wrong.
 CASES = {
     "merged": ({}, {"method": "fopru-rank", "ratio": 0.5}, "0 1 2 3", MERGED),
-    "merged-jetpack6": ({}, {"method": "none"} | FP32, "0 1 2 3", MERGED),
+    "merged-jetpack6": ({}, {"method": "none"} | FP32, "0 1 2 3", {"layers.3.self_attn.o_proj": "layer 3"}),
     "tied-head": (
         {"text": "qwen2", "tied": True},
         {"method": "none", "dtype": "fp16"},
