@@ -25,7 +25,6 @@ __all__ = ["Checkpoint", "find"]
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-# Bytes of a number, of those that a checkpoint may hold, as safetensors names them.
 
 
 @dataclass(frozen=True, slots=True)

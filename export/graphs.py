@@ -20,7 +20,7 @@ from visprune.pruning.base import VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention
 
-__all__ = ["Decoder", "Embedding", "TokenPruner", "VisionEncoder"]
+__all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder"]
 
 
 class VisionEncoder(nn.Module):
@@ -59,11 +59,8 @@ class VisionEncoder(nn.Module):
         return (image_features, *(signal.compute(attention[index]) for signal, index in self.signals))
 
 
-class TokenPruner(nn.Module):
-    """Select, gather, then project, so that dropped tokens are never projected.
-
-    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] or [T, N, N] ->
-    image_features [T * (A + K), D], keep_indices [T, K]
+class Pruner(nn.Module):
+    """What every pruner before the LLM has: the projector, and a method with its constants.
 
     A method that compares projected tokens has all of them projected first.
     """
@@ -74,11 +71,23 @@ class TokenPruner(nn.Module):
         self.pruner = pruner
         self.projects_first = bool(getattr(pruner, "projected", False))
         self.features = features
-        self.names = list(pruner.signals)
         constants = pruner.constants(features.layout)
         self.constant_names = list(constants)
         for name, array in constants.items():
             self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
+
+    def known(self, signals: list[Tensor]) -> dict[str, Tensor]:
+        """What the method reads, by name: signals and constants."""
+        known = dict(zip(self.pruner.signals, signals, strict=True))
+        return known | {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
+
+
+class TokenPruner(Pruner):
+    """Select, gather, then project, so that dropped tokens are never projected.
+
+    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] or [T, N, N] ->
+    image_features [T * (A + K), D], keep_indices [T, K]
+    """
 
     def forward(
         self, vision_features: Tensor, keep_tokens: Tensor, signals: list[Tensor]
@@ -88,10 +97,8 @@ class TokenPruner(nn.Module):
         count = int(keep_tokens.item())
         torch._check(count >= 1)
         torch._check(count <= layout.visual_tokens)
-        known = dict(zip(self.names, signals, strict=True))
-        known |= {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
         tokens = self.projector(vision_features) if self.projects_first else vision_features
-        indices = self.pruner.select(tokens[:, always_kept:], known, count, layout)  # [T, K]
+        indices = self.pruner.select(tokens[:, always_kept:], self.known(signals), count, layout)  # [T, K]
         kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
         return (kept if self.projects_first else self.projector(kept)), indices
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from visprune.budget import check_ratio
+from visprune.budget import check_ratio, check_request
 from visprune.errors import UsageError
 from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
@@ -80,8 +80,7 @@ class ExportOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and self.keep_tokens is not None:
-            raise UsageError("Both a ratio and a number of tokens were given.", "Give one of them.")
+        check_request(self.ratio, self.keep_tokens)
         if self.ratio is not None:
             check_ratio(self.ratio)
         if self.dtype is not None and self.dtype not in DTYPES:

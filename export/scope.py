@@ -6,7 +6,7 @@ import inspect
 from dataclasses import replace
 from typing import Literal
 
-from visprune.budget import Budget
+from visprune.budget import Budget, no_count
 from visprune.errors import UnsupportedError, UsageError
 from visprune.export.options import Methods
 from visprune.export.parts import Features
@@ -53,9 +53,5 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
         )
     asked = methods.inside_asked
     if asked is not None and asked.keep_tokens is not None:
-        raise UsageError(
-            "Pictures of this model have different numbers of visual tokens, so a count says nothing to "
-            f"{asked.name}.",
-            "Give the fraction to keep with --ratio.",
-        )
+        raise no_count(asked.name)
     return replace(budget, scope="image" if scope == "global" else "tile")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from visprune.export.graphs import Pruner
 from visprune.export.parts import Features, Parts
 from visprune.pruning.base import VisionPruner
 
@@ -21,7 +22,7 @@ __all__ = ["TilePruner"]
 _BEHIND = 1 << 23  # a place after every token's; float32 holds it exactly
 
 
-class TilePruner(nn.Module):
+class TilePruner(Pruner):
     """Select in each tile, gather, project, resample, put in order.
 
     vision_features [T, N, Dv], keep_tokens [] int64, token_places [T, N] int64, newline_places [R] int64,
@@ -40,19 +41,10 @@ class TilePruner(nn.Module):
     def __init__(
         self, parts: Parts, features: Features, pruner: VisionPruner, scope: Literal["image", "tile"]
     ) -> None:
-        super().__init__()
-        self.projector = parts.projector
+        super().__init__(parts, features, pruner)
         self.image_newline: Any = parts.image_newline
-        self.pruner = pruner
-        self.projects_first = bool(getattr(pruner, "projected", False))
-        self.features = features
         self.scope = scope
-        self.names = list(pruner.signals)
         self.resampling = ("token_sources", "token_weights") if features.resamples else ()
-        constants = pruner.constants(features.layout)
-        self.constant_names = list(constants)
-        for name, array in constants.items():
-            self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
 
     def forward(
         self,
@@ -69,13 +61,10 @@ class TilePruner(nn.Module):
         encoded = vision_features.reshape(tiles * count, -1)
         tokens = self.projector(encoded) if self.projects_first else encoded
         sources, weights = self._flat(resampling)  # [T * N, J]
-        known = dict(zip(self.names, signals, strict=True))
         if sources is not None and weights is not None:
-            known = {name: _mix(signal.reshape(-1, 1), sources, weights) for name, signal in known.items()}
-            known = {name: signal.reshape(tiles, count) for name, signal in known.items()}
+            signals = [_mix(s.reshape(-1, 1), sources, weights).reshape(tiles, count) for s in signals]
             tokens = _mix(tokens, sources, weights)
-        known |= {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
-
+        known = self.known(signals)
         indices = self._select(tokens.reshape(tiles, count, -1), known, keep_tokens, token_places >= 0)
         chosen = indices if self.scope == "image" else indices + torch.arange(tiles).unsqueeze(1) * count
         chosen = chosen.reshape(-1)  # [T * K]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.budget import Budget
+from visprune.budget import Budget, check_request, no_count
 from visprune.errors import UsageError
 from visprune.manifest import LayerPruning, Manifest, Pruning
 from visprune.runtime.pictures import Picture
@@ -58,22 +58,22 @@ class Keep:
 
     def sequence_length(self, pruning: Pruning, arrangement: Arrangement | None) -> int:
         """Places that one image takes in the sequence, newline tokens included."""
-        newlines = 0 if arrangement is None else len(arrangement.newline_places)
-        return self.counts(pruning, arrangement)[1] + pruning.always_kept + newlines
+        return self.counts(pruning, arrangement)[1] + _beside(pruning, arrangement)
 
     def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, Value]:
         """What the stages of one image read."""
         arrangement = picture.arrangement
+        number, kept = self.counts(pruning, arrangement)
         values: dict[str, Value] = {
             "pixel_values": picture.pixels,
-            "keep_tokens": np.array(self.counts(pruning, arrangement)[0], dtype=np.int64),
+            "keep_tokens": np.array(number, dtype=np.int64),
         }
         if arrangement is None:
             return values
         return values | {
             "token_places": arrangement.places,
             "newline_places": arrangement.newline_places,
-            "image_tokens": np.array(self.sequence_length(pruning, arrangement), dtype=np.int64),
+            "image_tokens": np.array(kept + _beside(pruning, arrangement), dtype=np.int64),
             "token_sources": arrangement.sources,
             "token_weights": arrangement.weights,
         }
@@ -137,8 +137,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
     Raises:
         UsageError: Both are given, or the number cannot be reached.
     """
-    if ratio is not None and keep_tokens is not None:
-        raise UsageError("Both a ratio and a number of tokens to keep are given.", "Give one of them.")
+    check_request(ratio, keep_tokens)
     before, inside = manifest.pruning, manifest.layer_pruning
     asked = ratio is not None or keep_tokens is not None
     if asked and inside is not None and not before.budget.prunable:
@@ -149,11 +148,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
                 f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
             )
         if keep_tokens is not None and manifest.tiling is not None:
-            raise UsageError(
-                "Pictures of this model have different numbers of visual tokens, so a count says nothing to "
-                f"{inside.method}.",
-                "Give the fraction to keep with --ratio.",
-            )
+            raise no_count(inside.method)
         if keep_tokens is not None:
             ratio = Budget(entering).from_tokens(keep_tokens) / entering
         inside.budget.kept(entering, ratio)  # checks it
@@ -161,3 +156,8 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
     if ratio is not None:
         return Keep(before.budget.from_ratio(ratio))
     return Keep(before.keep_tokens if keep_tokens is None else before.budget.from_tokens(keep_tokens))
+
+
+def _beside(pruning: Pruning, arrangement: Arrangement | None) -> int:
+    """Places of one image's part of the sequence that no visual token takes: a CLS, newline tokens."""
+    return pruning.always_kept + (0 if arrangement is None else len(arrangement.newline_places))

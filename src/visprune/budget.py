@@ -14,7 +14,7 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["Budget", "LayerBudget", "check_ratio"]
+__all__ = ["Budget", "LayerBudget", "check_ratio", "check_request", "no_count"]
 
 
 def check_ratio(ratio: float) -> None:
@@ -28,6 +28,25 @@ def check_ratio(ratio: float) -> None:
             f"The ratio {ratio:g} is outside (0, 1].",
             "Give the fraction of visual tokens to keep, for example 0.25.",
         )
+
+
+def check_request(ratio: float | None, keep_tokens: int | None) -> None:
+    """Refuse two answers to one question.
+
+    Raises:
+        UsageError: Both a ratio and a count are given.
+    """
+    if ratio is not None and keep_tokens is not None:
+        raise UsageError("Both a ratio and a number of tokens to keep are given.", "Give one of them.")
+
+
+def no_count(method: str) -> UsageError:
+    """What to raise where a count is asked of a method inside the LLM that sees pictures of several tiles."""
+    return UsageError(
+        "Pictures of this model have different numbers of visual tokens, so a count says nothing to "
+        f"{method}.",
+        "Give the fraction to keep with --ratio.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

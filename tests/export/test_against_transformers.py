@@ -14,7 +14,6 @@ from visprune.export import export
 NEW = 10
 
 CASES = {
-    "clip-llama": {},
     "clip-full-qwen2": {"strategy": "full", "text": "qwen2", "tied": True},
     "siglip-full-mistral-head-dim": {
         "tower": "siglip",

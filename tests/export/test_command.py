@@ -32,10 +32,12 @@ def test_prints_graphs_parity_and_counts(model, tmp_path, capsys):
 
 
 def test_json_is_alone_on_stdout(model, tmp_path, capsys):
-    arguments = [model, "--method", "uniform", "--keep-tokens", "5", "--no-verify", "--json"]
+    arguments = [model, "--method", "random", "--keep-tokens", "5", "--no-verify", "--json"]
     assert run_command("export", [*arguments, "-o", str(tmp_path / "bundle")]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["visual_tokens"], facts["keep_tokens"], facts["method"]) == (16, 5, "uniform")
+    assert (facts["visual_tokens"], facts["keep_tokens"], facts["method"]) == (16, 5, "random")
+    manifest = json.loads((tmp_path / "bundle" / "visprune.json").read_text())
+    assert manifest["pruning"]["options"] == {"seed": 0}
     assert facts["parity"] == {"verified": False, "rows": [], "scope": "whole"}
 
 
@@ -82,13 +84,10 @@ def test_a_disk_that_fills_up_while_writing(model, tmp_path):
 
 def test_python_says_the_same(model, tmp_path):
     import visprune
-
-    bundle = visprune.export(model, method="random", keep_tokens=3, output=tmp_path / "bundle", verify=False)
-    assert bundle.manifest.pruning.options == {"seed": 0}
     from visprune.pruning.random_draw import Random
 
-    other = visprune.export(model, method=Random(7), keep_tokens=3, output=tmp_path / "other", verify=False)
-    assert (other.manifest.pruning.method, other.manifest.pruning.options) == ("random", {"seed": 7})
+    bundle = visprune.export(model, method=Random(7), keep_tokens=3, output=tmp_path / "out", verify=False)
+    assert (bundle.manifest.pruning.method, bundle.manifest.pruning.options) == ("random", {"seed": 7})
     import visprune.export
 
     assert callable(visprune.export)

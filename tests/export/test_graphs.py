@@ -157,12 +157,6 @@ def test_a_wrong_graph_fails_the_export(checkpoint, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unverified_export_says_so(checkpoint, tmp_path):
-    bundle = export(checkpoint(checkpoint.Tiny()), method="none", output=tmp_path / "out", verify=False)
-    assert not bundle.manifest.parity.verified
-    assert bundle.manifest.parity.rows == ()
-
-
 def test_a_weight_beyond_float16_is_refused(checkpoint, tmp_path):
     import transformers
 
@@ -178,10 +172,12 @@ def test_a_weight_beyond_float16_is_refused(checkpoint, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_the_default_name_says_model_method_and_budget(checkpoint, tmp_path, monkeypatch):
+def test_an_unverified_export_says_so_and_has_a_name_by_itself(checkpoint, tmp_path, monkeypatch):
     import shutil
 
     shutil.copytree(checkpoint(checkpoint.Tiny()), tmp_path / "my-llava")
     monkeypatch.chdir(tmp_path)
     bundle = export("my-llava", method="fopru-row", ratio=0.5, verify=False)
     assert bundle.path.name == "my-llava-fopru-row-keep8"
+    assert not bundle.manifest.parity.verified
+    assert bundle.manifest.parity.rows == ()

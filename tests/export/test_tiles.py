@@ -44,7 +44,7 @@ def picture(size=SIZE, seed=0):
 
 @pytest.fixture(scope="module")
 def next_model(checkpoint):
-    return checkpoint(checkpoint.Tiny(**NEXT, layers=4))
+    return checkpoint(checkpoint.Tiny(**NEXT, layers=3))
 
 
 class Recorded:
@@ -88,9 +88,9 @@ def test_a_global_choice_takes_the_best_of_all_tiles(next_model, tmp_path, monke
 
 
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
-def test_methods_inside_the_llm_see_newline_tokens_too(method, checkpoint, tmp_path):
-    path = checkpoint(checkpoint.Tiny(**NEXT, layers=4 if method == "fastv" else 8))
-    bundle = export(path, method="fopru-rank", ratio=0.5, then=f"{method}:0.5", output=tmp_path / "bundle")
+def test_methods_inside_the_llm_see_newline_tokens_too(method, next_model, tmp_path):
+    options = {"method": "fopru-rank", "ratio": 0.5, "then": f"{method}:0.5"}
+    bundle = export(next_model, output=tmp_path / "bundle", **options)
     assert bundle.manifest.parity.verified
     with visprune.load(bundle.path) as pipeline:
         chat = pipeline.chat()
