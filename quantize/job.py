@@ -1,11 +1,10 @@
 """The work of a quantization: calibrate, decide, write, compare, report.
 
-Graphs are loaded one at a time, their weights mapped. Files that do not change are hard-linked.
+Graphs are loaded one at a time, their weights mapped. Files that do not change are copied.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +72,7 @@ class Job:
         answers: list[tuple[int, ...]] = []
         if held_out:
             recorded, answers = record(self.source, held_out, widths, self.progress)
-        self._link(folder, set(plans))
+        self._copy(folder, set(plans))
         written = {}
         for index, name in enumerate(plans):
             self.progress("quantizing", index, len(plans))
@@ -133,8 +132,11 @@ class Job:
         changes = any(layer.precision != FLOAT for layer in plans[0].layers.values())
         return plans if changes else []
 
-    def _link(self, folder: Path, changed: set[str]) -> None:
-        """Put the files into the new bundle that stay as they are."""
+    def _copy(self, folder: Path, changed: set[str]) -> None:
+        """Put the files into the new bundle that stay as they are.
+
+        As copies: onnx refuses to load external data that has more than one hard link.
+        """
         dropped = {MANIFEST}
         for name, graph in self.source.manifest.graphs.items():
             if name in changed or (name == "embedding" and self.settings.parts["embedding"] != FLOAT):
@@ -143,10 +145,7 @@ class Job:
             if name not in dropped:
                 place = folder / name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(self.source.file(name), place)
-                except OSError:  # another disk, or one without links
-                    shutil.copyfile(self.source.file(name), place)
+                shutil.copyfile(self.source.file(name), place)
 
     def _quantize(
         self,
@@ -233,10 +232,7 @@ class Job:
         (made.path / REPORT).write_text(report.to_json(), encoding="utf-8")
         for path in sorted(path for path in made.path.rglob("*") if path.is_file()):
             name = path.relative_to(made.path).as_posix()
-            known = self.source.manifest.files.get(name)
-            if known is not None and path.samefile(self.source.file(name)):
-                records[name] = known
-            elif name == REPORT or name not in records:
+            if name == REPORT or name not in records:
                 records[name] = FileRecord(path.stat().st_size, sha256(path))
         manifest = replace(
             made.manifest,
