@@ -18,13 +18,14 @@ node = onnx.helper.make_node
 
 
 def model(nodes, inputs, outputs, constants, dtype="float32"):
-    """A model for onnx_ir; inputs are names with shapes, outputs names, constants names with arrays."""
+    """A model for onnx_ir: inputs and shapes, outputs that may have shapes, constants and arrays, by name."""
+    shapes = outputs if isinstance(outputs, dict) else dict.fromkeys(outputs)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = onnx.helper.make_graph(
         nodes,
         "decoder",
         [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in inputs.items()],
-        [onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs],
+        [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
