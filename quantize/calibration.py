@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ def _read(memory: Path) -> dict[str, Statistics] | None:
             arrays = dict(file)
         names = {key.rpartition("|")[0] for key in arrays}
         return {n: Statistics(*(arrays[f"{n}|{part}"] for part in _PARTS)) for n in names}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
