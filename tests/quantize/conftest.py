@@ -9,7 +9,12 @@ import pytest
 pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
+from checkpoints import _quick_traces, checkpoint, pictures
+
 from visprune.bundle import Bundle
+from visprune.quantize import quantize
+
+__all__ = ["_quick_traces", "checkpoint", "pictures"]
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +58,18 @@ def report():
         return json.loads(bundle.file(bundle.manifest.quantization.report).read_text(encoding="utf-8"))
 
     return read
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Quantize, expect an error of a kind whose text matches, and look that nothing was left."""
+
+    def check(error, match, bundle, **options):
+        there = set(tmp_path.iterdir())
+        with pytest.raises(error, match=match) as caught:
+            quantize(bundle, tmp_path / "made", **({"precision": "int8", "timing": False} | options))
+        assert caught.value.hint
+        assert set(tmp_path.iterdir()) == there
+        return caught.value
+
+    return check
