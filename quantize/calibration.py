@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -20,17 +21,18 @@ from numpy.typing import NDArray
 
 from visprune import __version__
 from visprune.bundle import Bundle
-from visprune.errors import BundleError
+from visprune.errors import BundleError, InputError
 from visprune.quantize.observe import Observation, Observer, Sink, add_observations
 from visprune.records import sha256
 from visprune.runtime.backends.ort import open_cpu, open_model
 from visprune.runtime.cores import usable_cores
+from visprune.runtime.generation import Generation
 from visprune.runtime.pipeline import Pipeline
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.samples import Sample
 from visprune.runtime.verified import cache_dir
 
-__all__ = ["Progress", "Statistics", "Watched", "calibrate", "observed", "observed_pipeline"]
+__all__ = ["Progress", "Statistics", "Watched", "ask", "calibrate", "observed", "observed_pipeline"]
 
 Array = NDArray[np.float32]
 
@@ -115,7 +117,7 @@ def calibrate(
     with observed_pipeline(bundle, watched, -(-_ROWS // len(samples)), sink) as pipeline:
         for index, sample in enumerate(samples):
             at = sample
-            pipeline.generate(sample.image, sample.prompt, max_new_tokens=NEW_TOKENS)
+            ask(pipeline, sample, NEW_TOKENS)
             progress("calibrating", index + 1, len(samples))
     found = {
         name: Statistics(
@@ -125,6 +127,18 @@ def calibrate(
     }
     _write(memory, found)
     return found
+
+
+def ask(pipeline: Pipeline, sample: Sample, new_tokens: int) -> Generation:
+    """What a bundle answers to a sample.
+
+    Raises:
+        InputError: The prompt is too long, or contains the image token; the line is named.
+    """
+    try:
+        return pipeline.generate(sample.image, sample.prompt, max_new_tokens=new_tokens)
+    except InputError as error:
+        raise InputError(f"{sample.where}: {error.what}", error.hint) from None
 
 
 def observed_pipeline(
@@ -188,7 +202,7 @@ def _read(memory: Path) -> dict[str, Statistics] | None:
             arrays = dict(file)
         names = {key.rpartition("|")[0] for key in arrays}
         return {n: Statistics(*(arrays[f"{n}|{part}"] for part in _PARTS)) for n in names}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

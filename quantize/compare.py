@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from visprune.bundle import Bundle
 from visprune.manifest import GraphError
-from visprune.quantize.calibration import Progress, Watched, observed, observed_pipeline
+from visprune.quantize.calibration import Progress, Watched, ask, observed, observed_pipeline
 from visprune.quantize.linears import find_linears
 from visprune.quantize.observe import Observation
 from visprune.runtime.runner import Runner, Specs, Value, to_numpy
@@ -110,7 +110,7 @@ def record(
             progress("running the float bundle", index, len(samples))
             for one in kept.values():
                 one.feeds.append({})  # to be filled by the first run
-            made = pipeline.generate(sample.image, sample.prompt, max_new_tokens=NEW_TOKENS)
+            made = ask(pipeline, sample, NEW_TOKENS)
             answers.append(tuple(made.token_ids))
     progress("running the float bundle", len(samples), len(samples))
     return kept, answers

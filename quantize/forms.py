@@ -126,9 +126,9 @@ class Builder:
         self._quantized[key] = self.node("DequantizeLinear", rounded, factor, zero_point)
         return self._quantized[key]
 
-    def biased(self, product: ir.Value, linear: Linear, bias: ir.Value | None) -> ir.Value:
+    def biased(self, product: ir.Value, linear: Linear, bias: ir.Value | None, add: str = "Add") -> ir.Value:
         """A product with its layer's bias."""
-        return product if bias is None else self.node("Add", product, bias)
+        return product if bias is None else self.node(add, product, bias)
 
 
 Bias = ir.Value | None
@@ -153,7 +153,10 @@ def _quantize_dequantize(
     # ONNX Runtime's optimizers take a missing zero point for a single one, and stumble over a shared one.
     zeros = to.constant(f"{linear.name}.zeros", np.zeros(linear.shape[1], zero.dtype))
     unrounded = to.node("DequantizeLinear", stored, scales, zeros, axis=1)
-    return to.biased(to.node("MatMul", to.quantized(linear.x, scale, zero), unrounded), linear, bias)
+    # ONNX Runtime makes a float Gemm of a flat product and an Add before it looks for quantized products.
+    flat = linear.nodes[0].op_type == "Gemm" or len(linear.x.shape or ()) == 2
+    add = "Sum" if flat and not to.shares else "Add"
+    return to.biased(to.node("MatMul", to.quantized(linear.x, scale, zero), unrounded), linear, bias, add)
 
 
 def _int8_dynamic(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:

@@ -118,7 +118,7 @@ class Job:
         return calibrate(self.source, samples, watched, self.progress)
 
     def _plan(self, name: str, statistics: Mapping[str, Statistics]) -> list[GraphPlan]:
-        """The plans that a graph is tried with; none where nothing changes in it.
+        """The plans that a graph is tried with; none where nothing is to be done or told.
 
         Factors that a linear layer carries help most layers, and may still hurt the graph.
         """
@@ -129,8 +129,8 @@ class Job:
             graph = self._load(name).graph
             plans.append(plan_graph(name, graph, statistics, self.settings, products=False))
         self.progress("choosing ranges and factors", names.index(name) + 1, len(names))
-        changes = any(layer.precision != FLOAT for layer in plans[0].layers.values())
-        return plans if changes else []
+        tells = any(layer.precision != FLOAT or layer.note for layer in plans[0].layers.values())
+        return plans if tells else []
 
     def _copy(self, folder: Path, changed: set[str]) -> None:
         """Put the files into the new bundle that stay as they are.

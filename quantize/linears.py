@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Linear", "find_linears", "part_of"]
+from visprune.errors import BundleError
+
+__all__ = ["Linear", "find_linears", "part_of", "read_weight"]
 
 Array = NDArray[np.float32]
 
@@ -52,12 +54,12 @@ class Linear:
 
     def read(self) -> Array:
         """W, [K, N] float32: read from its file, and held by nobody else."""
-        array = _read(self.weight)
+        array = read_weight(self.weight)
         return np.ascontiguousarray(array.T) if self.transposed else array
 
     def read_bias(self) -> Array | None:
         """b, [N] float32."""
-        return None if self.bias is None else _read(self.bias)
+        return None if self.bias is None else read_weight(self.bias)
 
 
 def find_linears(graph: ir.Graph) -> list[Linear]:
@@ -134,7 +136,14 @@ def _shape(value: ir.Value) -> ir.Shape:
     return value.shape
 
 
-def _read(value: ir.Value) -> Array:
+def read_weight(value: ir.Value) -> Array:
+    """The numbers of an initializer, in float32.
+
+    Raises:
+        BundleError: Some are not finite.
+    """
     assert value.const_value is not None
     array: Array = value.const_value.numpy().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise BundleError(f"{value.name} holds numbers that are not finite.", "Check the checkpoint.")
     return array

@@ -113,7 +113,7 @@ class Settings:
     @property
     def needs_samples(self) -> bool:
         """Whether a part has ranges that only samples can tell."""
-        return any(precision in _STATIC for precision in self.parts.values())
+        return any(self.parts[part] in _STATIC for part in PARTS)
 
     @property
     def uses_samples(self) -> bool:

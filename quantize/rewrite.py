@@ -17,7 +17,7 @@ from visprune.errors import BundleError
 from visprune.manifest import Graph
 from visprune.quantize.carriers import vectors_of
 from visprune.quantize.forms import FORMS, Builder, Weight, number_format
-from visprune.quantize.linears import Linear, find_linears
+from visprune.quantize.linears import Linear, find_linears, read_weight
 from visprune.quantize.options import FLOAT, Settings
 from visprune.quantize.plan import GraphPlan
 
@@ -74,12 +74,12 @@ def quantize_embedding(model: ir.Model, settings: Settings, folder: Path, graph:
     table, ids = node.inputs[0], node.inputs[1]
     assert table is not None
     assert table.const_value is not None
-    name, values = str(table.name), table.const_value
+    name = str(table.name)
     shape = tuple(table.const_value.shape.numpy())
     builder = Builder(model.graph, settings.numpy_dtype, shares=False, block=settings.block_size)
 
     def load() -> NDArray[Any]:
-        return values.numpy().astype(np.float32).T  # a token is a column
+        return read_weight(table).T  # a token is a column
 
     stored = Weight(load, number_format("int8", settings.block_size), builder.dtype)
     kind = ir.DataType.from_numpy(builder.dtype)

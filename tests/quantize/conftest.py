@@ -1,0 +1,75 @@
+"""Bundles to quantize, exported once, and a calibration file for those that are not of the demo model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
+
+from checkpoints import _quick_traces, checkpoint, pictures
+
+from visprune.bundle import Bundle
+from visprune.quantize import quantize
+
+__all__ = ["_quick_traces", "checkpoint", "pictures"]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo model, pruned to a half before the LLM."""
+    pytest.importorskip("torch")
+    from visprune.export import export
+
+    return export(
+        method="fopru-rank", ratio=0.5, verify=False, output=tmp_path_factory.mktemp("float") / "demo"
+    )
+
+
+@pytest.fixture
+def tiny(tiny_bundle):
+    """The bundle made by hand. It has no kernel of note: what it is quantized to is quick to make."""
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture
+def jsonl(tmp_path, picture):
+    """Write a calibration file: `jsonl(lines)`, by default of six pictures."""
+
+    def write(lines=None, name="images.jsonl", pictures=6):
+        for seed in range(pictures):
+            picture(seed).save(tmp_path / f"{seed}.png")
+        if lines is None:
+            lines = [{"image": f"{seed}.png", "prompt": f"what is {seed}?"} for seed in range(pictures)]
+        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def report():
+    """What a quantized bundle says of itself: `report(bundle) -> dict`."""
+
+    def read(bundle):
+        return json.loads(bundle.file(bundle.manifest.quantization.report).read_text(encoding="utf-8"))
+
+    return read
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Quantize, expect an error of a kind whose text matches, and look that nothing was left."""
+
+    def check(error, match, bundle, **options):
+        there = set(tmp_path.iterdir())
+        with pytest.raises(error, match=match) as caught:
+            quantize(bundle, tmp_path / "made", **({"precision": "int8", "timing": False} | options))
+        assert caught.value.hint
+        assert set(tmp_path.iterdir()) == there
+        return caught.value
+
+    return check

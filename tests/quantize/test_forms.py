@@ -1,0 +1,197 @@
+"""What ONNX Runtime computes of each form equals a fake-quantized forward pass in NumPy."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx_ir")
+
+from small_graphs import drawn, ir, model, node, onnx, operators, planned, run, settings, write
+
+from visprune.quantize.forms import pack
+
+K, N, ROWS = 64, 24, 5
+LARGEST = {"int8": 127, "fp8": 448}
+# Of the largest output. In float16 the runtime multiplies in float32 or float16, as it likes.
+TOLERANCE = {"float32": 2e-6, "float16": 3e-3}
+
+
+def signed_int8(x):
+    return np.clip(np.rint(x), -128, 127)
+
+
+def e4m3(x):
+    return np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+def weight_as_stored(weight, precision, dtype, block):
+    """A weight after rounding, in float32; its scales are of the graph's type."""
+    if precision == "int4":
+        out = np.empty_like(weight)
+        for n in range(weight.shape[1]):
+            for k in range(0, len(weight), block):
+                part = weight[k : k + block, n]
+                tried = []
+                for shrink in (1.0, 0.95, 0.9, 0.85, 0.8):
+                    scale = np.float32(dtype.type(np.abs(part).max() * np.float32(shrink / 7)))
+                    rounded = np.clip(np.rint(part / scale), -8, 7) * scale
+                    tried.append((float(np.square(rounded - part).sum()), rounded))
+                out[k : k + block, n] = min(tried, key=lambda pair: pair[0])[1]
+        return out
+    largest = LARGEST.get(precision, 127)
+    scales = (np.abs(weight).max(axis=0) / largest).astype(dtype).astype(np.float32)
+    if precision == "fp8":
+        return e4m3(weight / scales) * scales
+    return np.clip(np.rint(weight / scales), -127, 127) * scales
+
+
+def activation_as_seen(x, precision, scale, dtype, block):
+    """An activation after rounding, in float32."""
+    if precision == "int8-dynamic":  # unsigned, with a zero point, for the whole tensor
+        low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+        step = np.float32((high - low) / 255)
+        zero = np.rint(-low / step)
+        return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+    if precision == "int4" and block:  # rounded in blocks, as accuracy level 4 asks
+        out = np.empty_like(x)
+        for k in range(0, x.shape[-1], block):
+            part = x[..., k : k + block]
+            step = np.abs(part).max(axis=-1, keepdims=True) / np.float32(127)
+            out[..., k : k + block] = np.rint(part / np.where(step, step, 1)) * step
+        return out
+    if precision == "int4":
+        return x
+    step = np.float32(dtype.type(scale))
+    return (signed_int8 if precision == "int8" else e4m3)(x / step) * step
+
+
+def make(dtype, layers, biased):
+    """Layers a, b, ... that read one activation."""
+    nodes, constants = [], {}
+    for index, name in enumerate("abc"[:layers]):
+        constants[name] = (drawn(K, N, seed=index) / 8).astype(dtype)
+        nodes.append(node("MatMul", ["x", name], [f"{name}.p" if biased else f"{name}.y"]))
+        if biased:
+            constants[f"{name}.bias"] = drawn(N, seed=index, dtype=dtype)
+            nodes.append(node("Add", [f"{name}.p", f"{name}.bias"], [f"{name}.y"]))
+    outputs = {f"{name}.y": [1, "S", N] for name in "abc"[:layers]}
+    return model(nodes, {"x": [1, "S", K]}, outputs, constants, dtype), constants
+
+
+def check(precision, dtype, folder, *, layers=1, biased=True, shares=False, block=32, optimized=True):
+    """Write layers in a precision, run them, and compare each with NumPy: the path of the graph."""
+    made, constants = make(dtype, layers, biased)
+    x = drawn(1, ROWS, K, dtype=dtype)
+    scale = float(np.abs(x).max()) / LARGEST.get(precision, 127) * 0.9  # some values are clipped
+    plan = planned(precision, dict.fromkeys("abc"[:layers], scale if precision in LARGEST else None))
+    path = write(made, plan, settings(precision, dtype, block), folder, shares)
+    onnx.checker.check_model(path)
+    outputs = run(path, {"x": x}, optimized)
+    kind, seen = np.dtype(dtype), x.astype(np.float32)
+    for index, (name, got) in enumerate(zip("abc", outputs, strict=False)):
+        own = kind.type(scale)
+        for _ in range(0 if shares else index):  # a scale of its own, different in the last bit
+            own = np.nextafter(own, kind.type(np.inf))
+        weight = weight_as_stored(constants[name].astype(np.float32), precision, kind, block)
+        bias = constants[f"{name}.bias"].astype(np.float32) if biased else 0.0
+        # Where a processor has no kernel that rounds the activations of int4, they stay as they are.
+        possible = [activation_as_seen(seen, precision, own, kind, 0 if shares else block)]
+        possible += [seen] if precision == "int4" else []
+        assert got.dtype == kind
+        assert min(distance(got, rounded @ weight + bias) for rounded in possible) < TOLERANCE[dtype]
+    return path
+
+
+def distance(got, expected):
+    return np.abs(got - expected).max() / np.abs(expected).max()
+
+
+CASES = [
+    *((precision, "onnxruntime", "float32") for precision in ("int8", "int8-dynamic", "int4")),
+    ("fp8", "onnxruntime", "float32"),
+    *((precision, "onnxruntime", "float16") for precision in ("int8", "fp8", "int4")),
+    *((precision, "tensorrt", dtype) for precision in ("int8", "fp8", "int4") for dtype in TOLERANCE),
+]
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("precision", "reader", "dtype"), CASES)
+def test_a_layer_equals_numpy(precision, reader, dtype, layers, biased, tmp_path):
+    # The runtime switches off what would take fp8 for integers. TensorRT's int4 would become MatMulNBits.
+    path = check(
+        precision,
+        dtype,
+        tmp_path,
+        layers=layers,
+        biased=biased,
+        shares=reader == "tensorrt",
+        optimized=precision != "fp8" and (precision, reader) != ("int4", "tensorrt"),
+    )
+    counts = operators(path)
+    if precision in LARGEST:
+        assert counts["QuantizeLinear"] == (1 if reader == "tensorrt" else layers)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_form_does_not_depend_on_the_optimizer(precision, tmp_path):
+    check(precision, "float32", tmp_path, layers=3, optimized=False)
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("shares", [False, True], ids=["onnxruntime", "tensorrt"])
+def test_blocks(block, shares, tmp_path):
+    check("int4", "float32", tmp_path, block=block, shares=shares, optimized=not shares)
+
+
+@pytest.mark.parametrize("rows", [64, 96, 100])
+@pytest.mark.parametrize("block", [32, 64])
+def test_packing_is_that_of_the_kernels_own_quantizer(rows, block):
+    """The runtime's quantizer chooses numbers and scales; packed here, its numbers are its bytes."""
+    state = pytest.importorskip("onnxruntime.capi._pybind_state")
+    blocks = -(-rows // block)
+    packed = np.zeros((N, blocks, block // 2), np.uint8)
+    scales = np.zeros(N * blocks, np.float32)
+    zeros = np.zeros(N * ((blocks + 1) // 2), np.uint8)
+    weight = drawn(rows, N)
+    state.quantize_matmul_4bits(packed, weight, scales, zeros, block, N, rows, True)
+    spread = np.repeat(scales.reshape(N, blocks).T, block, axis=0)[:rows]
+    numbers = np.clip(np.rint(weight / spread), -8, 7).astype(np.int8)
+    ours = pack(numbers, block)
+    assert ours.shape == packed.shape
+    one, other = (unpacked(each)[:, :rows] for each in (ours, packed))
+    np.testing.assert_array_equal(one, numbers.T)
+    assert np.abs(one - other).max() <= 1  # they round halves up
+    assert (one == other).mean() > 0.99
+
+
+def unpacked(packed):
+    """[N, blocks, block / 2] bytes as [N, K] integers."""
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
+    return pairs.reshape(len(packed), -1).astype(int) - 8
+
+
+@pytest.mark.parametrize("rows", [64, 96, 100])
+def test_packed_numbers_are_read_as_they_are(rows, tmp_path):
+    """A row of the identity at a time, with floats for activations: what comes out are the weights."""
+    numbers = np.random.default_rng(0).integers(-8, 8, (rows, N)).astype(np.int8)
+    scales = np.abs(drawn(N, -(-rows // 32))) + 0.1
+    product = node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
+        K=rows, N=N, bits=4, block_size=32, accuracy_level=0,
+    )  # fmt: skip
+    made = model([product], {"x": ["S", rows]}, ["y"], {"w": pack(numbers, 32), "s": scales})
+    made.opset_imports["com.microsoft"] = 1
+    ir.save(made, tmp_path / "graph.onnx")
+    (got,) = run(tmp_path / "graph.onnx", {"x": np.eye(rows, dtype=np.float32)})
+    np.testing.assert_allclose(got, numbers * np.repeat(scales.T, 32, axis=0)[:rows], rtol=1e-6)
+
+
+def test_float16_scales_below_the_smallest_number(tmp_path):
+    """An activation that is nearly nothing has the smallest scale there is, and no zero."""
+    made, _ = make("float16", 1, biased=False)
+    path = write(made, planned("int8", {"a": 1e-12}), settings("int8", "float16"), tmp_path)
+    (got,) = run(path, {"x": np.full((1, 2, K), 1e-7, np.float16)})
+    assert np.isfinite(got).all()

@@ -1,0 +1,108 @@
+"""Quantization goes with every way of pruning, and with families whose pictures are tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx_ir")
+
+from visprune.bundle import Bundle
+from visprune.export import export
+from visprune.quantize import quantize
+from visprune.runtime import load
+
+# Made in one go: grouped keys, tiles, and pruning before and inside the LLM; and a model without any of it.
+CASES = {
+    "tiles, inside": (
+        {"family": "llava_next", "text": "qwen2", "layers": 3, "lively": True},
+        {"method": "fopru-rank", "then": "fastv", "ratio": 0.5},
+    ),
+    "unpruned": ({"tied": True, "head_dim": 16, "lively": True}, {"method": "none"}),
+}
+# Of random weights, through which errors grow.
+BOUND = {"int8": 0.1, "int8-dynamic": 0.1, "fp8": 0.15, "int4": 0.4}
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, tmp_path_factory):
+    """Export a case once: `bundle(name) -> Bundle`."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            settings, options = CASES[name]
+            output = tmp_path_factory.mktemp("float") / "bundle"
+            path = checkpoint(checkpoint.Tiny(**settings))
+            made[name] = export(path, output=output, verify=False, **options)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def lines(jsonl, pictures, tmp_path):
+    """Six samples of three pictures."""
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"wide{index}.png")
+    return jsonl([{"image": f"wide{i % 3}.png", "prompt": f"What is {i}?"} for i in range(6)], pictures=0)
+
+
+@pytest.mark.parametrize("precision", BOUND)
+@pytest.mark.parametrize("case", CASES)
+def test_a_bundle_of_each_kind(case, precision, bundle, lines, tmp_path, report):
+    source = bundle(case)
+    made = quantize(
+        source,
+        tmp_path / "made",
+        precision=precision,
+        calibration=lines,
+        timing=False,
+        error_budget=float("inf"),
+    )
+    Bundle.open(made.path).verify()
+    told = made.manifest.quantization
+    said = report(made)
+    assert {layer["precision"] for layer in said["layers"]} == {precision}
+    changed = {layer["graph"] for layer in said["layers"]}
+    assert changed >= {"vision_encoder", "token_pruner"}
+    assert any(name.startswith("decoder") for name in changed)
+    assert {error.graph for error in told.errors} == changed
+    assert all(error.relative_l2 < BOUND[precision] for error in told.errors)
+    assert all(layer["cosine"] > 0.9 for layer in said["layers"])
+    with load(made.path) as quantized, load(source.path) as whole:
+        before, after = (
+            pipeline.generate(tmp_path / "wide0.png", "What is it?", max_new_tokens=4)
+            for pipeline in (whole, quantized)
+        )
+    assert after.layer_tokens == before.layer_tokens
+    assert after.token_ids
+
+
+def test_every_segment_has_its_layers(bundle, lines, tmp_path, report):
+    source = bundle("tiles, inside")
+    made = quantize(source, tmp_path / "made", precision="int8-dynamic", calibration=lines, timing=True)
+    said = report(made)
+    per_graph = {}
+    for layer in said["layers"]:
+        per_graph.setdefault(layer["graph"], []).append(layer["layer"])
+    decoder = [name for graph, names in per_graph.items() if graph.startswith("decoder") for name in names]
+    assert len(decoder) == 3 * 7 + 1
+    assert len(set(decoder)) == len(decoder)
+    times = {graph["graph"]: graph for graph in said["graphs"]}
+    assert all(np.isfinite(times[name]["prefill_ms"]).all() for name in per_graph)
+    assert all(times[name]["step_ms"] for name in per_graph if name.startswith("decoder"))
+    assert times["vision_encoder"]["step_ms"] is None
+
+
+def test_more_tokens_than_were_calibrated_with(bundle, lines, tmp_path):
+    """A quantized bundle still takes another number of tokens at run time."""
+    made = quantize(
+        bundle("tiles, inside"), tmp_path / "made", precision="int8", calibration=lines, timing=False
+    )
+    with load(made.path) as pipeline:
+        kept = [
+            pipeline.generate(tmp_path / "wide0.png", "What?", max_new_tokens=2, keep_tokens=keep).tokens_kept
+            for keep in (2, 8)
+        ]
+    assert kept[0] < kept[1]

@@ -1,0 +1,80 @@
+"""Every graph of the quantized demo model becomes a TensorRT-RTX engine; no GPU is needed for that."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("torch")
+pytest.importorskip("onnx_ir")
+
+from engines import check
+from small_graphs import onnx, operators
+
+from visprune.errors import UnsupportedError
+from visprune.export import export
+from visprune.quantize import quantize
+from visprune.targets import check_sm
+
+SMS = {"int8": (86, 89, 120), "fp8": (89, 120), "int4": (86,)}
+
+
+@pytest.fixture(scope="module")
+def rtx(tmp_path_factory):
+    """The demo model for RTX GPUs, in fp16."""
+    output = tmp_path_factory.mktemp("rtx") / "float"
+    return export(method="fopru-rank", ratio=0.5, target="rtx", verify=False, output=output)
+
+
+@pytest.fixture(scope="module")
+def made(rtx, tmp_path_factory):
+    """That in each precision, made once."""
+    bundles = {}
+
+    def make(precision):
+        if precision not in bundles:
+            output = tmp_path_factory.mktemp("made") / precision
+            bundles[precision] = quantize(rtx, output, precision=precision, timing=False, samples=4)
+        return bundles[precision]
+
+    return make
+
+
+@pytest.mark.parametrize(("precision", "sm"), [(name, sm) for name, sms in SMS.items() for sm in sms])
+def test_every_graph_builds(precision, sm, made):
+    bundle = made(precision)
+    check_sm(tuple(bundle.manifest.quantization.parts.values()), sm)
+    check(bundle, bundle.manifest.graphs, sm=sm)
+
+
+def test_fp8_is_refused_before_it_is_built_for_sm86(made):
+    parts = made("fp8").manifest.quantization.parts
+    with pytest.raises(UnsupportedError, match="SM86 has no fp8"):
+        check_sm(tuple(parts.values()), 86)
+
+
+@pytest.mark.parametrize("precision", SMS)
+def test_graphs_are_in_standard_operators(precision, made, rtx):
+    """Layers that read one activation share its quantization; nothing of ONNX Runtime's own is left."""
+    bundle = made(precision)
+    for name, graph in bundle.manifest.graphs.items():
+        path = bundle.file(graph.file)
+        if name != "embedding":  # its data is a hard link, which the checker does not read
+            onnx.checker.check_model(path)
+        loaded = onnx.load(path, load_external_data=False)
+        assert {node.domain for node in loaded.graph.node} <= {""}, name
+        before, after = operators(rtx.file(graph.file)), operators(path)
+        products = ("MatMul", "Gemm")
+        assert sum(before.get(op, 0) for op in products) == sum(after.get(op, 0) for op in products)
+        if precision != "int4":
+            read = [node.input[0] for node in loaded.graph.node if node.op_type == "QuantizeLinear"]
+            assert len(read) == len(set(read)), name
+
+
+def test_the_numbers_are_sound(made):
+    """In float16 on the CPU; errors as small as those of the float32 bundle."""
+    bounds = {"int8": 0.1, "fp8": 0.1, "int4": 0.15}
+    for precision, bound in bounds.items():
+        errors = made(precision).manifest.quantization.errors
+        assert len(errors) == 3
+        assert all(error.relative_l2 < bound for error in errors), precision
