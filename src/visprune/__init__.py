@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview", "quantize"]
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",

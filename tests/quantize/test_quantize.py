@@ -42,20 +42,19 @@ def files(folder):
 
 
 def check_files(before, after):
-    """It opens, its hashes are true, and what did not change is the same file on disk."""
+    """It opens, its hashes are true, and what did not change is a copy."""
     Bundle.open(after.path).verify()
     assert files(after.path).keys() == {*after.manifest.files, MANIFEST}
     assert before.manifest.graphs.keys() == after.manifest.graphs.keys()
-    linked = 0
+    copied = 0
     for name, record in before.manifest.files.items():
         path = after.path / name
         if after.manifest.files.get(name) == record:
-            assert path.samefile(before.file(name)), name
-            linked += 1
-        elif path.exists():
-            assert not path.samefile(before.file(name)), name
+            copied += 1
+        # A second hard link would keep onnx from loading either.
+        assert not path.exists() or path.stat().st_nlink == 1, name
     before.verify()
-    return linked
+    return copied
 
 
 def size(bundle):
