@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from visprune.bundle import Bundle
 from visprune.manifest import GraphError
 from visprune.quantize.calibration import Progress, Watched, ask, observed, observed_pipeline
 from visprune.quantize.linears import find_linears
-from visprune.quantize.observe import Observation
-from visprune.runtime.runner import Runner, Specs, Value, to_numpy
+from visprune.quantize.observe import Around, Observation
+from visprune.runtime.runner import Runner, Value, to_numpy
 from visprune.runtime.samples import Sample
 
 __all__ = ["Difference", "Recorded", "compare", "outputs_of", "record"]
@@ -147,20 +146,18 @@ def compare(
     return GraphError(graph, total.relative_l2, total.cosine), layers
 
 
-class _Recorder:
-    """Hands on what a runner does, and keeps the first run of each sample and one decoded token."""
+class _Recorder(Around):
+    """Keeps the first run of each sample, and one decoded token."""
 
     def __init__(
         self, inner: Runner, kept: Recorded, observations: Callable[[], Mapping[str, Observation]]
     ) -> None:
-        self._inner, self._kept, self._observations = inner, kept, observations
-
-    @property
-    def specs(self) -> Specs:
-        return self._inner.specs
+        super().__init__(inner)
+        self._kept, self._observations = kept, observations
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        outputs = self._inner.infer(feeds)
+        """Run the graph; see `Runner.infer`."""
+        outputs = self.inner.infer(feeds)
         rows = {name: one.rows for name, one in self._observations().items()}
         if not self._kept.feeds[-1]:
             self._kept.feeds[-1] = _copied(feeds)
@@ -169,14 +166,6 @@ class _Recorder:
         elif self._kept.step is None:
             self._kept.step = _copied(feeds)
         return outputs
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
 
 
 def _copied(feeds: Mapping[str, Value]) -> Feeds:

@@ -5,49 +5,40 @@ Graphs are loaded one at a time, their weights mapped. Files that do not change 
 
 from __future__ import annotations
 
-import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from visprune.bundle import Bundle
-from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Graph, GraphError, Parity, Quantization
+from visprune.manifest import MANIFEST, FileRecord, Graph, Quantization
 from visprune.quantize.calibration import Progress, Statistics, calibrate
-from visprune.quantize.compare import NEW_TOKENS, Difference, Recorded, compare, outputs_of, record
+from visprune.quantize.compare import Recorded, compare, outputs_of, record
 from visprune.quantize.linears import find_linears, part_of
 from visprune.quantize.options import FLOAT, QuantizeOptions, Settings
+from visprune.quantize.outcome import (
+    Judge,
+    Written,
+    compare_answers,
+    graph_reports,
+    layer_reports,
+    processor,
+    seal,
+)
 from visprune.quantize.plan import GraphPlan, plan_graph
-from visprune.quantize.report import REPORT, Answers, GraphReport, LayerReport, Report
+from visprune.quantize.report import REPORT, Report
 from visprune.quantize.rewrite import quantize_embedding, write_quantized
 from visprune.quantize.search import leave_out
-from visprune.quantize.timing import time_graph
-from visprune.records import sha256
 from visprune.runtime.cores import usable_cores
-from visprune.runtime.pipeline import Pipeline, load
 from visprune.runtime.samples import Sample, Samples
 from visprune.targets import target
 
-__all__ = ["Job", "Judge"]
-
-Judge = Callable[[Pipeline], Sequence[bool]]
-"""Asks a pipeline questions with known answers, and says which it answered right."""
+__all__ = ["Job"]
 
 # Of the samples one in so many is held out; errors are measured on at most so many.
 _HELD_OUT, _MOST_HELD_OUT = 4, 8
-
-
-@dataclass(slots=True)
-class _Written:
-    """One graph as it was written last."""
-
-    plan: GraphPlan
-    graph: Graph
-    widths: Mapping[str, int]
-    error: GraphError | None = None
-    layers: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +80,26 @@ class Job:
             samples=len(calibration) if statistics else 0,
             held_out=len(held_out),
             skipped=self.samples.skipped,
-            machine=f"{_processor()}, {usable_cores()} threads",
-            graphs=tuple(self._graph_reports(made, written, recorded)),
-            layers=tuple(_layer_reports(written)),
+            machine=f"{processor()}, {usable_cores()} threads",
+            graphs=tuple(
+                graph_reports(
+                    self.source,
+                    made,
+                    written,
+                    recorded if self.options.timing else {},
+                    self.settings.parts["embedding"],
+                    self.progress,
+                )
+            ),
+            layers=tuple(layer_reports(written)),
             answers=None,
         )
         records: dict[str, FileRecord] = {}
-        self._seal(made, report, records)
+        seal(made, report, records)
         if held_out or judge is not None:
-            report = replace(report, answers=self._answers(folder, held_out, answers, judge))
-            self._seal(made, report, records)
+            found = compare_answers(self.source, folder, held_out, answers, judge, self.progress)
+            report = replace(report, answers=found)
+            seal(made, report, records)
 
     def _made(self, folder: Path, graphs: dict[str, Graph]) -> Bundle:
         """The new bundle as far as it is known, for graphs to be opened."""
@@ -154,11 +155,11 @@ class Job:
         plans: Sequence[GraphPlan],
         widths: Mapping[str, int],
         recorded: Recorded | None,
-    ) -> _Written:
+    ) -> Written:
         """Write one graph by the best of its plans, with as many layers left out as the budget asks."""
         manifest = self.source.manifest
         shares = target(manifest.target).builds_engines
-        written = _Written(plans[0], manifest.graphs[name], widths)
+        written = Written(plans[0], manifest.graphs[name], widths)
 
         def attempt(plan: GraphPlan) -> float | None:
             written.plan = plan
@@ -180,113 +181,9 @@ class Job:
         written.plan = leave_out(best, attempt, self.options.error_budget)
         return written
 
-    def _graph_reports(
-        self, made: Bundle, written: Mapping[str, _Written], recorded: Mapping[str, Recorded]
-    ) -> Iterator[GraphReport]:
-        for index, name in enumerate(self.source.manifest.graphs):
-            self.progress("timing both bundles", index, len(self.source.manifest.graphs))
-            one = written.get(name)
-            error = one.error if one is not None else None
-            known = recorded.get(name)
-            times = None
-            if self.options.timing and known is not None and known.feeds and known.feeds[0]:
-                times = time_graph(self.source, made, name, known)
-            precisions = dict.fromkeys(layer.precision for layer in one.plan.layers.values()) if one else {}
-            if name == "embedding":
-                precisions = {self.settings.parts["embedding"]: None}
-            yield GraphReport(
-                graph=name,
-                precision=" + ".join(precisions) or FLOAT,
-                relative_l2=error.relative_l2 if error else None,
-                cosine=error.cosine if error else None,
-                bytes=(_bytes(self.source, name), _bytes(made, name)),
-                prefill_ms=times.prefill if times else None,
-                step_ms=times.step if times else None,
-            )
-
-    def _answers(
-        self,
-        folder: Path,
-        held_out: Sequence[Sample],
-        expected: Sequence[tuple[int, ...]],
-        judge: Judge | None,
-    ) -> Answers:
-        """Greedy answers of both; those of the float bundle to the held-out samples are known."""
-        self.progress("comparing answers", 0, 2)
-        with load(folder, verify=False) as pipeline:
-            same = sum(
-                tuple(pipeline.generate(s.image, s.prompt, max_new_tokens=NEW_TOKENS).token_ids) == tokens
-                for s, tokens in zip(held_out, expected, strict=True)
-            )
-            judged = [] if judge is None else judge(pipeline)
-        self.progress("comparing answers", 1, 2)
-        judged_before: Sequence[bool] = []
-        if judge is not None:
-            with load(self.source.path, verify=False) as pipeline:
-                judged_before = judge(pipeline)
-        self.progress("comparing answers", 2, 2)
-        return Answers(len(held_out), same, len(judged), (sum(judged_before), sum(judged)))
-
-    def _seal(self, made: Bundle, report: Report, records: dict[str, FileRecord]) -> None:
-        """Write report and manifest; hashes of files that are known are in `records`."""
-        (made.path / REPORT).write_text(report.to_json(), encoding="utf-8")
-        for path in sorted(path for path in made.path.rglob("*") if path.is_file()):
-            name = path.relative_to(made.path).as_posix()
-            if name == REPORT or name not in records:
-                records[name] = FileRecord(path.stat().st_size, sha256(path))
-        manifest = replace(
-            made.manifest,
-            schema_version=SCHEMA_VERSION,
-            parity=Parity(verified=False),
-            files={name: record for name, record in records.items() if name != MANIFEST},
-            quantization=Quantization(
-                parts=report.parts,
-                samples=report.samples,
-                kept_float=tuple(one.layer for one in report.layers if one.note),
-                errors=tuple(
-                    GraphError(one.graph, one.relative_l2, one.cosine)
-                    for one in report.graphs
-                    if one.relative_l2 is not None and one.cosine is not None
-                ),
-                report=REPORT,
-            ),
-        )
-        (made.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
 
 def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """To calibrate on, and held out: spread over the file, because neighbours may be alike."""
     every = max(_HELD_OUT, -(-len(samples) // _MOST_HELD_OUT)) if len(samples) >= _HELD_OUT else 2
     held_out = [sample for index, sample in enumerate(samples) if index % every == every - 1]
     return [sample for index, sample in enumerate(samples) if index % every != every - 1], held_out
-
-
-def _layer_reports(written: Mapping[str, _Written]) -> Iterator[LayerReport]:
-    for name, one in written.items():
-        outputs = dict(zip(one.plan.layers, one.widths, strict=True))
-        for layer, plan in one.plan.layers.items():
-            seen = one.layers.get(outputs[layer])
-            yield LayerReport(
-                graph=name,
-                layer=layer,
-                precision=plan.precision,
-                own_error=plan.error,
-                relative_l2=seen.relative_l2 if seen else None,
-                cosine=seen.cosine if seen else None,
-                note=plan.note,
-            )
-
-
-def _bytes(bundle: Bundle, name: str) -> int:
-    graph = bundle.manifest.graphs[name]
-    return sum(bundle.file(file).stat().st_size for file in (graph.file, graph.data) if file)
-
-
-def _processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

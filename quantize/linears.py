@@ -140,10 +140,18 @@ def read_weight(value: ir.Value) -> Array:
     """The numbers of an initializer, in float32.
 
     Raises:
-        BundleError: Some are not finite.
+        BundleError: They cannot be read, or some are not finite.
     """
     assert value.const_value is not None
-    array: Array = value.const_value.numpy().astype(np.float32)
+    try:
+        array: Array = value.const_value.numpy().astype(np.float32)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # such as files with more than one hard link, which onnx-ir refuses
+        raise BundleError(
+            f"{value.name} cannot be read: {error}", "Copy the bundle to a new place."
+        ) from None
     if not np.isfinite(array).all():
         raise BundleError(f"{value.name} holds numbers that are not finite.", "Check the checkpoint.")
     return array

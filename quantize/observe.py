@@ -17,10 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from visprune.runtime.backends.ort import OrtRunner
 from visprune.runtime.runner import Runner, Specs, Value, to_numpy
 
-__all__ = ["Observation", "Observer", "Sink", "add_observations"]
+__all__ = ["Around", "Observation", "Observer", "Sink", "add_observations"]
 
 Array = NDArray[np.float32]
 
@@ -106,8 +105,36 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
     return serialized
 
 
-class Observer:
-    """A runner of a graph with observations, which gives the graph's own outputs.
+class Around:
+    """A runner around another, for subclasses to say what happens in between.
+
+    Args:
+        inner: Does the work.
+    """
+
+    def __init__(self, inner: Runner) -> None:
+        self.inner = inner
+
+    @property
+    def specs(self) -> Specs:
+        """Inputs and outputs."""
+        return self.inner.specs
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; see `Runner.infer`."""
+        return self.inner.infer(feeds)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.inner.__exit__(kind, error, trace)
+
+
+class Observer(Around):
+    """Runs a graph with observations, and gives the graph's own outputs.
 
     Args:
         inner: Runs the model that `add_observations` made.
@@ -116,19 +143,20 @@ class Observer:
         sink: Takes what was seen of each run.
     """
 
-    def __init__(self, inner: OrtRunner, graph: str, names: Collection[str], sink: Sink) -> None:
-        self._inner, self._graph, self._names, self._sink = inner, graph, names, sink
+    def __init__(self, inner: Runner, graph: str, names: Collection[str], sink: Sink) -> None:
+        super().__init__(inner)
+        self._graph, self._names, self._sink = graph, names, sink
 
     @property
     def specs(self) -> Specs:
         """Inputs and outputs of the graph as it is in the bundle."""
-        specs = self._inner.specs
+        specs = self.inner.specs
         own = tuple(spec for spec in specs.outputs if not spec.name.startswith(f"{_MARK}."))
         return Specs(specs.inputs, own)
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the graph; see `Runner.infer`."""
-        outputs = self._inner.infer(feeds)
+        outputs = self.inner.infer(feeds)
         seen = {}
         for name in self._names:
             amax, total, count, rows = (
@@ -137,11 +165,3 @@ class Observer:
             seen[name] = Observation(amax, total, int(count[0]), rows)
         self._sink(self._graph, seen)
         return outputs
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)

@@ -17,7 +17,7 @@ from visprune.targets import target
 
 if TYPE_CHECKING:
     from visprune.quantize.calibration import Progress
-    from visprune.quantize.job import Judge
+    from visprune.quantize.outcome import Judge
 
 __all__ = ["DEMO", "prepare", "quantize"]
 

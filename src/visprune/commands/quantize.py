@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,13 +14,14 @@ from visprune.commands.terminal import bars, print_json, size
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
-    from visprune.quantize.job import Judge
+    from visprune.quantize.outcome import Judge
     from visprune.quantize.ranges import Range
 
 __all__ = ["Calibration", "judge_for", "print_report", "quantize", "read_report"]
 
 _QUESTIONS = 200
 _SHOWN = 5  # layers with the largest errors
+_WIDTH = 110
 
 Calibration = Annotated[
     Path | None,
@@ -132,10 +134,11 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    table = Table(
-        "graph", "precision", "error", "cosine", "size", "ms", "ms a token", box=None, pad_edge=False
-    )
+    # A file or another program can take the whole table; a terminal has its own width.
+    width = None if sys.stdout.isatty() else _WIDTH
+    console = Console(soft_wrap=True, highlight=False, markup=False, width=width)
+    columns = ("graph", "precision", "error", "cosine", "MB", "ms", "ms a token")
+    table = Table(*columns, box=None, pad_edge=False)
     for graph in report["graphs"]:
         table.add_row(
             graph["graph"],
@@ -147,16 +150,13 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
             _pair(graph["step_ms"]),
         )
     console.print(table)
-    console.print(
-        f"\nerror: relative L2 of the output on {report['held_out']} held-out samples, the graph fed alike"
-    )
+    console.print(f"\nerror: relative L2 of the output, fed alike, on {report['held_out']} held-out samples")
     console.print(f"MB, ms: float > quantized; medians in turns, on {report['machine']}")
     worst = sorted(report["layers"], key=lambda layer: -(layer["own_error"] or 0.0))[:_SHOWN]
     if worst and worst[0]["own_error"]:
-        named = ", ".join(
-            f"{layer['layer']} {layer['own_error']:.2%}" for layer in worst if layer["own_error"]
-        )
-        console.print(f"largest errors of single layers: {named}")
+        console.print("largest errors of single layers:")
+        for layer in worst:
+            console.print(f"  {layer['own_error'] or 0.0:6.2%}  {layer['layer']}")
     left = [layer for layer in report["layers"] if layer["note"]]
     for layer in left:
         console.print(f"float: {layer['layer']} ({layer['note']})")
@@ -173,5 +173,10 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
     console.print(f"\n{report['verdict']}")
 
 
-def _pair(times: list[float] | None) -> str:
-    return "-" if times is None else f"{times[0]:.3g} > {times[1]:.3g}"
+def _pair(values: list[float] | None) -> str:
+    return "-" if values is None else " > ".join(map(_short, values))
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
