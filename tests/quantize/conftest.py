@@ -50,6 +50,14 @@ def jsonl(tmp_path, picture):
     return write
 
 
+@pytest.fixture
+def lines(jsonl, pictures, tmp_path):
+    """A calibration file of six samples: three pictures, larger than the tiny models see them."""
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"wide{index}.png")
+    return jsonl([{"image": f"wide{i % 3}.png", "prompt": f"What is {i}?"} for i in range(6)], pictures=0)
+
+
 @pytest.fixture(scope="session")
 def report():
     """What a quantized bundle says of itself: `report(bundle) -> dict`."""
