@@ -250,3 +250,21 @@ def test_force_replaces_a_bundle(tiny, tmp_path, jsonl):
     quantize(tiny, tmp_path / "made", precision="int8", **options)
     made = quantize(tiny, tmp_path / "made", precision="int4", force=True, **options)
     assert made.manifest.quantization.parts["decoder"] == "int4"
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_hardly_any_samples(samples, tiny, tmp_path, jsonl, report):
+    made = quantize(
+        tiny, tmp_path / "made", precision="int8", calibration=jsonl(), samples=samples, timing=False
+    )
+    said = report(made)
+    assert said["held_out"] >= 1
+    assert said["samples"] + said["held_out"] == samples
+
+
+def test_the_same_line_again_and_again(tiny, tmp_path, jsonl, report):
+    """What the session remembers of a picture does not hide it from what is measured."""
+    lines = jsonl([{"image": "0.png", "prompt": "what?"}] * 8)
+    made = quantize(tiny, tmp_path / "made", precision="int8", calibration=lines)
+    assert len(made.manifest.quantization.errors) == 2
+    assert report(made)["graphs"][0]["prefill_ms"] is not None
