@@ -85,16 +85,8 @@ def check_report(before, after, report):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_the_demo_model_in_each_precision(precision, demo, tmp_path, report):
-    steps = []
-    made = quantize(
-        demo,
-        tmp_path / "made",
-        precision=precision,
-        samples=8,
-        timing=precision == "int4",
-        progress=lambda *step: steps.append(step),
-    )
+def test_the_demo_model_in_each_precision(precision, demo, demo_in, report):
+    made = demo_in(precision)
     assert check_files(demo, made) == 5
     said = check_report(demo, made, report)
     assert {layer["precision"] for layer in said["layers"]} == {precision}
@@ -109,10 +101,6 @@ def test_the_demo_model_in_each_precision(precision, demo, tmp_path, report):
     # int4 asks for samples where there are some, int8-dynamic does not.
     assert (said["samples"], said["held_out"]) == (0 if precision == "int8-dynamic" else 6, 2)
     assert said["answers"]["samples"] == 2
-    if precision == "int4":
-        times = [graph["prefill_ms"] for graph in said["graphs"]]
-        assert all(len(pair) == 2 and min(pair) > 0 for pair in times)
-    assert all(0 <= done <= total for _, done, total in steps)
     questions = json.loads(demo_model.QUESTIONS.read_text())[:4]
     with load(made.path) as pipeline:
         answers = [pipeline.generate(demo_model.IMAGE, one["question"]).text.strip() for one in questions]
@@ -268,3 +256,21 @@ def test_the_same_line_again_and_again(tiny, tmp_path, jsonl, report):
     made = quantize(tiny, tmp_path / "made", precision="int8", calibration=lines)
     assert len(made.manifest.quantization.errors) == 2
     assert report(made)["graphs"][0]["prefill_ms"] is not None
+
+
+def test_times_and_progress(tiny, tmp_path, jsonl, report):
+    steps = []
+    made = quantize(
+        tiny,
+        tmp_path / "made",
+        precision="int4",
+        calibration=jsonl(),
+        progress=lambda *step: steps.append(step),
+    )
+    graphs = {graph["graph"]: graph for graph in report(made)["graphs"]}
+    assert all(len(one["prefill_ms"]) == 2 and min(one["prefill_ms"]) > 0 for one in graphs.values())
+    assert [name for name, one in graphs.items() if one["step_ms"]] == ["embedding", "decoder_model_merged"]
+    assert all(0 <= done <= total for _, done, total in steps)
+    for what in {step[0] for step in steps}:
+        counts = [done for said, done, _ in steps if said == what]
+        assert counts == sorted(counts), what

@@ -17,10 +17,10 @@ from visprune.runtime import load
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
-    """A tiny model for JetPack 6: float16, norms spelled out, opset 19."""
+    """A tiny model for JetPack 6, unpruned: float16, norms spelled out, opset 19, one table for both ends."""
     output = tmp_path_factory.mktemp("jetpack6") / "float"
-    path = checkpoint(checkpoint.Tiny(lively=True))
-    return export(path, method="fopru-rank", verify=False, output=output, target="jetpack6")
+    path = checkpoint(checkpoint.Tiny(lively=True, tied=True, head_dim=16))
+    return export(path, method="none", verify=False, output=output, target="jetpack6")
 
 
 @pytest.fixture
