@@ -28,6 +28,20 @@ def demo(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def demo_in(demo, tmp_path_factory):
+    """The demo bundle quantized as a whole, once for each precision: `demo_in("int8") -> Bundle`."""
+    made = {}
+
+    def make(precision):
+        if precision not in made:
+            output = tmp_path_factory.mktemp("made") / precision
+            made[precision] = quantize(demo, output, precision=precision, samples=8, timing=False)
+        return made[precision]
+
+    return make
+
+
 @pytest.fixture
 def tiny(tiny_bundle):
     """The bundle made by hand. It has no kernel of note: what it is quantized to is quick to make."""
@@ -48,6 +62,14 @@ def jsonl(tmp_path, picture):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def lines(jsonl, pictures, tmp_path):
+    """A calibration file of six samples: three pictures, larger than the tiny models see them."""
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"wide{index}.png")
+    return jsonl([{"image": f"wide{i % 3}.png", "prompt": f"What is {i}?"} for i in range(6)], pictures=0)
 
 
 @pytest.fixture(scope="session")

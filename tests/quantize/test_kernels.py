@@ -9,7 +9,6 @@ pytest.importorskip("onnx_ir")
 
 from small_graphs import drawn, ir, model, node, onnx, planned, session, settings, write
 
-from visprune.quantize import quantize
 from visprune.quantize.linears import find_linears
 
 KERNELS = {
@@ -42,25 +41,9 @@ def float_products(graph):
     ]
 
 
-@pytest.fixture(scope="module")
-def made(demo, tmp_path_factory):
-    """The demo bundle in each precision; all of the model is quantized."""
-    bundles = {}
-
-    def make(precision):
-        if precision not in bundles:
-            output = tmp_path_factory.mktemp("made") / precision
-            bundles[precision] = quantize(
-                demo, output, precision=precision, timing=False, error_budget=float("inf"), samples=4
-            )
-        return bundles[precision]
-
-    return make
-
-
 @pytest.mark.parametrize("precision", KERNELS)
-def test_no_layer_of_the_demo_model_is_left_to_float(precision, demo, made, tmp_path):
-    bundle = made(precision)
+def test_no_layer_of_the_demo_model_is_left_to_float(precision, demo, demo_in, tmp_path):
+    bundle = demo_in(precision)
     for name, graph in bundle.manifest.graphs.items():
         linears = find_linears(ir.load(demo.file(demo.manifest.graphs[name].file)).graph)
         runs = optimized(bundle.file(graph.file), tmp_path)

@@ -1,4 +1,4 @@
-"""Quantization goes with every way of pruning, and with families whose pictures are tiles."""
+"""Quantization goes with pruning before and inside the LLM, and with pictures that are tiles."""
 
 from __future__ import annotations
 
@@ -12,46 +12,20 @@ from visprune.export import export
 from visprune.quantize import quantize
 from visprune.runtime import load
 
-# Made in one go: grouped keys, tiles, and pruning before and inside the LLM; and a model without any of it.
-CASES = {
-    "tiles, inside": (
-        {"family": "llava_next", "text": "qwen2", "layers": 3, "lively": True},
-        {"method": "fopru-rank", "then": "fastv", "ratio": 0.5},
-    ),
-    "unpruned": ({"tied": True, "head_dim": 16, "lively": True}, {"method": "none"}),
-}
 # Of random weights, through which errors grow.
 BOUND = {"int8": 0.1, "int8-dynamic": 0.1, "fp8": 0.15, "int4": 0.4}
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint, tmp_path_factory):
-    """Export a case once: `bundle(name) -> Bundle`."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            settings, options = CASES[name]
-            output = tmp_path_factory.mktemp("float") / "bundle"
-            path = checkpoint(checkpoint.Tiny(**settings))
-            made[name] = export(path, output=output, verify=False, **options)
-        return made[name]
-
-    return make
-
-
-@pytest.fixture
-def lines(jsonl, pictures, tmp_path):
-    """Six samples of three pictures."""
-    for index, picture in enumerate(pictures):
-        picture.save(tmp_path / f"wide{index}.png")
-    return jsonl([{"image": f"wide{i % 3}.png", "prompt": f"What is {i}?"} for i in range(6)], pictures=0)
+def source(checkpoint, tmp_path_factory):
+    """In one: heads that share keys, pictures of several tiles, pruning before and inside the LLM."""
+    path = checkpoint(checkpoint.Tiny(family="llava_next", text="qwen2", layers=3, lively=True))
+    output = tmp_path_factory.mktemp("float") / "bundle"
+    return export(path, method="fopru-rank", then="fastv", ratio=0.5, output=output, verify=False)
 
 
 @pytest.mark.parametrize("precision", BOUND)
-@pytest.mark.parametrize("case", CASES)
-def test_a_bundle_of_each_kind(case, precision, bundle, lines, tmp_path, report):
-    source = bundle(case)
+def test_each_precision(precision, source, lines, tmp_path, report):
     made = quantize(
         source,
         tmp_path / "made",
@@ -79,8 +53,7 @@ def test_a_bundle_of_each_kind(case, precision, bundle, lines, tmp_path, report)
     assert after.token_ids
 
 
-def test_every_segment_has_its_layers(bundle, lines, tmp_path, report):
-    source = bundle("tiles, inside")
+def test_every_segment_has_its_layers(source, lines, tmp_path, report):
     made = quantize(source, tmp_path / "made", precision="int8-dynamic", calibration=lines, timing=True)
     said = report(made)
     per_graph = {}
@@ -95,11 +68,9 @@ def test_every_segment_has_its_layers(bundle, lines, tmp_path, report):
     assert times["vision_encoder"]["step_ms"] is None
 
 
-def test_more_tokens_than_were_calibrated_with(bundle, lines, tmp_path):
+def test_more_tokens_than_were_calibrated_with(source, lines, tmp_path):
     """A quantized bundle still takes another number of tokens at run time."""
-    made = quantize(
-        bundle("tiles, inside"), tmp_path / "made", precision="int8", calibration=lines, timing=False
-    )
+    made = quantize(source, tmp_path / "made", precision="int8", calibration=lines, timing=False)
     with load(made.path) as pipeline:
         kept = [
             pipeline.generate(tmp_path / "wide0.png", "What?", max_new_tokens=2, keep_tokens=keep).tokens_kept

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
-from small_graphs import ir
+from small_graphs import ir, onnx
 
 from visprune import demo as demo_model
 from visprune.bundle import Bundle
@@ -42,19 +42,17 @@ def files(folder):
 
 
 def check_files(before, after):
-    """It opens, its hashes are true, and what did not change is a copy."""
+    """It opens, its hashes are true, and it shares no file with the float bundle: how many are as there."""
     Bundle.open(after.path).verify()
+    before.verify()
     assert files(after.path).keys() == {*after.manifest.files, MANIFEST}
     assert before.manifest.graphs.keys() == after.manifest.graphs.keys()
-    copied = 0
-    for name, record in before.manifest.files.items():
-        path = after.path / name
-        if after.manifest.files.get(name) == record:
-            copied += 1
-        # A second hard link would keep onnx from loading either.
-        assert not path.exists() or path.stat().st_nlink == 1, name
-    before.verify()
-    return copied
+    for path in files(after.path).values():
+        assert path.stat().st_nlink == 1  # onnx reads no data that has two names
+    for bundle in (before, after):
+        for graph in bundle.manifest.graphs.values():
+            onnx.load(bundle.file(graph.file))
+    return sum(record == after.manifest.files.get(name) for name, record in before.manifest.files.items())
 
 
 def size(bundle):
@@ -87,16 +85,8 @@ def check_report(before, after, report):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_the_demo_model_in_each_precision(precision, demo, tmp_path, report):
-    steps = []
-    made = quantize(
-        demo,
-        tmp_path / "made",
-        precision=precision,
-        samples=8,
-        timing=precision == "int4",
-        progress=lambda *step: steps.append(step),
-    )
+def test_the_demo_model_in_each_precision(precision, demo, demo_in, report):
+    made = demo_in(precision)
     assert check_files(demo, made) == 5
     said = check_report(demo, made, report)
     assert {layer["precision"] for layer in said["layers"]} == {precision}
@@ -111,10 +101,6 @@ def test_the_demo_model_in_each_precision(precision, demo, tmp_path, report):
     # int4 asks for samples where there are some, int8-dynamic does not.
     assert (said["samples"], said["held_out"]) == (0 if precision == "int8-dynamic" else 6, 2)
     assert said["answers"]["samples"] == 2
-    if precision == "int4":
-        times = [graph["prefill_ms"] for graph in said["graphs"]]
-        assert all(len(pair) == 2 and min(pair) > 0 for pair in times)
-    assert all(0 <= done <= total for _, done, total in steps)
     questions = json.loads(demo_model.QUESTIONS.read_text())[:4]
     with load(made.path) as pipeline:
         answers = [pipeline.generate(demo_model.IMAGE, one["question"]).text.strip() for one in questions]
@@ -252,3 +238,39 @@ def test_force_replaces_a_bundle(tiny, tmp_path, jsonl):
     quantize(tiny, tmp_path / "made", precision="int8", **options)
     made = quantize(tiny, tmp_path / "made", precision="int4", force=True, **options)
     assert made.manifest.quantization.parts["decoder"] == "int4"
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_hardly_any_samples(samples, tiny, tmp_path, jsonl, report):
+    made = quantize(
+        tiny, tmp_path / "made", precision="int8", calibration=jsonl(), samples=samples, timing=False
+    )
+    said = report(made)
+    assert said["held_out"] >= 1
+    assert said["samples"] + said["held_out"] == samples
+
+
+def test_the_same_line_again_and_again(tiny, tmp_path, jsonl, report):
+    """What the session remembers of a picture does not hide it from what is measured."""
+    lines = jsonl([{"image": "0.png", "prompt": "what?"}] * 8)
+    made = quantize(tiny, tmp_path / "made", precision="int8", calibration=lines)
+    assert len(made.manifest.quantization.errors) == 2
+    assert report(made)["graphs"][0]["prefill_ms"] is not None
+
+
+def test_times_and_progress(tiny, tmp_path, jsonl, report):
+    steps = []
+    made = quantize(
+        tiny,
+        tmp_path / "made",
+        precision="int4",
+        calibration=jsonl(),
+        progress=lambda *step: steps.append(step),
+    )
+    graphs = {graph["graph"]: graph for graph in report(made)["graphs"]}
+    assert all(len(one["prefill_ms"]) == 2 and min(one["prefill_ms"]) > 0 for one in graphs.values())
+    assert [name for name, one in graphs.items() if one["step_ms"]] == ["embedding", "decoder_model_merged"]
+    assert all(0 <= done <= total for _, done, total in steps)
+    for what in {step[0] for step in steps}:
+        counts = [done for said, done, _ in steps if said == what]
+        assert counts == sorted(counts), what

@@ -1,0 +1,79 @@
+"""Bundles for JetPack 6, whose TensorRT reads opset 19."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx_ir")
+
+from small_graphs import ir, onnx
+
+from visprune.errors import UnsupportedError
+from visprune.export import export
+from visprune.quantize import quantize
+from visprune.runtime import load
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, tmp_path_factory):
+    """A tiny model for JetPack 6, unpruned: float16, norms spelled out, opset 19, one table for both ends."""
+    output = tmp_path_factory.mktemp("jetpack6") / "float"
+    path = checkpoint(checkpoint.Tiny(lively=True, tied=True, head_dim=16))
+    return export(path, method="none", verify=False, output=output, target="jetpack6")
+
+
+@pytest.fixture
+def made(bundle, lines, tmp_path):
+    """That in int8."""
+    return quantize(bundle, tmp_path / "made", precision="int8", calibration=lines, timing=False)
+
+
+def floats(bundle):
+    """Initializers of any size in floats: (graph, name) -> array."""
+    return {
+        (name, value.name): value.const_value.numpy()
+        for name, graph in bundle.manifest.graphs.items()
+        for value in ir.load(bundle.file(graph.file)).graph.initializers.values()
+        if value.const_value.dtype.is_floating_point() and value.const_value.size > 1
+    }
+
+
+def test_float16_stays_float16(bundle, made, tmp_path, report):
+    assert {layer["precision"] for layer in report(made)["layers"]} == {"int8"}
+    assert all(error.relative_l2 < 0.1 for error in made.manifest.quantization.errors)
+    before, after = floats(bundle), floats(made)
+    new = after.keys() - before.keys()
+    assert len(new) > 20
+    assert all(after[key].dtype == np.float16 for key in new)
+    assert all(np.isfinite(after[key]).all() for key in new)
+    assert all((after[key] != 0).all() for key in new if key[1].endswith(".scales"))
+    # Norms that are spelled out carry factors too.
+    assert {graph for graph, name in new if ".divided." in name} == {"vision_encoder", "decoder_model_merged"}
+    with load(made.path) as pipeline:
+        assert pipeline.generate(tmp_path / "wide0.png", "What?", max_new_tokens=4).token_ids
+
+
+def test_what_int8_is_spelled_in(made):
+    """Opset 19, nothing of ONNX Runtime's own; symmetric, by tensor and for weights by output channel."""
+    for name, graph in made.manifest.graphs.items():
+        path = made.file(graph.file)
+        onnx.checker.check_model(path)
+        loaded = onnx.load(path)
+        assert next(one.version for one in loaded.opset_import if one.domain == "") == 19
+        assert {node.domain for node in loaded.graph.node} <= {""}, name
+        constants = {one.name: onnx.numpy_helper.to_array(one) for one in loaded.graph.initializer}
+        for node in loaded.graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                assert not constants[node.input[2]].any()
+                assert constants[node.input[2]].dtype == np.int8
+                weight = constants.get(node.input[0])
+                assert constants[node.input[1]].shape == (() if weight is None else weight.shape[1:])
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int4", "int8-dynamic"])
+def test_there_is_no_other_precision(precision, bundle, lines, tmp_path):
+    there = set(tmp_path.iterdir())
+    with pytest.raises(UnsupportedError, match=f"jetpack6 cannot take {precision}"):
+        quantize(bundle, tmp_path / "made", precision=precision, calibration=lines)
+    assert set(tmp_path.iterdir()) == there
