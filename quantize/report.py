@@ -128,7 +128,7 @@ class Report:
     def _judgement(self, first: float | None, step: float | None, points: float | None) -> str:
         allowed = max(_POINTS.get(precision, _MOST_POINTS) for precision in self.parts.values())
         if points is not None and points < -allowed:
-            return f"not worth it, more than {allowed:g} points are lost"
+            return f"not worth it, the limit is {allowed:g}"
         known = [speed for speed in (first, step) if speed is not None]
         if not known:
             return "smaller; measure it where it will run"

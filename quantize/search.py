@@ -39,10 +39,11 @@ def leave_out(plan: GraphPlan, attempt: Callable[[GraphPlan], float | None], bud
         return reached is None or reached <= budget
 
     too_few, enough = 0, 1
-    last = 1
-    while not fits(enough) and enough < len(order):
+    while not fits(enough):
+        if enough == len(order):  # what is left over is not the doing of these layers
+            return _without(plan, order)
         too_few, enough = enough, min(2 * enough, len(order))
-        last = enough
+    last = enough
     while enough - too_few > 1:
         last = (too_few + enough) // 2
         too_few, enough = (too_few, last) if fits(last) else (last, enough)

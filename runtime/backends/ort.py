@@ -99,7 +99,7 @@ def _open(
     path = bundle.file(bundle.manifest.graphs[graph].file)
     settings = _settings(ort, options, providers)
     quantization = bundle.manifest.quantization
-    if quantization is not None and "fp8" in quantization.parts.values():
+    if quantization is not None and "fp8" in quantization.precisions(graph):
         # Its optimizer takes every 8-bit number for an integer.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     runner = OrtRunner(ort, _session(ort, str(path), settings, providers, graph), graph)

@@ -327,6 +327,11 @@ class Quantization:
     errors: tuple[GraphError, ...]
     report: str
 
+    def precisions(self, graph: str) -> set[str]:
+        """Of the parts of the model that are in a graph."""
+        parts = {"vision_encoder": ("vision",), "token_pruner": ("projector",), "embedding": ("embedding",)}
+        return {self.parts[part] for part in parts.get(graph, ("decoder", "head"))}
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:

@@ -45,12 +45,12 @@ def test_all_that_is_known_is_said():
             "keep it where the first token matters less than the rest",
         ),
         ({"step": (2.0, 4.0)}, ": keep it where decoding matters less than the rest"),
-        ({"right": (900, 880)}, ": not worth it, more than 1 points are lost"),
+        ({"right": (900, 880)}, ": not worth it, the limit is 1"),
         ({"right": (900, 890)}, ": keep it"),
         ({"right": (900, 890), "parts": PARTS | {"decoder": "int4"}}, ": keep it"),
         (
             {"right": (900, 879), "parts": PARTS | {"decoder": "int4"}},
-            ": not worth it, more than 2 points are lost",
+            ": not worth it, the limit is 2",
         ),
     ],
 )
