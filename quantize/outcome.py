@@ -59,7 +59,8 @@ def graph_reports(
         progress("timing both bundles", index, len(names))
         one, known = written.get(name), recorded.get(name)
         error = one.error if one is not None else None
-        times = time_graph(before, after, name, known) if known and known.feeds and known.feeds[0] else None
+        timed = known is not None and known.feeds and known.feeds[0]
+        prefill, step = time_graph(before, after, name, known) if known and timed else (None, None)
         precisions = dict.fromkeys(layer.precision for layer in one.plan.layers.values()) if one else {}
         yield GraphReport(
             graph=name,
@@ -67,8 +68,8 @@ def graph_reports(
             relative_l2=error.relative_l2 if error else None,
             cosine=error.cosine if error else None,
             bytes=(_bytes(before, name), _bytes(after, name)),
-            prefill_ms=times.prefill if times else None,
-            step_ms=times.step if times else None,
+            prefill=prefill,
+            step=step,
         )
 
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from visprune.quantize.timing import Times
+
 __all__ = ["REPORT", "Answers", "GraphReport", "LayerReport", "Report"]
 
 REPORT = "quantization.json"
@@ -42,15 +44,15 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class GraphReport:
-    """One graph: error on held-out samples; bytes and median milliseconds, float and quantized."""
+    """One graph: error on held-out samples; bytes, float and quantized; times of a prefill and of a token."""
 
     graph: str
     precision: str
     relative_l2: float | None
     cosine: float | None
     bytes: tuple[int, int]
-    prefill_ms: tuple[float, float] | None
-    step_ms: tuple[float, float] | None
+    prefill: Times | None
+    step: Times | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,14 @@ class Report:
         return json.dumps({**asdict(self), "verdict": self.verdict()}, indent=2) + "\n"
 
     def speedup(self, what: Literal["prefill", "step"]) -> float | None:
-        """How many times faster all graphs together are, for "prefill" or "step"; None if not measured."""
-        times: list[tuple[float, float] | None]
-        times = [graph.prefill_ms if what == "prefill" else graph.step_ms for graph in self.graphs]
-        known = [pair for pair in times if pair is not None]
+        """How many times faster all graphs are together; None if not measured, 1 if no difference is told."""
+        times = [graph.prefill if what == "prefill" else graph.step for graph in self.graphs]
+        known = [one for one in times if one is not None]
         if not known or (what == "prefill" and len(known) < len(times)):
             return None
-        return sum(pair[0] for pair in known) / max(1e-9, sum(pair[1] for pair in known))
+        before, after = sum(one.before for one in known), sum(one.after for one in known)
+        noise = sum(one.spread * max(one.before, one.after) for one in known) / max(before, after)
+        return 1.0 if 1 / (1 + noise) < before / after < 1 + noise else before / after
 
     def verdict(self) -> str:
         """One line: how much faster, how much worse, and whether to keep it."""
@@ -141,6 +144,8 @@ class Report:
 
 
 def _times(speedup: float) -> str:
+    if speedup == 1.0:
+        return "as fast, as far as can be told"
     return f"{speedup:.2g}x faster" if speedup >= 1.0 else f"{1 / speedup:.2g}x slower"
 
 

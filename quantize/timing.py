@@ -26,18 +26,22 @@ _LOADED = {"float32": 2.0, "float16": 3.0}
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Median milliseconds of one graph in both bundles.
+    """Of one thing in both bundles.
 
     Attributes:
-        prefill: Of the first run of a sample: float, quantized.
-        step: Of one decoded token; None where the graph sees none.
+        before: Median milliseconds of the float bundle.
+        after: Of the quantized one.
+        spread: The larger of the two interquartile ranges, as a share of its median.
     """
 
-    prefill: tuple[float, float]
-    step: tuple[float, float] | None
+    before: float
+    after: float
+    spread: float
 
 
-def time_graph(before: Bundle, after: Bundle, graph: str, recorded: Recorded) -> Times | None:
+def time_graph(
+    before: Bundle, after: Bundle, graph: str, recorded: Recorded
+) -> tuple[Times | None, Times | None]:
     """Time one graph of two bundles on this machine's cores.
 
     Args:
@@ -47,17 +51,18 @@ def time_graph(before: Bundle, after: Bundle, graph: str, recorded: Recorded) ->
         recorded: What to feed.
 
     Returns:
-        None where memory would not hold both.
+        Of the first run of a sample, and of a decoded token, if the graph sees any. Neither where memory
+        would not hold both.
     """
     if _needed(before, graph) + _needed(after, graph) > _available():
-        return None
+        return None, None
     options = BackendOptions("cpu", usable_cores())
     with open_cpu(before, graph, options) as one, open_cpu(after, graph, options) as other:
         prefill = _in_turns(one, other, recorded.feeds[0])
-        return Times(prefill, None if recorded.step is None else _in_turns(one, other, recorded.step))
+        return prefill, (None if recorded.step is None else _in_turns(one, other, recorded.step))
 
 
-def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
+def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> Times:
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(_ROUNDS + 1):
         for runner, times in zip((one, other), taken, strict=True):
@@ -65,7 +70,9 @@ def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> 
             runner.infer(feeds)
             if turn:  # the first run warms up
                 times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    quartiles = [statistics.quantiles(times, n=4) for times in taken]
+    spread = max((high - low) / middle for low, middle, high in quartiles)
+    return Times(quartiles[0][1], quartiles[1][1], spread)
 
 
 def _needed(bundle: Bundle, graph: str) -> float:

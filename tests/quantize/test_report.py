@@ -10,12 +10,14 @@ import pytest
 pytest.importorskip("onnx_ir")
 
 from visprune.quantize.report import Answers, GraphReport, Report
+from visprune.quantize.timing import Times
 
 PARTS = dict.fromkeys(("vision", "projector", "decoder", "head"), "int8") | {"embedding": "float"}
 
 
 def graph(name, prefill, step=None, error=0.012):
-    return GraphReport(name, "int8", error, 0.9999, (1000, 260), prefill, step)
+    times = [Times(*pair, 0.03) if pair else None for pair in (prefill, step)]
+    return GraphReport(name, "int8", error, 0.9999, (1000, 260), *times)
 
 
 def report(prefill=((300.0, 100.0), (100.0, 100.0)), step=(10.0, 2.5), right=None, parts=PARTS):
@@ -32,6 +34,11 @@ def test_all_that_is_known_is_said():
         "int8: first token 2x faster, each further token 4x faster, 26% of the bytes, "
         "output error at most 3.4%, 0.3 points lower: keep it"
     )
+
+
+def test_a_difference_within_the_spread_is_none():
+    said = report(prefill=((300.0, 295.0), (100.0, 99.0)), step=None).verdict()
+    assert said.startswith("int8: first token as fast, as far as can be told, ")
 
 
 @pytest.mark.parametrize(
@@ -92,5 +99,5 @@ def test_the_file():
     said = report(right=(900, 905))
     read = json.loads(said.to_json())
     assert read["verdict"] == said.verdict()
-    assert read["graphs"][1]["step_ms"] == [10.0, 2.5]
+    assert read["graphs"][1]["step"] == {"before": 10.0, "after": 2.5, "spread": 0.03}
     assert read["answers"]["right"] == [900, 905]

@@ -145,9 +145,9 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
             graph["precision"],
             "-" if graph["relative_l2"] is None else f"{graph['relative_l2']:.2%}",
             "-" if graph["cosine"] is None else f"{graph['cosine']:.5f}",
-            _pair([count / 1e6 for count in graph["bytes"]]),
-            _pair(graph["prefill_ms"]),
-            _pair(graph["step_ms"]),
+            _pair(*(count / 1e6 for count in graph["bytes"])),
+            _times(graph["prefill"]),
+            _times(graph["step"]),
         )
     console.print(table)
     console.print(f"\nerror: relative L2 of the output, fed alike, on {report['held_out']} held-out samples")
@@ -173,8 +173,12 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
     console.print(f"\n{report['verdict']}")
 
 
-def _pair(values: list[float] | None) -> str:
-    return "-" if values is None else " > ".join(map(_short, values))
+def _times(times: dict[str, float] | None) -> str:
+    return "-" if times is None else _pair(times["before"], times["after"])
+
+
+def _pair(before: float, after: float) -> str:
+    return f"{_short(before)} > {_short(after)}"
 
 
 def _short(value: float) -> str:
