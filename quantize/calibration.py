@@ -32,7 +32,7 @@ from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.samples import Sample
 from visprune.runtime.verified import cache_dir
 
-__all__ = ["Progress", "Statistics", "Watched", "ask", "calibrate", "observed", "observed_pipeline"]
+__all__ = ["Progress", "Statistics", "Watched", "ask", "calibrate", "calm", "observed", "observed_pipeline"]
 
 Array = NDArray[np.float32]
 
@@ -162,20 +162,29 @@ def observed_pipeline(
         runners: dict[str, Runner] = {}
         for name in {stage.graph: None for stage in bundle.manifest.stages}:
             widths = watched.get(name)
-            opened = (
-                observed(bundle, name, widths, most_rows, sink) if widths else open_cpu(bundle, name, options)
-            )
+            opened: Runner
+            if widths:
+                opened = observed(bundle, name, widths, most_rows, sink, options)
+            else:
+                opened = open_cpu(bundle, name, options)
             runners[name] = wrap(name, stack.enter_context(opened))
         pipeline = Pipeline(bundle, runners, options)
         stack.pop_all()  # the pipeline closes them
     return pipeline
 
 
-def observed(bundle: Bundle, graph: str, widths: Mapping[str, int], most_rows: int, sink: Sink) -> Runner:
+def observed(
+    bundle: Bundle,
+    graph: str,
+    widths: Mapping[str, int],
+    most_rows: int,
+    sink: Sink,
+    options: BackendOptions,
+) -> Runner:
     """One graph of a bundle, with some of its values observed."""
     file = bundle.file(bundle.manifest.graphs[graph].file)
     model = add_observations(ir.load(file), widths, most_rows)
-    return Observer(open_model(model, file.parent, graph, calm()), graph, list(widths), sink)
+    return Observer(open_model(model, file.parent, graph, options), graph, list(widths), sink)
 
 
 def calm() -> BackendOptions:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from visprune.bundle import Bundle
 from visprune.manifest import GraphError
-from visprune.quantize.calibration import Progress, Watched, ask, observed, observed_pipeline
+from visprune.quantize.calibration import Progress, Watched, ask, calm, observed, observed_pipeline
 from visprune.quantize.linears import find_linears
 from visprune.quantize.observe import Around, Observation
-from visprune.runtime.runner import Runner, Value, to_numpy
+from visprune.runtime.cores import usable_cores
+from visprune.runtime.runner import BackendOptions, Runner, Value, to_numpy
 from visprune.runtime.samples import Sample
 
 __all__ = ["Difference", "Recorded", "compare", "outputs_of", "record"]
@@ -138,7 +139,11 @@ def compare(
     total = Difference()
     layers = {name: Difference() for name in widths}
     first = bundle.manifest.graphs[graph].outputs[0].name
-    with observed(bundle, graph, widths, _ROWS, seen.__setitem__) as runner:
+    assert bundle.manifest.quantization is not None
+    # Integer kernels hold integers; where there are none, weights are mapped, and widened as they are used.
+    simulated = "fp8" in bundle.manifest.quantization.precisions(graph)
+    options = calm() if simulated else BackendOptions("cpu", usable_cores())
+    with observed(bundle, graph, widths, _ROWS, seen.__setitem__, options) as runner:
         for feeds, exact, rows in zip(recorded.feeds, recorded.outputs, recorded.layers, strict=True):
             total.add(exact, to_numpy(runner.infer(feeds)[first]))
             for name, difference in layers.items():

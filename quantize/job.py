@@ -54,10 +54,11 @@ class Job:
     def write(self, folder: Path, judge: Judge | None) -> None:
         """Write a complete bundle into an empty folder."""
         calibration, held_out = _split(self.samples.usable)
-        wanted = self.settings.uses_samples and calibration
-        statistics = self._calibrate(calibration) if wanted else {}
+        ranged = calibration if self.settings.uses_samples else []
+        statistics = self._calibrate(ranged) if ranged else {}
         plans = {name: self._plan(name, statistics) for name in self.source.manifest.graphs}
         plans = {name: found for name, found in plans.items() if found}
+        del statistics  # they may be large
         widths = {name: outputs_of(self.source, name) for name in plans}
         recorded: dict[str, Recorded] = {}
         answers: list[tuple[int, ...]] = []
@@ -77,7 +78,7 @@ class Job:
         made = self._made(folder, graphs)
         report = Report(
             parts=self.settings.parts,
-            samples=len(calibration) if statistics else 0,
+            samples=len(ranged),
             held_out=len(held_out),
             skipped=self.samples.skipped,
             machine=f"{processor()}, {usable_cores()} threads",
