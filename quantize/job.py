@@ -33,7 +33,6 @@ from visprune.quantize.rewrite import quantize_embedding, write_quantized
 from visprune.quantize.search import leave_out
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.samples import Sample, Samples
-from visprune.targets import target
 
 __all__ = ["Job"]
 
@@ -159,13 +158,12 @@ class Job:
     ) -> Written:
         """Write one graph by the best of its plans, with as many layers left out as the budget asks."""
         manifest = self.source.manifest
-        shares = target(manifest.target).builds_engines
         written = Written(plans[0], manifest.graphs[name], widths)
 
         def attempt(plan: GraphPlan) -> float | None:
             written.plan = plan
             written.graph = write_quantized(
-                self._load(name), plan, self.settings, folder, manifest.graphs[name], shares=shares
+                self._load(name), plan, self.settings, folder, manifest.graphs[name]
             )
             if recorded is None or not recorded.outputs:
                 return None

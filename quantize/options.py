@@ -97,6 +97,7 @@ class Settings:
         parts: Precision of each part.
         dtype: The float type of the bundle.
         ranges, smooth, block_size: As in the options.
+        for_engines: Whether TensorRT will read the graphs, and not ONNX Runtime.
     """
 
     parts: dict[str, str]
@@ -104,6 +105,7 @@ class Settings:
     ranges: Range
     smooth: bool
     block_size: int
+    for_engines: bool = False
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -152,7 +154,8 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> Settings:
             f"int8-dynamic computes in float32, and this bundle is {dtype}.",
             "Export it with --dtype fp32, or quantize with --precision int8.",
         )
-    return Settings(chosen, dtype, options.ranges, options.smooth, options.block_size)
+    rest = (options.ranges, options.smooth, options.block_size, platform.builds_engines)
+    return Settings(chosen, dtype, *rest)
 
 
 def _kept(part: str, precision: str, dtype: str) -> str:

@@ -96,6 +96,11 @@ def plan_graph(
         if precision == FLOAT:
             plan.layers |= {linear.name: LayerPlan(FLOAT) for linear in group}
             continue
+        size = group[0].shape[0]
+        if precision == "int4" and settings.for_engines and size % settings.block_size:
+            note = f"its {size} inputs are no whole blocks of {settings.block_size}, as TensorRT needs them"
+            plan.layers |= {linear.name: LayerPlan(FLOAT, note=note) for linear in group}
+            continue
         form = number_format(precision, settings.block_size)
         seen = statistics.get(f"{name}/{x.name}")
         if seen is None:

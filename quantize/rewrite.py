@@ -33,8 +33,6 @@ def write_quantized(
     settings: Settings,
     folder: Path,
     graph: Graph,
-    *,
-    shares: bool,
 ) -> Graph:
     """Write a graph as planned.
 
@@ -44,12 +42,11 @@ def write_quantized(
         settings: What was asked for.
         folder: The new bundle's directory.
         graph: The float graph's files and interface.
-        shares: Whether layers that read one activation share its quantization, as TensorRT wants it.
 
     Returns:
         Its files; the interface is the same.
     """
-    builder = Builder(model.graph, settings.numpy_dtype, shares, settings.block_size)
+    builder = Builder(model.graph, settings.numpy_dtype, settings.for_engines, settings.block_size)
     _divide_norms(builder, plan)
     for linear in find_linears(model.graph):
         layer = plan.layers[linear.name]

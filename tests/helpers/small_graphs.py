@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def settings(precision, dtype="float32", block_size=32):
 def write(made, plan, chosen, folder, shares=False):
     """Rewrite a model by a plan: the path of the graph."""
     file = Graph("graph.onnx", None, (), ())
-    return folder / write_quantized(made, plan, chosen, folder, file, shares=shares).file
+    return folder / write_quantized(made, plan, replace(chosen, for_engines=shares), folder, file).file
 
 
 def planned(precision, scales):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
@@ -51,6 +53,20 @@ def test_fp8_is_refused_before_it_is_built_for_sm86(made):
     parts = made("fp8").manifest.quantization.parts
     with pytest.raises(UnsupportedError, match="SM86 has no fp8"):
         check_sm(tuple(parts.values()), 86)
+
+
+def test_int4_blocks_are_whole(rtx, tmp_path):
+    """TensorRT reads no shorter last block, so a layer that would need one stays float, and is named."""
+    bundle = quantize(rtx, tmp_path / "made", precision="int4", block_size=64, timing=False, samples=4)
+    left = {layer["layer"]: layer["note"] for layer in report_of(bundle) if layer["precision"] == "float"}
+    assert left["tower.encoder.layers.0.self_attn.q_proj"].startswith("its 160 inputs are no whole blocks")
+    assert "language_model.layers.0.self_attn.q_proj" not in left  # 192 inputs
+    assert set(bundle.manifest.quantization.kept_float) == set(left)
+    check(bundle, bundle.manifest.graphs)
+
+
+def report_of(bundle):
+    return json.loads(bundle.file(bundle.manifest.quantization.report).read_text())["layers"]
 
 
 @pytest.mark.parametrize("precision", SMS)
