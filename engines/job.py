@@ -36,7 +36,7 @@ class Plan:
     Attributes:
         limits: With a number for each.
         profiles: Of each graph; empty where they cannot be told.
-        graph_bytes: Of each graph and its weights; an engine has about as many.
+        graph_bytes: Of each graph and its weights; an engine has these, and its kernels.
         cache_bytes: Of keys and values, where the cache is full.
         problems: Why it would be refused; empty if it would not.
     """
