@@ -60,6 +60,11 @@ def quantize(
         raise UsageError(
             f"This bundle is quantized already ({done}).", "Quantize the float bundle that it was made from."
         )
+    if manifest.engines:
+        raise UsageError(
+            "This bundle has engines, which would be of the float graphs.",
+            "Quantize the bundle that they were built from, and build engines of the result.",
+        )
     destination = Path(output)
     check_destination(destination, force=chosen.force, marker=MANIFEST)
     settings, samples = prepare(chosen, manifest.target, manifest.dtype, manifest.source.model)

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "runtime": CORE | {"runtime"},
     "export": CORE | {"pruning", "runtime", "export"},
     "quantize": CORE | {"runtime", "quantize"},
+    "engines": CORE | {"runtime", "engines"},
 }
 SEES_EVERYTHING = {"__init__", "__main__", "bench", "cli", "commands", "demo"}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
+    from visprune.engines import build
     from visprune.errors import VispruneError
     from visprune.export import export
     from visprune.export.fitting import fit
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from visprune.quantize import quantize
     from visprune.runtime import load
 
-__all__ = ["Bundle", "VispruneError", "__version__", "export", "fit", "load", "preview", "quantize"]
+__all__ = ["Bundle", "VispruneError", "__version__", "build", "export", "fit", "load", "preview", "quantize"]
 
 __version__ = "0.4.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",
     "VispruneError": "visprune.errors",
+    "build": "visprune.engines",
     "export": "visprune.export",
     "fit": "visprune.export.fitting",
     "load": "visprune.runtime",

@@ -146,6 +146,12 @@ class Bundle:
         named = [manifest.text.tokenizer, manifest.image_processor]
         named += [name for name in (manifest.text.chat_template, manifest.video_processor) if name]
         named += [manifest.quantization.report] if manifest.quantization else []
+        for engine in manifest.engines:
+            if engine.graph not in manifest.graphs:
+                raise BundleError(
+                    f"{MANIFEST} has an engine of the unknown graph {engine.graph!r}.", "Build again."
+                )
+            named.append(engine.file)
         for graph in manifest.graphs.values():
             named += [graph.file, *([graph.data] if graph.data else [])]
         for name in dict.fromkeys([*named, *manifest.files]):

@@ -28,6 +28,7 @@ VERBS = {
     "export": "visprune.commands.export:export",
     "fit": "visprune.commands.fit:fit",
     "quantize": "visprune.commands.quantize:quantize",
+    "build": "visprune.commands.build:build",
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
     "methods": "visprune.commands.methods:methods",
@@ -69,6 +70,11 @@ def fit_main() -> NoReturn:
 def quantize_main() -> NoReturn:
     """`visprune-quantize`."""
     sys.exit(run_command("quantize", sys.argv[1:]))
+
+
+def build_main() -> NoReturn:
+    """`visprune-build`."""
+    sys.exit(run_command("build", sys.argv[1:]))
 
 
 def run_main() -> NoReturn:

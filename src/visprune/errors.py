@@ -6,6 +6,7 @@
     ├── UnsupportedError    asked for, understood, and not possible
     ├── ExportError         the export went wrong
     │   └── ParityError     an exported graph does not compute what PyTorch computes
+    ├── EngineError         a TensorRT engine could not be built
     ├── BundleError         a bundle is incomplete, altered, or of a newer schema
     ├── InputError          an image, a prompt or a conversation that cannot be used
     └── MissingExtraError   a package that this feature needs is not installed
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "EngineError",
     "ExportError",
     "InputError",
     "MissingExtraError",
@@ -64,6 +66,10 @@ class ExportError(VispruneError):
 
 class ParityError(ExportError):
     """An exported graph does not compute what PyTorch computes."""
+
+
+class EngineError(VispruneError):
+    """A TensorRT engine could not be built."""
 
 
 class BundleError(VispruneError):

@@ -49,9 +49,12 @@ __all__ = [
     "SCHEMA_VERSION",
     "SUPPLIED",
     "Decoder",
+    "Engine",
+    "EngineProfile",
     "FileRecord",
     "Graph",
     "GraphError",
+    "InputRange",
     "LayerPruning",
     "Manifest",
     "Parity",
@@ -334,6 +337,56 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True)
+class InputRange:
+    """What an engine takes of one input: its shape, or the value of one that is a count.
+
+    Raises:
+        UsageError: The three are not ascending.
+    """
+
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        alike = len(self.least) == len(self.usual) == len(self.most)
+        rows = zip(self.least, self.usual, self.most, strict=False)
+        if not alike or not all(0 <= a <= b <= c for a, b, c in rows):
+            raise UsageError(
+                f"{self.least}, {self.usual}, {self.most} are no range.", "Give the least, usual and most."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """Ranges that an engine is tuned for together, of every input that varies."""
+
+    name: Literal["all", "prefill", "decode"]
+    inputs: dict[str, InputRange]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A graph compiled for one kind of GPU.
+
+    Attributes:
+        graph: Its name.
+        file: In the bundle.
+        sm: Of the GPUs that it is for, such as 86.
+        flavour: The package that built it, and alone can load it.
+        version: Of that package.
+        profiles: In the order of TensorRT's own index.
+    """
+
+    graph: str
+    file: str
+    sm: int
+    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    profiles: tuple[EngineProfile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """Size in bytes and SHA-256 of one file."""
 
@@ -364,6 +417,7 @@ class Manifest:
     tiling: Tiling | None = None
     video_processor: str | None = None
     quantization: Quantization | None = None
+    engines: tuple[Engine, ...] = ()
 
     def to_json(self) -> str:
         """The text of `visprune.json`."""

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("torch")
 
-from engines import ALL_TILES_KEPT, TILES, TILES_KEPT, check
+from rtx_engines import check
 
 from visprune.export import export
 from visprune.pruning.fitprune import FitPrune
@@ -67,7 +67,4 @@ def test_every_graph_of_every_family_builds(family, checkpoint, tmp_path):
     layers = 3 if options.keys() & {"then", "segments"} else 1
     path = checkpoint(checkpoint.Tiny(layers=layers, head_dim=64, tower_hidden=64, **settings))
     bundle = export(path, output=tmp_path / "bundle", dtype="fp16", verify=False, **options)
-    kept = {"keep_tokens": (1, 4, 16)}
-    if bundle.manifest.tiling:
-        kept = TILES_KEPT if bundle.manifest.pruning.budget.scope == "tile" else ALL_TILES_KEPT
-    check(bundle, bundle.manifest.graphs, TILES, kept)
+    check(bundle, bundle.manifest.graphs)

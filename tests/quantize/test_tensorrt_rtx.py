@@ -10,7 +10,7 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
-from engines import check
+from rtx_engines import check
 from small_graphs import onnx, operators
 
 from visprune.errors import UnsupportedError

@@ -88,6 +88,7 @@ def _facts(manifest: Manifest) -> list[str]:
         f"decoder   {decoder.num_layers} layers, {decoder.num_kv_heads} key-value heads of "
         f"{decoder.head_dim}, cache {decoder.cache_dtype}, context {decoder.context_length}{window}",
         *_quantized(manifest),
+        *_engines(manifest),
         *_work_lines(manifest),
         f"stages    {stages}   (in brackets: only for new images)",
         f"files     {len(manifest.files)}, {size(total)}",
@@ -107,6 +108,16 @@ def _quantized(manifest: Manifest) -> list[str]:
     lines += [f"          error of the output on held-out samples: {errors}"] if errors else []
     lines += [f"          left float: {', '.join(found.kept_float)}"] if found.kept_float else []
     return lines
+
+
+def _engines(manifest: Manifest) -> list[str]:
+    """What was compiled, for which GPUs, by what."""
+    if not manifest.engines:
+        return []
+    first = manifest.engines[0]
+    sms = ", ".join(f"SM{sm}" for sm in dict.fromkeys(engine.sm for engine in manifest.engines))
+    total = sum(manifest.files[engine.file].size for engine in manifest.engines)
+    return [f"engines   {len(manifest.engines)} for {sms}, {size(total)}, by {first.flavour} {first.version}"]
 
 
 def _options(options: dict[str, Any]) -> str:

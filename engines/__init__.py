@@ -1,0 +1,11 @@
+"""TensorRT engines of a bundle's graphs, built from the manifest and the ONNX files alone.
+
+Knows graphs and bundles, and no model family; needs neither PyTorch nor onnx, and no GPU for TensorRT-RTX.
+"""
+
+from __future__ import annotations
+
+from visprune.engines.job import build
+from visprune.engines.profiles import Limits
+
+__all__ = ["Limits", "build"]

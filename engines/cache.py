@@ -1,0 +1,88 @@
+"""Engines that were built before, under `cache_dir()/engines`.
+
+An entry is one file, KEY.SHA256.engine: what it was built from, and the hash of what is in it. So it comes
+whole by one rename, and says itself whether it is damaged. Two processes that build the same engine at once
+leave two entries, of which either will do. The folder may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from visprune.engines.builder import WORKSPACE, Flavour
+from visprune.manifest import EngineProfile, Manifest
+from visprune.records import sha256
+from visprune.runtime.verified import cache_dir
+
+__all__ = ["fetch", "key", "store", "timing_cache"]
+
+
+def key(
+    manifest: Manifest,
+    graph: str,
+    flavour: Flavour,
+    version: str,
+    sm: int,
+    profiles: tuple[EngineProfile, ...],
+) -> str:
+    """The name of an engine: the hash of all that it depends on."""
+    files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
+    parts = {
+        "files": [manifest.files[file].sha256 for file in files if file],
+        "flavour": flavour,
+        "version": version,
+        "sm": sm,
+        "profiles": [asdict(profile) for profile in profiles],
+        "dtype": manifest.dtype,
+        "quantized": sorted(manifest.quantization.precisions(graph)) if manifest.quantization else [],
+        "workspace": WORKSPACE,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def fetch(name: str, place: Path) -> bool:
+    """Copy an engine to `place`, if there is a good one. A damaged one is removed."""
+    for entry in sorted(_folder().glob(f"{name}.*.engine")):
+        with suppress(OSError):  # another process may remove it
+            shutil.copyfile(entry, place)
+            if sha256(place) == entry.name.split(".")[1]:
+                return True
+            entry.unlink()
+    place.unlink(missing_ok=True)
+    return False
+
+
+def store(name: str, engine: Path) -> None:
+    """Keep an engine. Where that is not possible, it is built again next time, and nothing else happens."""
+    with suppress(OSError):
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
+        os.close(handle)
+        try:
+            shutil.copyfile(engine, temporary)
+            Path(temporary).replace(folder / f"{name}.{sha256(Path(temporary))}.engine")
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def timing_cache(flavour: Flavour, version: str, sm: int) -> str | None:
+    """The file of what TensorRT measured while building; None where it cannot be kept."""
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder / f"{flavour}-{version}-sm{sm}.timings")
+
+
+def _folder() -> Path:
+    return cache_dir() / "engines"

@@ -1,0 +1,155 @@
+"""`visprune build`: TensorRT engines of a bundle's graphs, into a new bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visprune.commands.options import BundleDir
+from visprune.commands.terminal import bars, print_json, size
+from visprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from visprune.bundle import Bundle
+    from visprune.engines.job import Plan
+    from visprune.manifest import EngineProfile
+
+__all__ = ["build"]
+
+
+def build(  # noqa: PLR0913 - a command line's options
+    bundle: BundleDir,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The bundle to make.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", "-t", metavar="NAME", help="rtx: RTX GPUs.")] = "rtx",
+    sm: Annotated[
+        str,
+        typer.Option(metavar="N,N", help="Kinds of GPU: 75, 80, 86, 89, 120 or 121; several with commas."),
+    ] = "86",
+    max_images: Annotated[int, typer.Option(metavar="N", help="New pictures in one prompt.")] = 1,
+    max_prompt: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="New tokens in one prompt.", show_default="whole pictures and 512"),
+    ] = None,
+    max_cache: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a conversation.", show_default="a prompt and 512"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show profiles, sizes and problems; build nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Build TensorRT engines of every graph; no GPU is needed for that.
+
+    Example: visprune-build llava-fopru-rtx --target rtx --sm 86,89 -o llava-fopru-engines
+    """
+    from visprune.bundle import Bundle
+    from visprune.engines import Limits
+    from visprune.engines import build as run
+    from visprune.engines.job import plan
+
+    source = Bundle.open(bundle)
+    sms, limits = _sms(sm), Limits(max_images, max_prompt, max_cache)
+    planned = plan(source, target=target, sm=sms, limits=limits)
+    if dry_run:
+        _show(planned, as_json=as_json)
+        raise typer.Exit(2 if planned.problems else 0)
+    if output is None:
+        raise UsageError("There is no output directory.", "Give one with -o, or --dry-run.")
+    with bars() as progress:
+        made = run(source, output, target=target, sm=sms, limits=limits, force=force, progress=progress)
+    if as_json:
+        sizes = {engine.file: made.manifest.files[engine.file].size for engine in made.manifest.engines}
+        engines = [asdict(engine) | {"bytes": sizes[engine.file]} for engine in made.manifest.engines]
+        print_json({"bundle": str(made.path), "limits": asdict(planned.limits), "engines": engines})
+    else:
+        _print(made, planned)
+
+
+def _sms(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--sm is {text!r}.", "Give numbers with commas between, such as 86,89.") from None
+
+
+def _show(planned: Plan, *, as_json: bool) -> None:
+    """What would be built."""
+    if as_json:
+        print_json(
+            {
+                "limits": asdict(planned.limits),
+                "profiles": {name: [asdict(p) for p in found] for name, found in planned.profiles.items()},
+                "graph_bytes": planned.graph_bytes,
+                "cache_bytes": planned.cache_bytes,
+                "problems": [{"what": problem.what, "hint": problem.hint} for problem in planned.problems],
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("graph", "size", "profile", "least > usual > most", box=None, pad_edge=False)
+    for name, found in planned.profiles.items():
+        weights = size(planned.graph_bytes[name])
+        for profile in found:
+            table.add_row(name, weights, profile.name, "\n".join(_ranges(profile)))
+            name = weights = ""  # noqa: PLW2901 - said once
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if planned.profiles:
+        console.print(table)
+        console.print(f"\n{_limits(planned)}")
+    for problem in planned.problems:
+        console.print(f"problem: {problem.what}\n  {problem.hint}")
+    if not planned.problems:
+        console.print("nothing was built (--dry-run)")
+
+
+def _ranges(profile: EngineProfile) -> list[str]:
+    """One input a line; the caches of all layers but the first are counted, not listed."""
+    lines: list[str] = []
+    caches = [name for name in profile.inputs if name.startswith("past_key_values.")]
+    for name, found in profile.inputs.items():
+        if name in caches[1:]:
+            continue
+        lines.append(f"{name} {_shape(found.least)} > {_shape(found.usual)} > {_shape(found.most)}")
+    return lines + ([f"... and {len(caches) - 1} more of the cache"] if len(caches) > 1 else [])
+
+
+def _shape(numbers: tuple[int, ...]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _limits(planned: Plan) -> str:
+    limits = planned.limits
+    pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
+    return (
+        f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
+        f"{limits.max_cache} (cache {size(planned.cache_bytes)})"
+    )
+
+
+def _print(made: Bundle, planned: Plan) -> None:
+    """A row for each graph, a column for each SM."""
+    from rich.console import Console
+    from rich.table import Table
+
+    engines, files = made.manifest.engines, made.manifest.files
+    sms = list(dict.fromkeys(engine.sm for engine in engines))
+    table = Table("engine", *(f"SM{sm}" for sm in sms), box=None, pad_edge=False)
+    for name in dict.fromkeys(engine.graph for engine in engines):
+        row: dict[int, Any] = {e.sm: size(files[e.file].size) for e in engines if e.graph == name}
+        table.add_row(name, *(row[sm] for sm in sms))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    console.print(f"\n{_limits(planned)}")
+    total = sum(record.size for record in files.values())
+    console.print(f"built by {engines[0].flavour} {engines[0].version}, not run")
+    console.print(f"wrote {made.path} ({size(total)})")
