@@ -16,7 +16,7 @@ from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Manifest
 from visprune.records import sha256
 from visprune.runtime.verified import verify
-from visprune.staging import check_destination, scratch, staged
+from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, check_sm
 from visprune.targets import target as known_target
 
@@ -86,9 +86,12 @@ def build(
         raise problem
     verify(source)
     wanted = profiles(source.manifest, limits or Limits())
+    tell = progress or (lambda what, done, total: None)
+    for done in tidy(existing_parent(destination)):
+        tell(done, 1, 1)
     with staged(destination) as folder:
         _copy(source, folder)
-        engines = _engines(source, folder, sm, wanted, progress or (lambda what, done, total: None))
+        engines = _engines(source, folder, sm, wanted, tell)
         _seal(source.manifest, folder, engines)
     return Bundle.open(destination)
 

@@ -190,6 +190,11 @@ class TestChild:
         assert "too little memory" in caught.value.hint
         assert not list(tmp_path.iterdir())
 
+    def test_what_a_killed_command_left_is_cleared(self, rtx, tmp_path, cached, no_child):
+        (tmp_path / ".visprune-partial-0123abcd").mkdir()
+        made = build(rtx, tmp_path / "new")
+        assert list(tmp_path.iterdir()) == [made.path]
+
     def test_it_ends_with_its_parent(self, rtx, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "visprune.engines.child", str(tmp_path)],
