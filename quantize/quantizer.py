@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from visprune.optional import require
 from visprune.quantize.options import QuantizeOptions, Settings, resolve
 from visprune.runtime.samples import Samples, draw_samples, read_samples
 from visprune.runtime.verified import verify
-from visprune.staging import check_destination, staged
+from visprune.staging import check_destination, existing_parent, staged, tidy
 from visprune.targets import target
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from visprune.quantize.outcome import Judge
 
 __all__ = ["DEMO", "prepare", "quantize"]
+
+_log = logging.getLogger(__name__)
 
 DEMO = "visprune-demo"
 """What the bundled demo model is called in a bundle."""
@@ -69,6 +72,8 @@ def quantize(
     check_destination(destination, force=chosen.force, marker=MANIFEST)
     settings, samples = prepare(chosen, manifest.target, manifest.dtype, manifest.source.model)
     verify(source)
+    for done in tidy(existing_parent(destination)):
+        _log.warning(done)
     from visprune.quantize.job import Job
 
     job = Job(source, settings, chosen, samples, progress or (lambda what, done, total: None))

@@ -274,3 +274,9 @@ def test_times_and_progress(tiny, tmp_path, jsonl, report):
     for what in {step[0] for step in steps}:
         counts = [done for said, done, _ in steps if said == what]
         assert counts == sorted(counts), what
+
+
+def test_what_a_killed_command_left_is_cleared(tiny, tmp_path):
+    (tmp_path / ".visprune-partial-0123abcd").mkdir()
+    made = quantize(tiny, tmp_path / "made", precision="int8-dynamic", timing=False)
+    assert list(tmp_path.iterdir()) == [made.path]
