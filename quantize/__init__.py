@@ -1,11 +1,24 @@
 """Quantize bundles: INT8, FP8 and INT4 for the linear layers, with a report of what that costs and gains.
 
-Knows graphs and bundles, and no model family; needs neither PyTorch nor transformers.
+Knows graphs and bundles, and no model family; needs neither PyTorch nor transformers. Like `visprune.export`
+this package can be called: it is then the function `quantize`.
 """
 
 from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from visprune.quantize.options import QuantizeOptions
 from visprune.quantize.quantizer import quantize
 
 __all__ = ["QuantizeOptions", "quantize"]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return quantize(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
