@@ -72,7 +72,7 @@ Scope = Literal["whole", "layers"]
 """How much of the LLM a self-check compares at a time."""
 
 MANIFEST = "visprune.json"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SUPPLIED = (
     "pixel_values",
@@ -376,6 +376,8 @@ class Engine:
         flavour: The package that built it, and alone can load it.
         version: Of that package.
         profiles: In the order of TensorRT's own index.
+        cache_capacity: Tokens that the cache of each of its layers has room for, in buffers of that size which
+            it writes in place; 0 where it puts out a longer cache at each step, or has none.
     """
 
     graph: str
@@ -384,6 +386,7 @@ class Engine:
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     profiles: tuple[EngineProfile, ...]
+    cache_capacity: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from small_graphs import ir, onnx
 
 from visprune import demo as demo_model
 from visprune.bundle import Bundle
-from visprune.manifest import MANIFEST, Quantization
+from visprune.manifest import MANIFEST, SCHEMA_VERSION, Quantization
 from visprune.quantize import quantize
 from visprune.quantize.linears import find_linears
 from visprune.runtime import load
@@ -226,7 +226,7 @@ def test_the_manifest_of_a_quantized_bundle_reads_back(tiny, tmp_path, jsonl):
     made = quantize(tiny, tmp_path / "made", precision="fp8", calibration=jsonl(), timing=False)
     told = made.manifest.quantization
     assert isinstance(told, Quantization)
-    assert made.manifest.schema_version == 4
+    assert made.manifest.schema_version == SCHEMA_VERSION
     assert replace(made.manifest, files={}) == replace(Bundle.open(made.path).manifest, files={})
     assert told.parts == dict.fromkeys(("vision", "projector", "decoder", "head"), "fp8") | {
         "embedding": "float"
