@@ -2,7 +2,7 @@
 
 Networks are strongly typed: what an ONNX file says of types is what is computed. The file is read by
 TensorRT's own parser, because Polygraphy prints what that could not read, and does not tell. Runs in a
-process of its own, see `child`: Polygraphy drives one of the two packages in a process, that of its first use.
+process of its own, see `child`: in one process Polygraphy drives one of the two packages.
 """
 
 from __future__ import annotations
