@@ -56,6 +56,7 @@ def problems(
         partial(profiles, manifest, limits),
         partial(tensorrt, name),
         partial(require, "polygraphy", extra=extra),
+        partial(require, "onnx_ir", extra=extra),
     ]
     for check in checks:
         try:

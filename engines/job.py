@@ -14,14 +14,14 @@ from visprune.engines import cache
 from visprune.engines.builder import Caps, Flavour, Request
 from visprune.engines.checks import kinds, problems
 from visprune.engines.child import build_in_child
-from visprune.engines.profiles import Limits, profiles, resolve
-from visprune.errors import VispruneError
+from visprune.engines.profiles import Limits, capacities, profiles, resolve
+from visprune.errors import MissingExtraError, VispruneError
 from visprune.machine import Gpu
-from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Manifest
+from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.records import sha256
 from visprune.runtime.verified import verify
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
-from visprune.targets import TARGETS, tensorrt
+from visprune.targets import TARGETS, in_place, tensorrt
 
 __all__ = ["Plan", "Progress", "build", "plan"]
 
@@ -39,6 +39,7 @@ class Plan:
         gpu: The one that is here.
         limits: With a number for each.
         profiles: Of each graph; empty where they cannot be told.
+        capacities: Tokens that caches have room for, of each graph that writes its own in place.
         graph_bytes: Of each graph and its weights; an engine has these, and its kernels.
         cache_bytes: Of keys and values, where the cache is full.
         problems: Why it would be refused; empty if it would not.
@@ -49,6 +50,7 @@ class Plan:
     gpu: Gpu | None
     limits: Limits
     profiles: dict[str, tuple[EngineProfile, ...]]
+    capacities: dict[str, int]
     graph_bytes: dict[str, int]
     cache_bytes: int
     problems: tuple[VispruneError, ...]
@@ -110,27 +112,43 @@ def plan(
 ) -> Plan:
     """What `build` would do, and all reasons why it would not; nothing is built."""
     manifest, decoder, here = bundle.manifest, bundle.manifest.decoder, machine.gpu()
-    found, wanted = limits or Limits(), {}
+    found, wanted, rooms = limits or Limits(), {}, {}
     refused = tuple(problems(manifest, target, sm, found, here))
     try:
         found = resolve(manifest, found)
-        wanted = profiles(manifest, found)
+        rooms = capacities(manifest, found) if _in_place(target) else {}
+        wanted = profiles(manifest, found, in_place=bool(rooms))
     except VispruneError:
         pass  # one of the problems
     width = {"float32": 4, "float16": 2}[decoder.cache_dtype]
+    held = [rooms.get(name, found.max_cache or 0) * _layers(graph) for name, graph in manifest.graphs.items()]
     return Plan(
         target,
         kinds(target, sm, here),
         here,
         found,
         wanted,
+        rooms,
         {
             name: sum(manifest.files[file].size for file in (graph.file, graph.data) if file)
             for name, graph in manifest.graphs.items()
         },
-        2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * width * (found.max_cache or 0),
+        2 * decoder.num_kv_heads * decoder.head_dim * width * sum(held),
         refused,
     )
+
+
+def _layers(graph: Graph) -> int:
+    """Whose keys and values a graph takes."""
+    return sum(spec.name.startswith("past_key_values.") for spec in graph.inputs) // 2
+
+
+def _in_place(target: str) -> bool:
+    """Whether caches are written in place; not where TensorRT is missing, which is one of the problems."""
+    try:
+        return in_place(target, str(tensorrt(target).__version__))
+    except MissingExtraError:
+        return False
 
 
 def _copy(source: Bundle, folder: Path) -> None:
@@ -145,18 +163,27 @@ def _engines(
     manifest: Manifest, folder: Path, planned: Plan, caps: Caps, progress: Progress
 ) -> tuple[Engine, ...]:
     """Build every graph for every SM, or take it from the cache."""
+    from visprune.engines.rewrite import prepare  # not for a plan: onnx_ir is another second
+
     version = str(tensorrt(planned.target).__version__)
     flavour = cast("Flavour", TARGETS[planned.target].engines)
     (folder / "engines").mkdir()
+    forms = {
+        graph: prepare(
+            (folder / manifest.graphs[graph].file).absolute(), cache_capacity=planned.capacities.get(graph, 0)
+        )
+        for graph in planned.profiles
+    }
     engines = []
     for sm in planned.sms:
         timings = cache.timing_cache(version, sm) if flavour == "tensorrt" else None  # the other has none
         for graph, made in planned.profiles.items():
             what = f"building {graph} for SM{sm}"
             progress(what, 0, 1)
-            engine = Engine(graph, f"engines/{graph}.sm{sm}.engine", sm, flavour, version, made)
-            onnx, place = (folder / manifest.graphs[graph].file).absolute(), (folder / engine.file).absolute()
-            request = Request(graph, str(onnx), str(place), flavour, sm, made, timings, caps.workspace)
+            file, room = f"engines/{graph}.sm{sm}.engine", planned.capacities.get(graph, 0)
+            engine = Engine(graph, file, sm, flavour, version, made, room)
+            onnx, place = str(forms[graph]), (folder / file).absolute()
+            request = Request(graph, onnx, str(place), flavour, sm, made, timings, caps.workspace)
             name = cache.key(manifest, request, version)
             if not cache.fetch(name, place):
                 with scratch(folder) as talk:
@@ -164,6 +191,9 @@ def _engines(
                 cache.store(name, place)
             engines.append(engine)
             progress(what, 1, 1)
+    for graph, form in forms.items():
+        if form.name != Path(manifest.graphs[graph].file).name:
+            form.unlink()
     return tuple(engines)
 
 

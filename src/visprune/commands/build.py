@@ -121,6 +121,7 @@ def _show(planned: Plan, caps: Caps, *, as_json: bool) -> None:
                 "gpu": asdict(planned.gpu) if planned.gpu else None,
                 "limits": asdict(planned.limits),
                 "profiles": {name: [asdict(p) for p in found] for name, found in planned.profiles.items()},
+                "cache_capacity": planned.capacities,
                 "graph_bytes": planned.graph_bytes,
                 "cache_bytes": planned.cache_bytes,
                 "workspace_bytes": caps.workspace,
@@ -167,10 +168,11 @@ def _shape(numbers: tuple[int, ...]) -> str:
 
 def _limits(planned: Plan) -> str:
     limits = planned.limits
+    in_place = ", written in place" if planned.capacities else ""
     pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
     return (
         f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
-        f"{limits.max_cache} (cache {size(planned.cache_bytes)})"
+        f"{limits.max_cache} (cache {size(planned.cache_bytes)}{in_place})"
     )
 
 
