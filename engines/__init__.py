@@ -6,6 +6,6 @@ Knows graphs and bundles, and no model family; needs neither PyTorch nor onnx, a
 from __future__ import annotations
 
 from visprune.engines.job import build
-from visprune.engines.profiles import Limits
+from visprune.runtime.profiles import Limits
 
 __all__ = ["Limits", "build"]

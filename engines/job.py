@@ -11,10 +11,10 @@ from visprune.bundle import Bundle
 from visprune.engines import cache
 from visprune.engines.builder import Flavour, Request, library
 from visprune.engines.child import build_in_child
-from visprune.engines.profiles import Limits, profiles, resolve
 from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Manifest
 from visprune.records import sha256
+from visprune.runtime.profiles import Limits, profiles, resolve
 from visprune.runtime.verified import verify
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, check_sm

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visprune.engines.builder import Request, build_engine
-from visprune.engines.profiles import Limits, profiles
+from visprune.runtime.profiles import Limits, profiles
 
 pytest.importorskip("tensorrt_rtx")
 
