@@ -1,21 +1,21 @@
 """ONNX Runtime on NVIDIA GPUs: by its own kernels, by TensorRT, by TensorRT-RTX.
 
-The last two build engines of a graph's parts when it is loaded, for the profiles of `runtime.profiles`, and
-keep them in visprune's cache. Parts that they cannot take run on CUDA or the CPU.
+The last two build engines of a graph's parts when it is loaded, and keep them in visprune's cache. Parts that
+they cannot take run on CUDA or the CPU. An engine has one profile, the first of `runtime.profiles`, which has
+room for decoding too: among several, ONNX Runtime would have to be told which at every run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from types import ModuleType, TracebackType
 from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError, MissingExtraError, UnsupportedError
-from visprune.manifest import EngineProfile
+from visprune.manifest import InputRange
 from visprune.optional import require
 from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_graph, settings_for
 from visprune.runtime.profiles import Limits, profiles
@@ -54,7 +54,7 @@ def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounde
     """
     ort = _gpu_build(TENSORRT, "TensorRT")
     trt = require("tensorrt", extra="tensorrt")  # its import loads the library that the provider looks for
-    ranges = profiles(bundle.manifest, Limits())[graph]
+    ranges = _ranges(bundle, graph)
     folder = _folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
     own = {
         "device_id": "0",
@@ -82,10 +82,9 @@ def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bo
         BundleError: As for `open_cuda`.
     """
     ort = require("onnxruntime", extra="cpu")
-    ranges = profiles(bundle.manifest, Limits())[graph]
+    ranges = _ranges(bundle, graph)
     settings = settings_for(ort, bundle, graph, options, gpu=True)
     own = {"nv_max_workspace_size": _WORKSPACE, **_shapes("nv", ranges)}
-    own["nv_multi_profile_enable"] = str(int(len(ranges) > 1))
     own["nv_runtime_cache_path"] = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
     if RTX in ort.get_available_providers():
         chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
@@ -97,15 +96,15 @@ def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bo
 
 
 class Bounded:
-    """A runner whose engines take what their profiles say, and no more.
+    """A runner whose engines take what their profile says, and no more.
 
     Args:
         runner: Of the graph.
         graph: Name for messages.
-        ranges: Its profiles; a shape has to be in one of them.
+        ranges: Of the inputs that vary.
     """
 
-    def __init__(self, runner: Runner, graph: str, ranges: Sequence[EngineProfile]) -> None:
+    def __init__(self, runner: Runner, graph: str, ranges: Mapping[str, InputRange]) -> None:
         self._runner = runner
         self._graph = graph
         self._ranges = ranges
@@ -119,16 +118,15 @@ class Bounded:
         """Run the graph; see `Runner.infer`.
 
         Raises:
-            InputError: An input is larger than every profile.
+            InputError: An input is larger than the profile.
             UnsupportedError: There is not enough memory.
         """
         for name, value in feeds.items():
             shape = tuple(value.shape() if callable(value.shape) else value.shape)
-            known = [one.inputs[name] for one in self._ranges if name in one.inputs]
-            most = [max(dims) for dims in zip(*(one.most for one in known), strict=True)]
-            if shape and any(dim > top for dim, top in zip(shape, most, strict=False)):
+            most = self._ranges[name].most if name in self._ranges else shape
+            if shape and any(dim > top for dim, top in zip(shape, most, strict=True)):
                 raise InputError(
-                    f"{name!r} of {self._graph} is {list(shape)}, and its engine takes at most {most}.",
+                    f"{name!r} of {self._graph} is {list(shape)}, and its engine takes at most {list(most)}.",
                     "Shorten the conversation or show fewer pictures at once, or use --provider cuda.",
                 )
         return self._runner.infer(feeds)
@@ -203,28 +201,32 @@ def _has_int8(bundle: Bundle, graph: str) -> bool:
     return quantization is not None and "int8" in quantization.precisions(graph)
 
 
-def _shapes(prefix: str, ranges: Sequence[EngineProfile]) -> dict[str, str]:
-    """The options that tell profiles: every input that varies, once for each profile."""
-    found = {}
-    for which, option in (("least", "min"), ("usual", "opt"), ("most", "max")):
-        told = [
-            f"{name}:{'x'.join(map(str, getattr(one, which)))}"
-            for profile in ranges
-            for name, one in profile.inputs.items()
-        ]
-        if told:
-            found[f"{prefix}_profile_{option}_shapes"] = ",".join(told)
-    return found
+def _ranges(bundle: Bundle, graph: str) -> dict[str, InputRange]:
+    """Of the inputs that vary, for the lengths that `visprune build` has by default."""
+    found = profiles(bundle.manifest, Limits())[graph]
+    return found[0].inputs if found else {}
 
 
-def _folder(bundle: Bundle, graph: str, ranges: Sequence[EngineProfile], version: str) -> str:
+def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
+    """The options that tell a profile."""
+    if not ranges:
+        return {}
+    return {
+        f"{prefix}_profile_{option}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, getattr(one, which)))}" for name, one in ranges.items()
+        )
+        for option, which in (("min", "least"), ("opt", "usual"), ("max", "most"))
+    }
+
+
+def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str:
     """Where the engines of a graph are kept. They are found by a graph's names alone, so each has its own."""
     manifest = bundle.manifest
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
     told = [
         version,
         *(manifest.files[file].sha256 for file in files if file),
-        [asdict(one) for one in ranges],
+        _shapes("", ranges),
     ]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     return str(cache_dir() / "ort-engines" / key)

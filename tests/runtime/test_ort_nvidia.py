@@ -66,17 +66,19 @@ def test_the_order_of_providers(provider, asked, bundle):
 
 
 @pytest.mark.parametrize(("provider", "prefix"), [("ort-tensorrt", "trt"), ("ort-tensorrt-rtx", "nv")])
-def test_profiles_are_those_of_engines(provider, prefix, asked, bundle):
-    for graph, ranges in profiles(bundle.manifest, Limits()).items():
+def test_the_profile_is_that_of_prefill(provider, prefix, asked, bundle):
+    """Which has room for decoding."""
+    for graph, (first, *others) in profiles(bundle.manifest, Limits()).items():
         own = asked(provider, bundle, graph)[0][1]
         for option, field in (("min", "least"), ("opt", "usual"), ("max", "most")):
-            text = own[f"{prefix}_profile_{option}_shapes"]
-            parsed = [entry.rpartition(":") for entry in text.split(",")]
-            assert [(name, tuple(map(int, dims.split("x")))) for name, _, dims in parsed] == [
-                (name, getattr(one, field)) for profile in ranges for name, one in profile.inputs.items()
-            ]
-        if prefix == "nv":
-            assert own["nv_multi_profile_enable"] == str(int("decoder" in graph))
+            parsed = [one.rpartition(":") for one in own[f"{prefix}_profile_{option}_shapes"].split(",")]
+            assert {name: tuple(map(int, dims.split("x"))) for name, _, dims in parsed} == {
+                name: getattr(one, field) for name, one in first.inputs.items()
+            }
+        for name, one in first.inputs.items():
+            for inside in (other.inputs[name] for other in others):
+                assert all(a <= b for a, b in zip(one.least, inside.least, strict=True))
+                assert all(a >= b for a, b in zip(one.most, inside.most, strict=True))
 
 
 def test_each_model_and_version_has_its_own_folder(asked, bundle, monkeypatch):
@@ -140,9 +142,9 @@ def test_the_plug_in_without_a_gpu(bundle, monkeypatch):
     assert "\n" not in caught.value.what
 
 
-def test_inputs_beyond_every_profile_are_refused(bundle):
+def test_inputs_beyond_the_profile_are_refused(bundle):
     """On the CPU, which would take them."""
-    ranges = profiles(bundle.manifest, Limits(max_prompt=40, max_cache=60))["embedding"]
+    ranges = profiles(bundle.manifest, Limits(max_prompt=40, max_cache=60))["embedding"][0].inputs
     with Bounded(ort.open_cpu(bundle, "embedding", BackendOptions("cpu", 1)), "embedding", ranges) as runner:
         blank = np.zeros((0, 8), np.float32)
         out = runner.infer({"input_ids": np.full((1, 40), 5), "image_features": blank})
