@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from visprune.engines.builder import Caps
 from visprune.engines.job import build
-from visprune.engines.profiles import Limits
+from visprune.runtime.profiles import Limits
 
 __all__ = ["Caps", "Limits", "build"]

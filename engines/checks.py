@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from visprune.engines.profiles import Limits, profiles
 from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import Manifest
 from visprune.optional import require
+from visprune.runtime.profiles import Limits, profiles
 from visprune.targets import PACKAGES, TARGETS, Target, check_sm, no_engines, refuse_other_target, tensorrt
 from visprune.targets import target as known_target
 
@@ -46,7 +46,7 @@ def problems(
         yield no_engines(name)
         return
     sms = kinds(name, asked, here)
-    extra = "engines" if known.jetson else PACKAGES[known.engines].extra
+    extra = "jetson" if known.jetson else PACKAGES[known.engines].extra
     checks: list[Callable[[], object]] = [
         partial(refuse_other_target, manifest, name),
         partial(_not_built_yet, manifest),

@@ -14,11 +14,11 @@ from visprune.engines import cache
 from visprune.engines.builder import Caps, Flavour, Request
 from visprune.engines.checks import kinds, problems
 from visprune.engines.child import build_in_child
-from visprune.engines.profiles import Limits, capacities, profiles, resolve
 from visprune.errors import MissingExtraError, VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.records import sha256
+from visprune.runtime.profiles import Limits, capacities, profiles, resolve
 from visprune.runtime.verified import verify
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, in_place, tensorrt

@@ -121,7 +121,7 @@ class Embedding(nn.Module):
         """Look up text, put visual tokens in place."""
         text = self.embed_tokens(input_ids)
         placeholder = input_ids == self.image_token_id  # [B, S]
-        order = placeholder.long().cumsum(dim=1) - 1
+        order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT has CumSum for floats; exact to 2**24
         is_visual = placeholder & (order < image_features.shape[0])
         order = torch.where(is_visual, order, image_features.shape[0])
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])

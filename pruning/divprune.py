@@ -84,9 +84,11 @@ class DivPrune:
 
         def pick(nearest: Tensor) -> tuple[Tensor, Tensor]:
             index = nearest.argmax(dim=-1)  # [T]
-            return nearest.minimum(rows.index_select(0, index + start)), index
+            return nearest.minimum(rows.index_select(0, index + start)), index.float()
 
         # The step after the last pick is one too many, and saves a special case for a single token.
-        _, rest = repeat(pick, rows.index_select(0, first + start), count)  # [N, T]
-        order = torch.cat([first.unsqueeze(0), rest]).transpose(0, 1)  # [T, N + 1]
+        _, rest = repeat(
+            pick, rows.index_select(0, first + start), count
+        )  # [N, T] float32, as a Scan wants it
+        order = torch.cat([first.unsqueeze(0), rest.long()]).transpose(0, 1)  # [T, N + 1]
         return ascending(order[:, :keep_tokens])

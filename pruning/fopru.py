@@ -147,7 +147,7 @@ class FoPruRow(_FoPru):
         if valid is not None:
             score = score * valid.float()
         row_scores = score.reshape(-1, side, side).sum(dim=-1)  # [T, rows]
-        filled = None if valid is None else valid.reshape(-1, side, side).any(dim=-1)
+        filled = None if valid is None else valid.float().reshape(-1, side, side).amax(dim=-1) > 0
         kept = top_indices(last(row_scores, filled), keep_tokens // side)  # [T, kept rows]
         tokens = kept.unsqueeze(-1) * side + torch.arange(side)  # [T, kept rows, side]
         return tokens.flatten(1)

@@ -56,7 +56,8 @@ class Uniform:
         if valid is not None:
             return _among(valid, keep_tokens)
         step = torch.arange(keep_tokens)
-        kept = ((2 * step + 1) * layout.visual_tokens) // (2 * keep_tokens)
+        # `//` for numbers that are not negative, whose graph would compare bools, which TensorRT 10.3 cannot.
+        kept = torch.div((2 * step + 1) * layout.visual_tokens, 2 * keep_tokens, rounding_mode="trunc")
         return kept.unsqueeze(0).expand(features.shape[0], -1)
 
 

@@ -23,10 +23,12 @@ __all__ = ["PLANNED", "PROVIDERS", "backend"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort:open_cpu",
-    "cuda": "visprune.runtime.backends.ort:open_cuda",
+    "cuda": "visprune.runtime.backends.ort_nvidia:open_cuda",
+    "ort-tensorrt": "visprune.runtime.backends.ort_nvidia:open_tensorrt",
+    "ort-tensorrt-rtx": "visprune.runtime.backends.ort_nvidia:open_tensorrt_rtx",
 }
 
-PLANNED = ("tensorrt", "tensorrt-rtx", "ort-tensorrt")
+PLANNED = ("tensorrt", "tensorrt-rtx")
 """Names that are taken already and run nothing yet."""
 
 

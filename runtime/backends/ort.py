@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU and on an NVIDIA GPU.
+"""ONNX Runtime: sessions on the CPU, and what those on a GPU have in common with them.
 
 Outputs are bound to the device and handed on as `OrtValue`s, so what flows between graphs, the cache
 above all, is neither copied nor seen by Python.
@@ -9,21 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from visprune.bundle import Bundle
-from visprune.errors import BundleError, MissingExtraError, UnsupportedError
+from visprune.errors import BundleError, UnsupportedError
 from visprune.manifest import TensorSpec
 from visprune.optional import require
 from visprune.runtime.cores import sums_may_overflow
 from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
 
-__all__ = ["OrtRunner", "open_cpu", "open_cuda", "open_model"]
+__all__ = ["CPU", "CUDA", "OrtRunner", "Provider", "open_cpu", "open_graph", "open_model", "settings_for"]
 
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+Provider: TypeAlias = tuple[str, dict[str, str]]
+"""A name of ONNX Runtime's own, and options."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -44,33 +48,8 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
         BundleError: It cannot read the graph, or the graph is not as the manifest tells.
     """
     ort = require("onnxruntime", extra="cpu")
-    return _open(ort, bundle, graph, options, [_CPU])
-
-
-def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a graph on the first NVIDIA GPU.
-
-    Raises:
-        MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
-        UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
-        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
-    """
-    ort = require("onnxruntime", extra="gpu")
-    if _CUDA not in ort.get_available_providers():
-        raise MissingExtraError(
-            f"The installed ONNX Runtime {ort.__version__} has no CUDA in it.",
-            "The two builds clash, so run: pip uninstall -y onnxruntime onnxruntime-gpu; "
-            'then: pip install "visprune[gpu]".',
-        )
-    if hasattr(ort, "preload_dlls"):  # finds the CUDA and cuDNN libraries that pip installed
-        ort.preload_dlls()
-    runner = _open(ort, bundle, graph, options, [_CUDA, _CPU])
-    if _CUDA not in runner.providers:  # ONNX Runtime warns on stderr and goes on with the CPU
-        raise UnsupportedError(
-            "ONNX Runtime could not start CUDA and would have used the CPU.",
-            "Check driver, CUDA and cuDNN (`visprune doctor` shows what is found), or use --provider cpu.",
-        )
-    return runner
+    settings = settings_for(ort, bundle, graph, options)
+    return open_graph(ort, bundle, graph, settings, [(CPU, {})])
 
 
 def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) -> OrtRunner:
@@ -88,29 +67,49 @@ def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) 
         UnsupportedError: There is not enough memory.
     """
     ort = require("onnxruntime", extra="cpu")
-    settings = _settings(ort, options, [_CPU])
+    settings = _settings(ort, options, gpu=False)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return OrtRunner(ort, _session(ort, model, settings, [_CPU], graph), graph)
+    return OrtRunner(ort, _session(ort, model, settings, [(CPU, {})], graph), graph)
 
 
-def _open(
-    ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, providers: list[str]
-) -> OrtRunner:
-    path = bundle.file(bundle.manifest.graphs[graph].file)
-    settings = _settings(ort, options, providers)
+def settings_for(
+    ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, *, gpu: bool = False
+) -> Any:
+    """The `SessionOptions` of a graph."""
+    settings = _settings(ort, options, gpu=gpu)
     quantization = bundle.manifest.quantization
     if quantization is not None and "fp8" in quantization.precisions(graph):
         # Its optimizer takes every 8-bit number for an integer.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
+
+
+def open_graph(
+    ort: ModuleType, bundle: Bundle, graph: str, settings: Any, providers: list[Provider]
+) -> OrtRunner:
+    """Load a graph of a bundle.
+
+    Args:
+        ort: The module.
+        bundle: Its bundle.
+        graph: Its name.
+        settings: From `settings_for`.
+        providers: In the order in which parts of the graph are offered; empty where the settings tell.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
+        UnsupportedError: There is not enough memory.
+    """
+    path = bundle.file(bundle.manifest.graphs[graph].file)
     runner = OrtRunner(ort, _session(ort, str(path), settings, providers, graph), graph)
     _check_specs(bundle, graph, runner.specs)
     return runner
 
 
-def _settings(ort: ModuleType, options: BackendOptions, providers: list[str]) -> Any:
+def _settings(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
     settings = ort.SessionOptions()
     # Errors come as exceptions, except why CUDA did not start, which is only logged.
-    settings.log_severity_level = 3 if _CUDA in providers else 4
+    settings.log_severity_level = 3 if gpu else 4
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -125,9 +124,12 @@ def _settings(ort: ModuleType, options: BackendOptions, providers: list[str]) ->
     return settings
 
 
-def _session(ort: ModuleType, model: str | bytes, settings: Any, providers: list[str], graph: str) -> Any:
+def _session(
+    ort: ModuleType, model: str | bytes, settings: Any, providers: list[Provider], graph: str
+) -> Any:
     try:
-        return ort.InferenceSession(model, settings, providers=providers)
+        # Without the fallback, which prints on stdout and tries other providers than those asked for.
+        return ort.InferenceSession(model, settings, providers=providers or None, enable_fallback=0)
     except Exception as error:  # the package's exceptions have no common base of their own
         text = _first_line(error)
         if _out_of_memory(error):
@@ -190,7 +192,7 @@ class OrtRunner:
         self._session = session
         self._graph = graph
         self.providers: tuple[str, ...] = tuple(session.get_providers())
-        self._device = "cuda" if _CUDA in self.providers else "cpu"
+        self._device = "cpu" if self.providers == (CPU,) else "cuda"
         self._specs = Specs(
             tuple(_spec(node) for node in session.get_inputs()),
             tuple(_spec(node) for node in session.get_outputs()),

@@ -65,7 +65,7 @@ def _output(command: tuple[str, ...]) -> str | None:
 
 
 def _asked_of_driver() -> Gpu | None:
-    """By cuda-bindings, which comes with cuda-core; no context is made on the GPU."""
+    """By cuda-bindings; no context is made on the GPU."""
     try:
         driver: Any = importlib.import_module("cuda.bindings.driver")
         attribute = driver.CUdevice_attribute

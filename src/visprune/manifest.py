@@ -376,8 +376,8 @@ class Engine:
         flavour: The package that built it, and alone can load it.
         version: Of that package.
         profiles: In the order of TensorRT's own index.
-        cache_capacity: Tokens that the cache of each of its layers has room for, in buffers of that size which
-            it writes in place; 0 where it puts out a longer cache at each step, or has none.
+        cache_capacity: Tokens that the cache of each of its layers has room for, in buffers of that size
+            which it writes in place; 0 where it puts out a longer cache at each step, or has none.
     """
 
     graph: str

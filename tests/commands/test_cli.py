@@ -419,28 +419,3 @@ class TestInspect:
         code, out, err = call("inspect", tiny_copy, "--verify")
         assert (code, out) == (2, "")
         assert "was altered" in err
-
-
-class TestDoctor:
-    def test_tells_what_works(self, call):
-        code, out, err = call("doctor")
-        assert (code, err) == (0, "")
-        for part in ("run on CPU", "run on CUDA", "export", "build engines", "cache"):
-            assert part in out
-
-    def test_no_install_of_what_nothing_uses(self, call):
-        packages = {p["name"]: p for p in json.loads(call("doctor", "--json")[1])["packages"]}
-        assert packages["tensorrt"]["install"] is packages["tensorrt-rtx"]["install"] is None
-        out = call("doctor")[1]
-        assert "visprune[tensorrt" not in out
-        assert out.count("not used in this version") == 2
-
-    def test_survives_missing_packages(self, call, monkeypatch):
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.setattr("importlib.metadata.version", lambda name: (_ for _ in ()).throw(KeyError(name)))
-        code, out, _ = call("doctor", "--json")
-        assert code == 0
-        data = json.loads(out)
-        assert all(package["version"] is None for package in data["packages"])
-        assert not any(feature["works"] for feature in data["features"])
-        assert 'pip install "visprune[cpu]"' in data["features"][0]["note"]

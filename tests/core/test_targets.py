@@ -119,8 +119,8 @@ def test_a_new_board_is_one_row(monkeypatch, tiny_bundle):
     monkeypatch.setitem(TARGETS, "board", row)
     from visprune.bundle import Bundle
     from visprune.engines.checks import problems
-    from visprune.engines.profiles import Limits
     from visprune.machine import Gpu
+    from visprune.runtime.profiles import Limits
 
     assert target("board") is row
     check_version("board", "12.3")

@@ -19,7 +19,6 @@ from visprune.bundle import Bundle
 from visprune.engines import Caps, build, cache, child
 from visprune.engines.builder import Request, build_engine
 from visprune.engines.job import plan
-from visprune.engines.profiles import Limits, profiles
 from visprune.errors import (
     BundleError,
     EngineError,
@@ -29,6 +28,7 @@ from visprune.errors import (
     VispruneError,
 )
 from visprune.manifest import Quantization
+from visprune.runtime.profiles import Limits, profiles
 
 
 @pytest.fixture(scope="module")

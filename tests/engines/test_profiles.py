@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from visprune.budget import LayerBudget
-from visprune.engines.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
+from visprune.runtime.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)

@@ -13,6 +13,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 
+from tensorrt_10_3 import problems
+
 import visprune
 from visprune.errors import ParityError, UnsupportedError
 from visprune.export import export
@@ -48,6 +50,7 @@ def test_flavours(bundles):
             assert model.ir_version == 10
             assert {o.domain: o.version for o in model.opset_import} == {"": opset}
             assert not operators(model) & DYNAMIC_SHAPE
+            assert bool(list(problems(model))) == (target == "onnxruntime")
             found |= operators(model)
         assert found & SINGLE == (SINGLE if target == "onnxruntime" else set())
 

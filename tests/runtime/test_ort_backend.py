@@ -11,7 +11,7 @@ import pytest
 
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, MissingExtraError, UnsupportedError
-from visprune.runtime.backends import PLANNED, PROVIDERS, backend, ort
+from visprune.runtime.backends import PLANNED, PROVIDERS, ort
 from visprune.runtime.runner import BackendOptions, to_numpy
 
 OPTIONS = BackendOptions("cpu", 1)
@@ -97,34 +97,6 @@ def test_a_graph_that_is_not_the_manifests(tiny_bundle, kind, index, changes, wh
     with pytest.raises(BundleError, match=what) as caught:
         ort.open_cpu(altered, "embedding", OPTIONS)
     assert "graph 'embedding'" in caught.value.what
-
-
-def test_cuda_without_its_package(tiny_bundle):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(MissingExtraError) as caught:
-        backend("cuda")(Bundle.open(tiny_bundle), "embedding", BackendOptions("cuda", 1))
-    assert 'pip install "visprune[gpu]"' in caught.value.hint
-    assert "pip uninstall" in caught.value.hint
-
-
-def test_cuda_that_falls_back_is_an_error(tiny_bundle, monkeypatch):
-    import onnxruntime
-
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    real = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda path, settings, providers: real(path, settings, providers=providers[-1:]),
-    )
-    with pytest.raises(UnsupportedError, match="would have used the CPU"):
-        ort.open_cuda(Bundle.open(tiny_bundle), "embedding", BackendOptions("cuda", 1))
 
 
 def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -16,36 +13,6 @@ import typer
 from visprune.commands.terminal import print_json
 
 __all__ = ["doctor"]
-
-# Distribution names that may bring a module, and the extra that installs the first; None: nothing uses it.
-_PACKAGES = {
-    "onnxruntime": (("onnxruntime",), "cpu"),
-    "onnxruntime-gpu": (("onnxruntime-gpu",), "gpu"),
-    "torch": (("torch",), "export"),
-    "transformers": (("transformers",), "export"),
-    "onnx": (("onnx",), "export"),
-    "onnxscript": (("onnxscript",), "export"),
-    "safetensors": (("safetensors",), "export"),
-    "tensorrt": (("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), None),
-    "tensorrt-rtx": (("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"), None),
-}
-_EXPORT = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
-_JETPACK = Path("/etc/nv_tegra_release")
-_NVIDIA = Path("/proc/driver/nvidia/version")
-
-
-@dataclass(frozen=True, slots=True)
-class _Package:
-    name: str
-    version: str | None
-    install: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Feature:
-    name: str
-    works: bool
-    note: str
 
 
 def doctor(
@@ -55,17 +22,17 @@ def doctor(
 
     Example: visprune-doctor
     """
-    packages = [_package(name) for name in _PACKAGES]
-    providers, trouble = _providers()
-    machine = _machine()
-    features = _features({p.name: p.version for p in packages}, providers, trouble)
+    from visprune.commands.features import features, look
+
+    found = look()
+    works = features(found)
     if as_json:
         print_json(
             {
-                "machine": machine,
-                "packages": [asdict(p) for p in packages],
-                "onnxruntime_providers": providers,
-                "features": [asdict(f) for f in features],
+                "machine": _here() | _hardware(),
+                "packages": [asdict(one) for one in found.packages.values()],
+                "onnxruntime_providers": list(found.providers),
+                "features": [asdict(one) for one in works],
             }
         )
         return
@@ -73,13 +40,17 @@ def doctor(
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    machine = {name: value for name, value in (_here() | _hardware()).items() if value is not None}
     for title, rows in (
         ("machine", [(name, str(value)) for name, value in machine.items()]),
-        ("packages", [(p.name, _version(p)) for p in packages]),
-        ("ONNX Runtime providers", [(name, "") for name in providers] or [("none", trouble)]),
+        ("packages", [(one.name, one.version or "not installed") for one in found.packages.values()]),
+        ("ONNX Runtime providers", [(name, "") for name in found.providers] or [("none", found.trouble)]),
         (
             "what works",
-            [(f.name, ("yes" if f.works else "no") + (f": {f.note}" if f.note else "")) for f in features],
+            [
+                (one.name, ("yes" if one.works else "no") + (f": {one.note}" if one.note else ""))
+                for one in works
+            ],
         ),
     ):
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
@@ -89,25 +60,7 @@ def doctor(
         console.print(table)
 
 
-def _package(name: str) -> _Package:
-    distributions, extra = _PACKAGES[name]
-    version = None
-    for distribution in distributions:
-        try:
-            version = metadata.version(distribution)
-            break
-        except Exception:  # not only "not found": a half-removed package has no readable metadata
-            continue
-    return _Package(name, version, f'pip install "visprune[{extra}]"' if extra else None)
-
-
-def _version(package: _Package) -> str:
-    if package.install is None:
-        return f"{package.version or 'not installed'}, not used in this version"
-    return package.version or f"not installed: {package.install}"
-
-
-def _machine() -> dict[str, Any]:
+def _here() -> dict[str, Any]:
     from visprune import __version__
     from visprune.runtime.cores import usable_cores
     from visprune.runtime.verified import cache_dir
@@ -119,55 +72,29 @@ def _machine() -> dict[str, Any]:
         "visprune": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "jetpack": _first_line(_JETPACK) or "not a Jetson",
-        "nvidia driver": _first_line(_NVIDIA) or "none found",
         "cores used": usable_cores(),
         "cache": f"{cache}" + ("" if writable else " (not writable: files are hashed at every load)"),
     }
 
 
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
-    except (OSError, IndexError):
-        return None
+def _hardware() -> dict[str, Any]:
+    """What `visprune.machine` finds; None stands for what is not there."""
+    from visprune import machine
+
+    gpu, jetson, memory = machine.gpu(), machine.jetson(), machine.memory()
+    return {
+        "memory": _gibibytes(memory),
+        "gpu": gpu.name if gpu else "none found",
+        "sm": gpu.sm if gpu else None,
+        "gpu memory": _gibibytes(gpu.memory) if gpu else None,
+        "nvidia driver": gpu.driver if gpu else None,
+        "cuda": machine.cuda(),
+        "jetson": jetson.model if jetson else None,
+        "jetpack": jetson.jetpack if jetson else None,
+        "l4t": jetson.l4t if jetson else None,
+        "power mode": machine.power_mode() if jetson else None,
+    }
 
 
-def _providers() -> tuple[list[str], str]:
-    """The providers ONNX Runtime was built with, or why it cannot be asked."""
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ModuleNotFoundError:
-        return [], "ONNX Runtime is not installed"
-    except Exception as error:  # a wheel for another platform, a missing system library
-        return [], f"ONNX Runtime cannot be imported: {error}"
-    try:
-        return list(onnxruntime.get_available_providers()), ""
-    except Exception as error:  # both builds in one environment leave a package without its parts
-        return (
-            [],
-            f"ONNX Runtime is damaged ({error}): pip uninstall -y onnxruntime onnxruntime-gpu, install one",
-        )
-
-
-def _features(versions: dict[str, str | None], providers: list[str], trouble: str) -> list[_Feature]:
-    cpu = "CPUExecutionProvider" in providers
-    cuda = "CUDAExecutionProvider" in providers
-    missing = [name for name in _EXPORT if versions[name] is None]
-    cuda_note = "the build has CUDA; whether it starts shows at the first run" if cuda else ""
-    if not cuda:
-        cuda_note = 'needs: pip uninstall -y onnxruntime; pip install "visprune[gpu]"'
-    elif _first_line(_NVIDIA) is None and _first_line(_JETPACK) is None:
-        cuda, cuda_note = False, "no NVIDIA driver found"
-    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
-        cuda_note += "; onnxruntime and onnxruntime-gpu are both installed and clash"
-    return [
-        _Feature("run on CPU", cpu, "" if cpu else f'{trouble}; pip install "visprune[cpu]"'),
-        _Feature("run on CUDA", cuda, cuda_note),
-        _Feature(
-            "export",
-            not missing,
-            f'missing {", ".join(missing)}; pip install "visprune[export]"' if missing else "",
-        ),
-        _Feature("build engines", False, "not in this version"),
-    ]
+def _gibibytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 30):.1f} GiB"

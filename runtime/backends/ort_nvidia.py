@@ -1,0 +1,232 @@
+"""ONNX Runtime on NVIDIA GPUs: by its own kernels, by TensorRT, by TensorRT-RTX.
+
+The last two build engines of a graph's parts when it is loaded, and keep them in visprune's cache. Parts that
+they cannot take run on CUDA or the CPU. An engine has one profile, the first of `runtime.profiles`, which has
+room for decoding too: among several, ONNX Runtime would have to be told which at every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from types import ModuleType, TracebackType
+from typing import Any
+
+from visprune.bundle import Bundle
+from visprune.errors import BundleError, InputError, MissingExtraError, UnsupportedError
+from visprune.manifest import InputRange
+from visprune.optional import require
+from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_graph, settings_for
+from visprune.runtime.profiles import Limits, profiles
+from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
+from visprune.runtime.verified import cache_dir
+
+__all__ = ["RTX", "TENSORRT", "Bounded", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
+
+TENSORRT = "TensorrtExecutionProvider"
+RTX = "NvTensorRTRTXExecutionProvider"
+
+_WORKSPACE = str(2 << 30)  # bytes that a layer may use while it runs
+_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+
+
+def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
+    """Load a graph on the first NVIDIA GPU.
+
+    Raises:
+        MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
+        UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
+        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
+    """
+    ort = _gpu_build(CUDA, "CUDA")
+    settings = settings_for(ort, bundle, graph, options, gpu=True)
+    return _started(CUDA, "CUDA", lambda: open_graph(ort, bundle, graph, settings, [(CUDA, {}), (CPU, {})]))
+
+
+def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
+    """Load a graph by TensorRT; what that cannot take, by CUDA.
+
+    Raises:
+        MissingExtraError: TensorRT is not installed, or the installed ONNX Runtime cannot call it.
+        UnsupportedError: TensorRT cannot be used: no GPU, no driver, another version than ONNX Runtime wants.
+        BundleError: As for `open_cuda`.
+    """
+    ort = _gpu_build(TENSORRT, "TensorRT")
+    trt = require("tensorrt", extra="tensorrt")  # its import loads the library that the provider looks for
+    ranges = _ranges(bundle, graph)
+    folder = _folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
+    own = {
+        "device_id": "0",
+        "trt_max_workspace_size": _WORKSPACE,
+        "trt_fp16_enable": str(bundle.manifest.dtype == "float16"),
+        "trt_int8_enable": str(_has_int8(bundle, graph)),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+        **_shapes("trt", ranges),
+    }
+    settings = settings_for(ort, bundle, graph, options, gpu=True)
+    chosen: list[Provider] = [(TENSORRT, own), (CUDA, {}), (CPU, {})]
+    runner = _started(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return Bounded(runner, graph, ranges)
+
+
+def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
+    """Load a graph by TensorRT-RTX: of a build of ONNX Runtime that has it, or by NVIDIA's plug-in package.
+
+    Raises:
+        MissingExtraError: There is neither.
+        UnsupportedError: TensorRT-RTX cannot be used: no GPU that it knows, no driver.
+        BundleError: As for `open_cuda`.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    ranges = _ranges(bundle, graph)
+    settings = settings_for(ort, bundle, graph, options, gpu=True)
+    own = {"nv_max_workspace_size": _WORKSPACE, **_shapes("nv", ranges)}
+    own["nv_runtime_cache_path"] = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
+    if RTX in ort.get_available_providers():
+        chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
+    else:
+        settings.add_provider_for_devices(_plugged_in(ort)[:1], own)
+        chosen = []  # the settings name it
+    runner = _started(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return Bounded(runner, graph, ranges)
+
+
+class Bounded:
+    """A runner whose engines take what their profile says, and no more.
+
+    Args:
+        runner: Of the graph.
+        graph: Name for messages.
+        ranges: Of the inputs that vary.
+    """
+
+    def __init__(self, runner: Runner, graph: str, ranges: Mapping[str, InputRange]) -> None:
+        self._runner = runner
+        self._graph = graph
+        self._ranges = ranges
+
+    @property
+    def specs(self) -> Specs:
+        """Inputs and outputs."""
+        return self._runner.specs
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; see `Runner.infer`.
+
+        Raises:
+            InputError: An input is larger than the profile.
+            UnsupportedError: There is not enough memory.
+        """
+        for name, value in feeds.items():
+            shape = tuple(value.shape() if callable(value.shape) else value.shape)
+            most = self._ranges[name].most if name in self._ranges else shape
+            if shape and any(dim > top for dim, top in zip(shape, most, strict=True)):
+                raise InputError(
+                    f"{name!r} of {self._graph} is {list(shape)}, and its engine takes at most {list(most)}.",
+                    "Shorten the conversation or show fewer pictures at once, or use --provider cuda.",
+                )
+        return self._runner.infer(feeds)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.__exit__(kind, error, trace)
+
+
+def _gpu_build(provider: str, name: str) -> ModuleType:
+    """ONNX Runtime, if it was built with a provider."""
+    ort = require("onnxruntime", extra="gpu")
+    if provider not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"The installed ONNX Runtime {ort.__version__} has no {name} in it.",
+            "The two builds clash, so run: pip uninstall -y onnxruntime onnxruntime-gpu; "
+            'then: pip install "visprune[gpu]".',
+        )
+    if hasattr(ort, "preload_dlls"):  # finds the CUDA and cuDNN libraries that pip installed
+        ort.preload_dlls()
+    return ort
+
+
+def _plugged_in(ort: ModuleType) -> list[Any]:
+    """The devices of NVIDIA's plug-in."""
+    try:
+        plugin = require(_PLUGIN, extra="cpu")
+    except MissingExtraError:
+        raise MissingExtraError(
+            f"The installed ONNX Runtime {ort.__version__} has no TensorRT-RTX in it.",
+            "Install NVIDIA's plug-in: pip install onnxruntime-ep-nv-tensorrt-rtx.",
+        ) from None
+    name = plugin.get_ep_name()
+    try:
+        if not any(device.ep_name == name for device in ort.get_ep_devices()):
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    except Exception as error:  # an ONNX Runtime before 1.23 has no plug-ins; a library may be missing
+        raise _not_started("TensorRT-RTX", str(error)) from None
+    if not devices:
+        raise _not_started("TensorRT-RTX", "it finds no GPU")
+    return devices
+
+
+def _started(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
+    """The runner, if it has the provider: ONNX Runtime may also only warn, and go on with another."""
+    try:
+        runner = load()
+    except BundleError as error:
+        if "install TensorRT" in error.what:
+            raise _not_started(name, "it finds no libraries of a version that it can use") from None
+        raise
+    if provider not in runner.providers:
+        raise _not_started(name, f"it would have used {' and '.join(runner.providers)}")
+    return runner
+
+
+def _not_started(name: str, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"ONNX Runtime could not start {name}: {why.rstrip('.')}.",
+        f"Check the driver and the libraries of {name} (`visprune doctor` shows what is found), or use "
+        "--provider cpu.",
+    )
+
+
+def _has_int8(bundle: Bundle, graph: str) -> bool:
+    quantization = bundle.manifest.quantization
+    return quantization is not None and "int8" in quantization.precisions(graph)
+
+
+def _ranges(bundle: Bundle, graph: str) -> dict[str, InputRange]:
+    """Of the inputs that vary, for the lengths that `visprune build` has by default."""
+    found = profiles(bundle.manifest, Limits())[graph]
+    return found[0].inputs if found else {}
+
+
+def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
+    """The options that tell a profile."""
+    if not ranges:
+        return {}
+    return {
+        f"{prefix}_profile_{option}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, getattr(one, which)))}" for name, one in ranges.items()
+        )
+        for option, which in (("min", "least"), ("opt", "usual"), ("max", "most"))
+    }
+
+
+def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str:
+    """Where the engines of a graph are kept. They are found by a graph's names alone, so each has its own."""
+    manifest = bundle.manifest
+    files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
+    told = [
+        version,
+        *(manifest.files[file].sha256 for file in files if file),
+        _shapes("", ranges),
+    ]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return str(cache_dir() / "ort-engines" / key)
