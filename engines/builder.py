@@ -88,28 +88,28 @@ def build_engine(request: Request) -> None:
     failed = require("polygraphy.exception", extra=package.extra).PolygraphyException
     name = f"{package.name} {trt.__version__}"
     with _errors() as errors:
-        builder, network = polygraphy.create_network(strongly_typed=True)
-        parser = trt.OnnxParser(network, polygraphy.get_trt_logger())
-        if not parser.parse_from_file(request.onnx):
-            raise _unreadable(parser, request.graph, name)
-        config = polygraphy.create_config(
-            builder,
-            network,
-            profiles=[_profile(polygraphy.Profile(), network, wanted) for wanted in request.profiles],
-            memory_pool_limits={trt.MemoryPoolType.WORKSPACE: request.workspace},
-            load_timing_cache=request.timing_cache,
-            profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
-            tf32=True,  # TensorRT's own default, which Polygraphy would turn off
-        )
-        if request.flavour == "tensorrt_rtx":
-            _build_for(trt, config, request.sm, name)
         try:
+            builder, network = polygraphy.create_network(strongly_typed=True)
+            parser = trt.OnnxParser(network, polygraphy.get_trt_logger())
+            if not parser.parse_from_file(request.onnx):
+                raise _unreadable(parser, request.graph, name)
+            config = polygraphy.create_config(
+                builder,
+                network,
+                profiles=[_profile(polygraphy.Profile(), network, wanted) for wanted in request.profiles],
+                memory_pool_limits={trt.MemoryPoolType.WORKSPACE: request.workspace},
+                load_timing_cache=request.timing_cache,
+                profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
+                tf32=True,  # TensorRT's own default, which Polygraphy would turn off
+            )
+            if request.flavour == "tensorrt_rtx":
+                _build_for(trt, config, request.sm, name)
             built = polygraphy.engine_bytes_from_network(
                 (builder, network), config, save_timing_cache=request.timing_cache
             )
         except failed:
             raise _not_built(request, name, errors) from None
-        Path(request.output).write_bytes(memoryview(built))
+    Path(request.output).write_bytes(memoryview(built))
 
 
 @contextmanager

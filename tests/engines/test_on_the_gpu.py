@@ -132,5 +132,6 @@ def test_a_dry_run_needs_neither_gpu_nor_tensorrt(jetpack6, gpu, monkeypatch, ca
     assert (told["sm"], told["gpu"], told["workspace_bytes"]) == ([], None, 500_000_000)
     assert cli.run_command("build", arguments) == 2
     said = capsys.readouterr().out
+    assert "jetpack6: Jetson Orin with JetPack 6; GPU: none found" in said
     assert "GPU memory, not measured: 5.37 MB of weights" in said
     assert "at most 500 MB" in said

@@ -75,9 +75,8 @@ def build(  # noqa: PLR0913 - a command line's options
 
     source, sms = Bundle.open(bundle), _sms(sm)
     limits = Limits(max_images, max_prompt, max_cache)
-    usual = Caps()
     caps = Caps(
-        _gigabytes("--workspace", workspace) or usual.workspace, _gigabytes("--max-memory", max_memory)
+        _gigabytes("--workspace", workspace) or Caps().workspace, _gigabytes("--max-memory", max_memory)
     )
     planned = plan(source, target=target, sm=sms, limits=limits)
     if dry_run:
@@ -139,6 +138,9 @@ def _show(planned: Plan, caps: Caps, *, as_json: bool) -> None:
             table.add_row(name, weights, profile.name, "\n".join(_ranges(profile)))
             name = weights = ""  # noqa: PLW2901 - said once
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    if planned.target in TARGETS:
+        sms = ", ".join(f"SM{sm}" for sm in planned.sms) or "none found"
+        console.print(f"{planned.target}: {TARGETS[planned.target].about}; GPU: {sms}\n")
     if planned.profiles:
         console.print(table)
         console.print(f"\n{_limits(planned)}")
