@@ -95,6 +95,7 @@ class _Columns:
         if scores is not None and axis(scores) == rank(scores) - 1 == patterns.over(node):
             self.masked.add(node)
             if not patterns.is_masked(scores):  # a row that saw all P + S
+                assert scores.dtype is not None
                 nothing = self.nodes.number(-np.inf, scores.dtype.numpy())
                 hidden = self.nodes.add("Where", self.filled, scores, nothing)
                 hidden.type, hidden.shape = scores.type, scores.shape
@@ -103,6 +104,7 @@ class _Columns:
     def move(self, node: ir.Node) -> None:
         """Have a node take P as a value, if it is of a kind that can, and P + S as C."""
         nodes, first = self.nodes, node.inputs[0] if node.inputs else None
+        columns = axis(first)
         if node.op_type == "Concat":
             if axis(node.outputs[0]) == patterns.over(node) and _is_past(first):
                 added = nodes.add("TensorScatter", first, node.inputs[1], self.length, axis=-2, mode="linear")
@@ -116,8 +118,8 @@ class _Columns:
             for index, value in enumerate(node.inputs):
                 if patterns.count(value) == (0, 1, 0) and patterns.count(node.inputs[1 - index]) is None:
                     node.replace_input_with(index, self.length)
-        elif node.op_type == "Slice" and patterns.takes_new(node):
-            nodes.replace(node.outputs[0], nodes.add("Gather", first, self.places, axis=axis(first)))
+        elif node.op_type == "Slice" and columns is not None and patterns.takes_new(node):
+            nodes.replace(node.outputs[0], nodes.add("Gather", first, self.places, axis=columns))
 
     def unknown(self) -> Iterator[ir.Node]:
         """Nodes that read the cache, or what has a column for each of its tokens, in another way."""

@@ -20,7 +20,7 @@ class Nodes:
         self.made: set[ir.Node] = set()
         self._numbers = itertools.count()
 
-    def add(self, operator: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
+    def add(self, operator: str, *inputs: ir.Value | None, **attributes: int | str) -> ir.Value:
         """The output of a new node."""
         kinds = {int: ir.AttributeType.INT, str: ir.AttributeType.STRING}
         named = [ir.Attr(name, kinds[type(value)], value) for name, value in attributes.items()]

@@ -28,8 +28,11 @@ __all__ = [
 Count = tuple[int, int, int]
 """An integer that a graph works out: so many times 1, P and S."""
 
-PAST, HELD = ("P",), ("P", "S")
-"""The terms of a dimension."""
+PAST: tuple[str, ...] = ("P",)
+"""The terms of what the cache holds, as a dimension."""
+
+HELD: tuple[str, ...] = ("P", "S")
+"""And of what it holds then."""
 
 MOVES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 """Operators that change how a value is held, and not what it is."""
