@@ -5,7 +5,8 @@ Knows graphs and bundles, and no model family; needs neither PyTorch nor onnx, a
 
 from __future__ import annotations
 
+from visprune.engines.builder import Caps
 from visprune.engines.job import build
 from visprune.engines.profiles import Limits
 
-__all__ = ["Limits", "build"]
+__all__ = ["Caps", "Limits", "build"]

@@ -1,29 +1,51 @@
-"""From one ONNX file to one serialized engine, by the calls that `tensorrt` and `tensorrt_rtx` share.
+"""From one ONNX file to one serialized engine, by Polygraphy, for `tensorrt` and `tensorrt_rtx` alike.
 
-Networks are strongly typed: what an ONNX file says of types is what is computed. Runs in a process of its
-own, see `child`.
+Networks are strongly typed: what an ONNX file says of types is what is computed. The file is read by
+TensorRT's own parser, because Polygraphy prints what that could not read, and does not tell. Runs in a
+process of its own, see `child`: in one process Polygraphy drives one of the two packages.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visprune.errors import EngineError
+from visprune.errors import EngineError, UsageError
 from visprune.manifest import EngineProfile
 from visprune.optional import require
+from visprune.targets import PACKAGES
 
-__all__ = ["WORKSPACE", "Flavour", "Request", "build_engine", "library"]
+__all__ = ["WORKSPACE", "Caps", "Flavour", "Request", "build_engine"]
 
 WORKSPACE = 2 << 30
-"""Bytes of device memory that a layer may use while it runs."""
+"""Bytes of device memory that a layer may use while it runs, by default."""
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
-_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much memory a build may take.
+
+    Attributes:
+        workspace: Bytes of device memory that a layer may use while it runs.
+        host: Bytes of memory of the process that builds; None: as much as there is.
+
+    Raises:
+        UsageError: A number is below 1.
+    """
+
+    workspace: int = WORKSPACE
+    host: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workspace < 1 or (self.host is not None and self.host < 1):
+            raise UsageError("A cap on memory is not positive.", "Give gigabytes, such as 4.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +56,11 @@ class Request:
         graph: Its name, for people.
         onnx: The file; its data lies beside it.
         output: The file to write.
-        timing_cache: A file that is read where it is there, and replaced; None: there is none.
+        flavour: The package that builds it.
+        sm: Of the GPUs that it is for; by `tensorrt` that of the one that is here.
+        timing_cache: A file of what TensorRT measured, read where it is there, and extended; None: there is
+            none.
+        workspace: Bytes of device memory that a layer may use while it runs.
     """
 
     graph: str
@@ -47,70 +73,65 @@ class Request:
     workspace: int = WORKSPACE
 
 
-def library(flavour: Flavour) -> Any:
-    """The TensorRT of a flavour.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    return require(flavour, extra=flavour.replace("_", "-"))
-
-
 def build_engine(request: Request) -> None:
     """Parse, set profiles, build, write.
 
     Raises:
         EngineError: The graph cannot be read, or not be built.
-        MissingExtraError: The package is not installed.
+        MissingExtraError: A package is not installed.
     """
-    trt = library(request.flavour)
-    name = f"{_NAMES[request.flavour]} {trt.__version__}"
-    log = _logger(trt)
-    builder = trt.Builder(log)
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(request.onnx):
-        raise _unreadable(parser, request.graph, name)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
-    if request.flavour == "tensorrt_rtx":  # built for GPUs that need not be here
-        capability = getattr(trt.ComputeCapability, f"SM{request.sm}", None)
-        if capability is None:
-            raise EngineError(
-                f"{name} does not know SM{request.sm}.", 'Update it: pip install -U "visprune[tensorrt-rtx]".'
-            )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
-    timings = _timing_cache(config, request.timing_cache)
-    for wanted in request.profiles:
-        config.add_optimization_profile(_profile(builder, network, wanted))
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        said = " ".join(log.errors[-1].split()) if log.errors else "it did not say why"
-        raise EngineError(
-            f"{name} could not build {request.graph} for SM{request.sm}: {said.rstrip('.')}.",
-            "Try smaller limits; if that does not help, report the graph and this message.",
+    package = PACKAGES[request.flavour]
+    trt = require(request.flavour, extra=package.extra)
+    choice = require("polygraphy.config", extra=package.extra)
+    choice.USE_TENSORRT_RTX = request.flavour == "tensorrt_rtx"  # type: ignore[attr-defined]
+    polygraphy = require("polygraphy.backend.trt", extra=package.extra)
+    failed = require("polygraphy.exception", extra=package.extra).PolygraphyException
+    name = f"{package.name} {trt.__version__}"
+    with _errors() as errors:
+        builder, network = polygraphy.create_network(strongly_typed=True)
+        parser = trt.OnnxParser(network, polygraphy.get_trt_logger())
+        if not parser.parse_from_file(request.onnx):
+            raise _unreadable(parser, request.graph, name)
+        config = polygraphy.create_config(
+            builder,
+            network,
+            profiles=[_profile(polygraphy.Profile(), network, wanted) for wanted in request.profiles],
+            memory_pool_limits={trt.MemoryPoolType.WORKSPACE: request.workspace},
+            load_timing_cache=request.timing_cache,
+            profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
+            tf32=True,  # TensorRT's own default, which Polygraphy would turn off
         )
-    Path(request.output).write_bytes(memoryview(built))
-    _save(timings, request.timing_cache)
+        if request.flavour == "tensorrt_rtx":
+            _build_for(trt, config, request.sm, name)
+        try:
+            built = polygraphy.engine_bytes_from_network(
+                (builder, network), config, save_timing_cache=request.timing_cache
+            )
+        except failed:
+            raise _not_built(request, name, errors) from None
+        Path(request.output).write_bytes(memoryview(built))
 
 
-def _logger(trt: Any) -> Any:
-    """Prints what TensorRT says, on stderr, and remembers its errors."""
+@contextmanager
+def _errors() -> Iterator[list[str]]:
+    """Print on stderr what TensorRT says through Polygraphy; gives its errors, as they come."""
+    logger = require("polygraphy.logger", extra="tensorrt").G_LOGGER
+    found: list[str] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(record.getMessage(), file=sys.stderr, flush=True)
+            if record.levelno == logging.ERROR:  # a critical one is Polygraphy's, and says less
+                found.append(record.getMessage())
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
-                print(message, file=sys.stderr, flush=True)
-
-    return Log()
+    logger.use_python_logging_system, logger.colors, logger.letter = True, False, False
+    logger.module_severity = logger.WARNING
+    handler = Handler()
+    logger.python_logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.python_logger.removeHandler(handler)
 
 
 def _unreadable(parser: Any, graph: str, name: str) -> EngineError:
@@ -135,44 +156,30 @@ def _cause(text: str, operator: str) -> str:
     return "The graph was likely exported for another target: export it for this one."
 
 
-def _profile(builder: Any, network: Any, wanted: EngineProfile) -> Any:
-    """TensorRT's form of a profile. A count that no shape depends on needs none."""
-    profile = builder.create_optimization_profile()
+def _profile(empty: Any, network: Any, wanted: EngineProfile) -> Any:
+    """Polygraphy's form of a profile. A count that no shape depends on is an input like others, and fixed."""
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         ranges = wanted.inputs.get(tensor.name)
-        if ranges is None:
-            continue
-        if tensor.is_shape_tensor:
-            profile.set_shape_input(tensor.name, list(ranges.least), list(ranges.usual), list(ranges.most))
-        elif len(tensor.shape) == len(ranges.least):
-            profile.set_shape(tensor.name, ranges.least, ranges.usual, ranges.most)
-    return profile
+        if ranges and (tensor.is_shape_tensor or len(tensor.shape) == len(ranges.least)):
+            empty.add(tensor.name, ranges.least, ranges.usual, ranges.most)
+    return empty
 
 
-def _timing_cache(config: Any, path: str | None) -> Any:
-    """What was measured by earlier builds; one that cannot be read is begun anew."""
-    if path is None:
-        return None
-    file = Path(path)
-    for content in [file.read_bytes()] if file.is_file() else []:
-        known = config.create_timing_cache(content)
-        if known is not None and config.set_timing_cache(known, False):
-            return known
-    known = config.create_timing_cache(b"")
-    if known is None or not config.set_timing_cache(known, False):
-        return None
-    return known
+def _not_built(request: Request, name: str, errors: list[str]) -> EngineError:
+    said = " ".join(errors[-1].split()).rstrip(".") if errors else "it did not say why"
+    hint = "Try smaller limits; if that does not help, report the graph and this message."
+    if "workspace" in said.lower():
+        hint = "Give a larger --workspace."
+    return EngineError(f"{name} could not build {request.graph} for SM{request.sm}: {said}.", hint)
 
 
-def _save(timings: Any, path: str | None) -> None:
-    """Keep the measurements: whole or not at all; it is no harm if another process was later."""
-    content = timings.serialize() if timings is not None and path is not None else None
-    if content is None or path is None:
-        return
-    temporary = Path(f"{path}.{os.getpid()}")
-    try:
-        temporary.write_bytes(memoryview(content))
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+def _build_for(trt: Any, config: Any, sm: int, name: str) -> None:
+    """Have TensorRT-RTX build for GPUs that need not be here; of this Polygraphy knows nothing."""
+    capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
+    if capability is None:
+        raise EngineError(
+            f"{name} does not know SM{sm}.", 'Update it: pip install -U "visprune[tensorrt-rtx]".'
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)

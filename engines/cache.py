@@ -16,33 +16,31 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from visprune.engines.builder import WORKSPACE, Flavour
-from visprune.manifest import EngineProfile, Manifest
+from visprune.engines.builder import Request
+from visprune.manifest import Manifest
 from visprune.records import sha256
 from visprune.runtime.verified import cache_dir
 
 __all__ = ["fetch", "key", "store", "timing_cache"]
 
 
-def key(
-    manifest: Manifest,
-    graph: str,
-    flavour: Flavour,
-    version: str,
-    sm: int,
-    profiles: tuple[EngineProfile, ...],
-) -> str:
-    """The name of an engine: the hash of all that it depends on."""
-    files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
+def key(manifest: Manifest, request: Request, version: str) -> str:
+    """The name of an engine: the hash of all that it depends on.
+
+    The ONNX file that is built says how the graph is spelled, how its cache is written and for how many
+    tokens it has room; its weights have the hash that the manifest has for them.
+    """
+    data = manifest.graphs[request.graph].data
     parts = {
-        "files": [manifest.files[file].sha256 for file in files if file],
-        "flavour": flavour,
+        "onnx": sha256(Path(request.onnx)),
+        "weights": manifest.files[data].sha256 if data else "",
+        "flavour": request.flavour,
         "version": version,
-        "sm": sm,
-        "profiles": [asdict(profile) for profile in profiles],
+        "sm": request.sm,
+        "profiles": [asdict(profile) for profile in request.profiles],
+        "workspace": request.workspace,
         "dtype": manifest.dtype,
-        "quantized": sorted(manifest.quantization.precisions(graph)) if manifest.quantization else [],
-        "workspace": WORKSPACE,
+        "quantized": sorted(manifest.quantization.precisions(request.graph)) if manifest.quantization else [],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -74,14 +72,14 @@ def store(name: str, engine: Path) -> None:
             raise
 
 
-def timing_cache(flavour: Flavour, version: str, sm: int) -> str | None:
+def timing_cache(version: str, sm: int) -> str | None:
     """The file of what TensorRT measured while building; None where it cannot be kept."""
     folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return str(folder / f"{flavour}-{version}-sm{sm}.timings")
+    return str(folder / f"tensorrt-{version}-sm{sm}.timings") if os.access(folder, os.W_OK) else None
 
 
 def _folder() -> Path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,17 +30,19 @@ __all__ = ["build_in_child", "main"]
 
 _REQUEST, _OUTCOME, _SAID = "request.json", "outcome.json", "stderr.txt"
 _LINES = 3  # of what TensorRT said last
+_LOOK = 0.1  # seconds between looks at the memory of the process
 
 
-def build_in_child(request: Request, folder: Path) -> None:
+def build_in_child(request: Request, folder: Path, most: int | None = None) -> None:
     """Build one engine in a process of its own.
 
     Args:
         request: With absolute paths.
         folder: Empty, for what the two processes tell each other.
+        most: Bytes of memory that the process may hold; None: as much as there is.
 
     Raises:
-        EngineError: The process failed, crashed or was killed.
+        EngineError: The process failed, crashed, was killed, or held more memory than it may.
     """
     (folder / _REQUEST).write_text(json.dumps(asdict(request)), encoding="utf-8")
     paths = [str(Path(visprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -54,7 +57,7 @@ def build_in_child(request: Request, folder: Path) -> None:
             stderr=said,
         )
         try:
-            code = process.wait()
+            code = _wait(process, request, most)
         finally:
             process.kill()
             process.communicate()
@@ -64,6 +67,31 @@ def build_in_child(request: Request, folder: Path) -> None:
         raise getattr(errors, found["kind"])(found["what"], found["hint"])
     if code != 0:
         raise _died(request, code, (folder / _SAID).read_text(encoding="utf-8", errors="replace"))
+
+
+def _wait(process: subprocess.Popen[bytes], request: Request, most: int | None) -> int:
+    """The exit code; while it runs its memory is watched, if that is capped."""
+    while True:
+        try:
+            return process.wait(None if most is None else _LOOK)
+        except subprocess.TimeoutExpired:
+            used = _resident(process.pid)
+            if most is not None and used > most:
+                raise EngineError(
+                    f"Building {request.graph} for SM{request.sm} took {used / 1e9:.2f} GB of memory, and "
+                    f"{most / 1e9:.2f} GB are allowed.",
+                    "Give a larger --max-memory or none, or export with --segments for smaller graphs.",
+                ) from None
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 where it has ended."""
+    try:
+        told = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    found = re.search(r"VmRSS:\s*(\d+) kB", told)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _died(request: Request, code: int, said: str) -> EngineError:

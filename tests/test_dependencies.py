@@ -18,6 +18,7 @@ CORE = {
     "budget",
     "bundle",
     "errors",
+    "machine",
     "manifest",
     "optional",
     "records",

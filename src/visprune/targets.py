@@ -2,24 +2,67 @@
 
 The native flavour keeps `Attention`, `RMSNormalization` and `RotaryEmbedding` as single operators
 (opset 23): ONNX Runtime and TensorRT from 10.15 have kernels for them. The primitive flavour spells
-them out at opset 19, for TensorRT 10.3, the version on JetPack 6.
+them out at opset 19, which TensorRT from 10.3 is documented to read.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from visprune.errors import UnsupportedError, UsageError
+from visprune.errors import MissingExtraError, UnsupportedError, UsageError
+from visprune.optional import require
 
-__all__ = ["FP8_SM", "TARGETS", "Target", "check_sm", "target"]
+if TYPE_CHECKING:
+    from visprune.manifest import Manifest
+
+__all__ = [
+    "FP8_SM",
+    "PACKAGES",
+    "TARGETS",
+    "Engines",
+    "Package",
+    "Target",
+    "check_sm",
+    "check_version",
+    "export_command",
+    "in_place",
+    "no_engines",
+    "refuse_other_target",
+    "target",
+    "tensorrt",
+]
 
 Flavour = Literal["native", "primitive"]
 DType = Literal["float32", "float16"]
+Engines = Literal["", "tensorrt", "tensorrt_rtx"]
 
 FP8_SM = 89
 """The first SM with 8-bit floating point: 89 is Ada (RTX 40)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One of the two packages that build engines and run them.
+
+    Attributes:
+        name: For people.
+        extra: Of visprune, that installs it.
+        in_place: The first version tried or documented to write a cache in place (ONNX `TensorScatter`).
+    """
+
+    name: str
+    extra: str
+    in_place: str
+
+
+PACKAGES = {
+    "tensorrt": Package("TensorRT", "tensorrt", "10.15"),
+    "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx", "1.7"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,60 +70,64 @@ class Target:
     """A platform to export for.
 
     Attributes:
+        about: One line for people.
         flavour: How graphs are spelled.
         opset: ONNX operator set.
         dtype: Of weights and activations unless the user asks for another.
-        about: One line for people.
-        sms: SMs that it may run on, as TensorRT names them (86 is 8.6); empty where no engine is built.
         quantized: The precisions that its graphs can be quantized to.
+        engines: The Python package that builds its engines and runs them; empty: ONNX Runtime reads its
+            graphs.
+        versions: Of that package: the least, and the first that is too new.
+        sms: SMs that it may run on, as TensorRT names them (86 is 8.6).
+        anywhere: Whether engines are built on any machine, and not only on the one with the GPU.
     """
 
     name: str
+    about: str
     flavour: Flavour
     opset: int
     dtype: DType
-    about: str
-    sms: tuple[int, ...]
     quantized: tuple[str, ...]
+    engines: Engines = ""
+    versions: tuple[str, str] = ("", "")
+    sms: tuple[int, ...] = ()
+    anywhere: bool = False
 
     @property
     def builds_engines(self) -> bool:
         """Whether TensorRT reads its graphs, and not ONNX Runtime."""
-        return bool(self.sms)
+        return bool(self.engines)
+
+    @property
+    def jetson(self) -> bool:
+        """Whether TensorRT is part of its system."""
+        return self.name.startswith("jetpack")
 
 
+_RTX = (75, 80, 86, 89, 120, 121)
+_X86 = (75, 80, 86, 89, 90, 100, 103, 120, 121)
+
+# fmt: off
 TARGETS = {
     t.name: t
     for t in (
-        Target(
-            "onnxruntime",
-            "native",
-            23,
-            "float32",
-            "ONNX Runtime on a CPU or an NVIDIA GPU",
-            (),
-            ("int8", "int8-dynamic", "fp8", "int4"),
-        ),
-        Target(
-            "jetpack6",
-            "primitive",
-            19,
-            "float16",
-            "Jetson Orin with JetPack 6 (TensorRT 10.3)",
-            (87,),
-            ("int8",),
-        ),
-        Target(
-            "rtx",
-            "native",
-            23,
-            "float16",
-            "NVIDIA RTX GPUs (TensorRT-RTX)",
-            (75, 80, 86, 89, 120, 121),
-            ("int8", "fp8", "int4"),
-        ),
+        Target("onnxruntime", "ONNX Runtime on a CPU or an NVIDIA GPU",
+               "native", 23, "float32", ("int8", "int8-dynamic", "fp8", "int4")),
+        Target("jetpack6", "Jetson Orin with JetPack 6",
+               "primitive", 19, "float16", ("int8",), "tensorrt", ("10.3", "11"), (87,)),
+        Target("jetpack7-orin", "Jetson Orin with JetPack 7.2 or newer",
+               "native", 23, "float16", ("int8",), "tensorrt", ("10.15", "12"), (87,)),
+        Target("jetpack7.0-thor", "Jetson Thor with JetPack 7.0 or 7.1",
+               "primitive", 19, "float16", ("int8", "fp8"), "tensorrt", ("10.13", "10.15"), (110,)),
+        Target("jetpack7-thor", "Jetson Thor with JetPack 7.2 or newer",
+               "native", 23, "float16", ("int8", "fp8"), "tensorrt", ("10.15", "12"), (110,)),
+        Target("tensorrt", "NVIDIA GPUs on x86",
+               "native", 23, "float16", ("int8", "fp8", "int4"), "tensorrt", ("10.15", "12"), _X86),
+        Target("rtx", "NVIDIA RTX GPUs",
+               "native", 23, "float16", ("int8", "fp8", "int4"), "tensorrt_rtx", ("1.4", "2"), _RTX, True),
     )
 }
+# fmt: on
 
 
 def target(name: str) -> Target:
@@ -96,7 +143,7 @@ def target(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_sm(precisions: tuple[str, ...], sm: int) -> None:
+def check_sm(precisions: Sequence[str], sm: int) -> None:
     """Refuse what a GPU has no arithmetic for, before an engine is built.
 
     Args:
@@ -111,3 +158,120 @@ def check_sm(precisions: tuple[str, ...], sm: int) -> None:
             f"SM{sm} has no fp8: that begins with SM{FP8_SM}.",
             "Quantize with --precision int8 for this GPU.",
         )
+
+
+def check_version(name: str, version: str) -> None:
+    """Refuse a TensorRT that a target's graphs are not for.
+
+    Args:
+        name: Of the target.
+        version: Of its package, such as "10.16.1.11".
+
+    Raises:
+        UnsupportedError: It is older or newer, or the target has no engines.
+    """
+    known = target(name)
+    if not known.engines:
+        raise no_engines(name)
+    least, beyond = known.versions
+    if _numbers(least) <= _numbers(version) < _numbers(beyond):
+        return
+    package, other = PACKAGES[known.engines], _other(known, version)
+    if other is not None:
+        hint = f"Export for {other}, which takes this version."
+    elif known.jetson:
+        hint = "Use the TensorRT of the JetPack that the target is for."
+    else:
+        hint = f'Install another: pip install -U "visprune[{package.extra}]".'
+    raise UnsupportedError(
+        f"This is {package.name} {version}, and the target {name} takes {least} and newer, below {beyond}.",
+        hint,
+    )
+
+
+def no_engines(name: str) -> UnsupportedError:
+    """What to say of a target that ONNX Runtime serves."""
+    others = ", ".join(one.name for one in TARGETS.values() if one.engines)
+    return UnsupportedError(f"The target {name} has no engines.", f"Take one of: {others}.")
+
+
+def in_place(name: str, version: str) -> bool:
+    """Whether engines of a target write their caches in place, by ONNX `TensorScatter` (opset 24).
+
+    Only those of native graphs do: the operators that primitive ones are spelled in, and their opset, are
+    chosen for TensorRTs without it.
+
+    Args:
+        name: Of the target.
+        version: Of its TensorRT.
+    """
+    known = target(name)
+    if known.flavour != "native" or not known.engines:
+        return False
+    return _numbers(version) >= _numbers(PACKAGES[known.engines].in_place)
+
+
+def tensorrt(name: str) -> Any:
+    """The TensorRT of a target with engines.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        UnsupportedError: It is of a version that the target does not take.
+    """
+    known = target(name)
+    try:
+        found = require(known.engines, extra=PACKAGES[known.engines].extra)
+    except MissingExtraError as error:
+        if not known.jetson:
+            raise
+        raise MissingExtraError(
+            error.what,
+            "It comes with JetPack: sudo apt install python3-libnvinfer, and make the environment with "
+            "python3 -m venv --system-site-packages.",
+        ) from None
+    check_version(name, str(found.__version__))
+    return found
+
+
+def refuse_other_target(manifest: Manifest, name: str) -> None:
+    """Refuse a bundle that was exported for another target.
+
+    Args:
+        manifest: Of the bundle.
+        name: Of the target that it is to be built or loaded for.
+
+    Raises:
+        UnsupportedError: It was; with the command that exports one that fits.
+    """
+    if manifest.target != target(name).name:
+        raise UnsupportedError(
+            f"This bundle was exported for {manifest.target}, and engines for {name} need its graphs "
+            "in another form.",
+            f"Export it again: {export_command(manifest, name)}.",
+        )
+
+
+def export_command(manifest: Manifest, name: str) -> str:
+    """What makes a bundle of the same model and methods for a target."""
+    before, inside = manifest.pruning, manifest.layer_pruning
+    model = "" if manifest.source.model == "visprune-demo" else f" {manifest.source.model}"
+    method = before.method if inside is None or before.budget.prunable else inside.method
+    words = f"visprune-export{model} --method {method}"
+    if before.budget.prunable:
+        words += f" --keep-tokens {before.keep_tokens}"
+        words += f" --then {inside.method}" if inside else ""
+    return f"{words} --target {name}"
+
+
+def _other(known: Target, version: str) -> str | None:
+    """Another target of the same boards that takes a version."""
+    for one in TARGETS.values():
+        if one.engines == known.engines and set(one.sms) & set(known.sms):
+            least, beyond = map(_numbers, one.versions)
+            if least <= _numbers(version) < beyond:
+                return one.name
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))

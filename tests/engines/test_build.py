@@ -7,6 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ pytest.importorskip("tensorrt_rtx")
 import visprune
 from visprune import cli
 from visprune.bundle import Bundle
-from visprune.engines import build, cache, child
+from visprune.engines import Caps, build, cache, child
 from visprune.engines.builder import Request, build_engine
 from visprune.engines.job import plan
 from visprune.engines.profiles import Limits, profiles
@@ -27,7 +28,7 @@ from visprune.errors import (
     UsageError,
     VispruneError,
 )
-from visprune.manifest import MANIFEST, Quantization
+from visprune.manifest import Quantization
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "kind", "match"),
         [
-            ({"target": "jetpack6"}, UnsupportedError, "it builds for rtx only"),
-            ({"target": "tensorrt"}, UnsupportedError, "it builds for rtx only"),
             ({"target": "onnxruntime"}, UnsupportedError, "has no engines"),
             ({"target": "rtz"}, UsageError, "Did you mean 'rtx'"),
             ({"sm": (87,)}, UnsupportedError, "no SM87.* Give some of: 75, 80, 86, 89, 120, 121"),
@@ -167,10 +166,43 @@ class TestRefused:
         assert cli.run_command("build", arguments[:-1]) == 0
         assert "keep_tokens 1 > 72 > 144" in capfd.readouterr().out
 
-    @pytest.mark.parametrize("arguments", [["--sm", "ada", "-o", "x"], []])
+    def test_without_polygraphy(self, rtx, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "polygraphy", None)
+        with pytest.raises(MissingExtraError, match=r'pip install "visprune\[tensorrt-rtx\]"'):
+            build(rtx, tmp_path / "new")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--sm", "ada", "-o", "x"],
+            ["--workspace", "0"],
+            ["--max-memory", "nan"],
+            ["--max-memory", "-1"],
+            [],
+        ],
+    )
     def test_a_command_line_that_says_too_little(self, arguments, rtx, capfd):
         assert cli.run_command("build", [str(rtx.path), *arguments]) == 2
         assert "error: " in capfd.readouterr().err
+
+
+class TestMemory:
+    def test_of_the_process_that_builds(self, rtx, tmp_path):
+        with pytest.raises(EngineError, match=r"vision_encoder for SM86 took .* GB of memory, and 0.01 GB"):
+            build(rtx, tmp_path / "new", caps=Caps(host=10_000_000))
+        assert not list(tmp_path.iterdir())
+
+    def test_of_the_gpu_while_a_layer_runs(self, rtx, tmp_path):
+        request = replace(token_pruner(rtx, tmp_path / "engine"), workspace=1)
+        with pytest.raises(EngineError, match="could not build token_pruner for SM86") as caught:
+            build_engine(request)
+        assert caught.value.hint == "Give a larger --workspace."
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("caps", [{"workspace": 0}, {"host": -1}])
+    def test_that_cannot_be(self, caps):
+        with pytest.raises(UsageError, match="not positive"):
+            Caps(**caps)
 
 
 class TestChild:
@@ -232,7 +264,8 @@ def _build_in(path, output):
     build(path, output)
 
 
-def test_two_processes_share_a_cache(rtx, tmp_path):
+def test_two_processes_share_a_cache(rtx, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_build_in, args=(rtx.path, tmp_path / name)) for name in "ab"]
     for worker in workers:
@@ -241,16 +274,29 @@ def test_two_processes_share_a_cache(rtx, tmp_path):
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
     for name in "ab":
-        made = Bundle.open(tmp_path / name)
-        made.verify()
-        assert (made.path / MANIFEST).is_file()
+        Bundle.open(tmp_path / name).verify()
+    left = list((tmp_path / "cache" / "visprune" / "engines").iterdir())
+    assert {path.suffix for path in left} == {".engine"}
+    assert len({path.name.split(".")[0] for path in left}) == len(rtx.manifest.graphs)
+    assert all(visprune.bundle.sha256(path) == path.name.split(".")[1] for path in left)
 
 
-def test_a_key_depends_on_all_that_an_engine_does(rtx):
-    made = profiles(rtx.manifest, Limits())["embedding"]
-    other = profiles(rtx.manifest, Limits(max_prompt=200))["embedding"]
-    base = (rtx.manifest, "embedding", "tensorrt_rtx", "1.7", 86, made)
-    keys = [cache.key(*base)]
-    for place, value in {1: "token_pruner", 2: "tensorrt", 3: "1.8", 4: 89, 5: other}.items():
-        keys.append(cache.key(*base[:place], value, *base[place + 1 :]))
-    assert len(set(keys)) == 6
+def test_a_key_depends_on_all_that_an_engine_does(rtx, tmp_path):
+    request = token_pruner(rtx, tmp_path / "engine")
+    other_form = tmp_path / "other.onnx"
+    other_form.write_bytes(Path(request.onnx).read_bytes() + b"?")
+    changes = [
+        {},
+        {"onnx": str(other_form)},
+        {"graph": "embedding"},
+        {"flavour": "tensorrt"},
+        {"sm": 89},
+        {"profiles": ()},
+        {"workspace": 1},
+    ]
+    keys = [cache.key(rtx.manifest, replace(request, **change), "1.7") for change in changes]
+    keys.append(cache.key(rtx.manifest, request, "1.8"))
+    keys.append(cache.key(replace(rtx.manifest, dtype="float32"), request, "1.7"))
+    assert len(set(keys)) == len(changes) + 2
+    elsewhere = replace(request, output="elsewhere", timing_cache="other")
+    assert cache.key(rtx.manifest, elsewhere, "1.7") == keys[0]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from visprune.budget import LayerBudget
-from visprune.engines.profiles import TOPK_LIMIT, Limits, profiles, resolve
+from visprune.engines.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
 from visprune.errors import BundleError, UnsupportedError, UsageError
-from visprune.manifest import LayerPruning
+from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)
@@ -92,3 +92,61 @@ def test_a_dimension_that_nobody_knows(rtx):
     graphs = rtx.manifest.graphs | {"embedding": replace(graph, inputs=(first, *graph.inputs[1:]))}
     with pytest.raises(BundleError, match="how large X of input_ids in embedding"):
         profiles(replace(rtx.manifest, graphs=graphs), Limits())
+
+
+def pruned_inside(manifest, layers, **budget):
+    """The demo's manifest as if it pruned inside the LLM, in graphs of its own for each segment."""
+    inside = LayerPruning("fastv", {}, layers, "attention", "original", LayerBudget(len(layers), **budget))
+    *before, last = manifest.stages
+    whole = manifest.graphs[last.graph]
+    pruner = TensorSpec("keep_tokens", "int64", ())
+    graphs, stages = dict(manifest.graphs), list(before)
+    del graphs[last.graph]
+    for k in range(len(layers) + 1):
+        name = f"decoder_segment_{k}"
+        graphs[name] = whole
+        stages.append(replace(last, graph=name))
+        if k < len(layers):
+            graphs["segment_pruner"] = Graph("pruner.onnx", None, (pruner,), ())
+            stages.append(Stage("segment_pruner", "visual", {"keep_tokens": f"keep_tokens.{k}"}, {}))
+    return changed(manifest, layer_pruning=inside, graphs=graphs, stages=tuple(stages))
+
+
+def test_a_cache_in_place_has_no_range(rtx):
+    decoder = "decoder_model_merged"
+    assert capacities(rtx.manifest, Limits()) == {decoder: 1024}
+    assert capacities(rtx.manifest, Limits(max_prompt=300, max_cache=501)) == {decoder: 504}
+    found, plain = profiles(rtx.manifest, Limits(), in_place=True), profiles(rtx.manifest, Limits())
+    assert {name: made for name, made in found.items() if name != decoder} == {
+        name: made for name, made in plain.items() if name != decoder
+    }
+    prefill, decode = found[decoder]
+    assert [prefill.name, decode.name] == ["prefill", "decode"]
+    assert prefill.inputs.keys() == decode.inputs.keys() == {"inputs_embeds", "position_ids"}
+    assert of(found, decoder, "position_ids", 0) == ((1, 1), (1, 136), (1, 656))
+    assert of(found, decoder, "position_ids", 1) == ((1, 1), (1, 1), (1, 2))
+
+
+def test_later_caches_are_shorter(rtx):
+    """The demo's pictures come in as 72 tokens."""
+    once = pruned_inside(rtx.manifest, (1,), ratio=0.5, rounding="nearest")
+    assert capacities(once, Limits(max_prompt=656, max_cache=1024)) == {
+        "decoder_segment_0": 1024,
+        "decoder_segment_1": 1024 - 32,  # 36 are gone, and a multiple of 8
+    }
+    thrice = capacities(once, Limits(max_images=3, max_prompt=656, max_cache=1024))
+    assert thrice["decoder_segment_1"] == 1024 - 104  # 3 x 36
+    twice = pruned_inside(rtx.manifest, (0, 1), ratio=0.25)
+    assert list(capacities(twice, Limits(max_prompt=656, max_cache=1024)).values()) == [1024, 992, 976]
+    recipe = pruned_inside(rtx.manifest, (0, 1), ratio=0.7, deletions=(8, 16), recipe_tokens=36)
+    assert list(capacities(recipe, Limits(max_prompt=656, max_cache=1024)).values()) == [1024, 1008, 976]
+
+
+def test_more_pictures_than_fit_leave_room_for_those_that_do(rtx):
+    """Two of 72 fit into 200: 56 of text, and what is left of each, 1."""
+    manifest = pruned_inside(rtx.manifest, (1,), ratio=0.01)
+    limits = Limits(max_images=50, max_prompt=200, max_cache=200)
+    assert capacities(manifest, limits)["decoder_segment_1"] == 200 - 2 * 72 + 1 + 7
+    found = profiles(manifest, limits, in_place=True)
+    assert of(found, "decoder_segment_0", "position_ids")[2] == (1, 200)
+    assert of(found, "decoder_segment_1", "position_ids") == ((1, 1), (1, 64), (1, 64))

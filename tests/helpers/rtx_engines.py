@@ -1,4 +1,4 @@
-"""TensorRT-RTX engines of a bundle's graphs, by the product's own profiles and builder, in this process."""
+"""TensorRT-RTX engines of a bundle's graphs, in the product's own form, by its profiles and builder."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from pathlib import Path
 import pytest
 
 from visprune.engines.builder import Request, build_engine
-from visprune.engines.profiles import Limits, profiles
+from visprune.engines.profiles import Limits, capacities, profiles
+from visprune.engines.rewrite import prepare
 
 pytest.importorskip("tensorrt_rtx")
 
 
 def check(bundle, names, sm=86):
     """Every graph of these becomes an engine."""
-    found = profiles(bundle.manifest, Limits())
-    consistent(bundle, found)
+    found, rooms = profiles(bundle.manifest, Limits(), in_place=True), capacities(bundle.manifest, Limits())
+    consistent(bundle, profiles(bundle.manifest, Limits()))
+    consistent(bundle, found, rooms)
     for name in names:
-        graph = bundle.manifest.graphs[name]
+        onnx = bundle.file(bundle.manifest.graphs[name].file)
+        made = prepare(onnx, cache_capacity=rooms.get(name, 0))
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "engine"
-            request = Request(
-                name, str(bundle.file(graph.file)), str(output), "tensorrt_rtx", sm, found[name]
-            )
-            build_engine(request)
+            build_engine(Request(name, str(made), str(output), "tensorrt_rtx", sm, found[name]))
             assert output.stat().st_size > 0, name
+        if made != onnx:
+            made.unlink()
 
 
-def consistent(bundle, found):
-    """Everything that varies has a range, ranges ascend, and K is never more than it is taken of."""
+def consistent(bundle, found, rooms=None):
+    """Everything that varies has a range, ranges ascend, and K is never more than it is taken of.
+
+    Caches that are written in place have `rooms`, and do not vary.
+    """
     manifest = bundle.manifest
     assert set(found) == {stage.graph for stage in manifest.stages}
     for name, profiles_ in found.items():
         graph = manifest.graphs[name]
         vary = {s.name for s in graph.inputs if not s.shape or any(isinstance(d, str) for d in s.shape)}
-        past = any("P" in spec.shape for spec in graph.inputs)
+        past = {spec.name for spec in graph.inputs if "P" in spec.shape}
+        vary -= past if rooms is not None else set()
         assert [p.name for p in profiles_] == (["prefill", "decode"] if past else ["all"] if vary else [])
         for profile in profiles_:
             assert set(profile.inputs) == vary, name
@@ -56,6 +62,8 @@ def consistent(bundle, found):
                 tiles = dims.get("T", (1, 1, 1)) if manifest.tiling and scope == "image" else (1, 1, 1)
                 slots = manifest.pruning.budget.visual_tokens
                 assert all(k <= t * slots for k, t in zip(_count(profile), tiles, strict=True))
+            if rooms is not None and past:
+                assert dims["S"][2] <= rooms[name]
 
 
 def _rows(ranges):

@@ -11,13 +11,17 @@ import typer
 from visprune.commands.options import BundleDir
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import UsageError
+from visprune.targets import TARGETS
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
+    from visprune.engines import Caps
     from visprune.engines.job import Plan
     from visprune.manifest import EngineProfile
 
 __all__ = ["build"]
+
+_TARGETS = ", ".join(name for name, known in TARGETS.items() if known.engines)
 
 
 def build(  # noqa: PLR0913 - a command line's options
@@ -26,11 +30,17 @@ def build(  # noqa: PLR0913 - a command line's options
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="The bundle to make.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", "-t", metavar="NAME", help="rtx: RTX GPUs.")] = "rtx",
+    target: Annotated[
+        str, typer.Option("--target", "-t", metavar="NAME", help=f"What it is for: {_TARGETS}.")
+    ] = "rtx",
     sm: Annotated[
-        str,
-        typer.Option(metavar="N,N", help="Kinds of GPU: 75, 80, 86, 89, 120 or 121; several with commas."),
-    ] = "86",
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="For rtx, kinds of GPU: 75, 80, 86, 89, 120 or 121; several with commas.",
+            show_default="86",
+        ),
+    ] = None,
     max_images: Annotated[int, typer.Option(metavar="N", help="New pictures in one prompt.")] = 1,
     max_prompt: Annotated[
         int | None,
@@ -40,31 +50,45 @@ def build(  # noqa: PLR0913 - a command line's options
         int | None,
         typer.Option(metavar="N", help="Tokens of a conversation.", show_default="a prompt and 512"),
     ] = None,
+    workspace: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="GPU memory for a layer to work in.", show_default="2.15"),
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Memory of this machine for a build.", show_default="all"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show profiles, sizes and problems; build nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Build TensorRT engines of every graph; no GPU is needed for that.
+    """Build TensorRT engines of every graph: for rtx on any machine, else for the GPU of this one.
 
     Example: visprune-build llava-fopru-rtx --target rtx --sm 86,89 -o llava-fopru-engines
     """
     from visprune.bundle import Bundle
-    from visprune.engines import Limits
+    from visprune.engines import Caps, Limits
     from visprune.engines import build as run
     from visprune.engines.job import plan
 
-    source = Bundle.open(bundle)
-    sms, limits = _sms(sm), Limits(max_images, max_prompt, max_cache)
+    source, sms = Bundle.open(bundle), _sms(sm)
+    limits = Limits(max_images, max_prompt, max_cache)
+    usual = Caps()
+    caps = Caps(
+        _gigabytes("--workspace", workspace) or usual.workspace, _gigabytes("--max-memory", max_memory)
+    )
     planned = plan(source, target=target, sm=sms, limits=limits)
     if dry_run:
-        _show(planned, as_json=as_json)
+        _show(planned, caps, as_json=as_json)
         raise typer.Exit(2 if planned.problems else 0)
     if output is None:
         raise UsageError("There is no output directory.", "Give one with -o, or --dry-run.")
     with bars() as progress:
-        made = run(source, output, target=target, sm=sms, limits=limits, force=force, progress=progress)
+        made = run(
+            source, output, target=target, sm=sms, limits=limits, caps=caps, force=force, progress=progress
+        )
     if as_json:
         sizes = {engine.file: made.manifest.files[engine.file].size for engine in made.manifest.engines}
         engines = [asdict(engine) | {"bytes": sizes[engine.file]} for engine in made.manifest.engines]
@@ -73,22 +97,34 @@ def build(  # noqa: PLR0913 - a command line's options
         _print(made, planned)
 
 
-def _sms(text: str) -> tuple[int, ...]:
+def _sms(text: str | None) -> tuple[int, ...] | None:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--sm is {text!r}.", "Give numbers with commas between, such as 86,89.") from None
 
 
-def _show(planned: Plan, *, as_json: bool) -> None:
+def _gigabytes(option: str, count: float | None) -> int | None:
+    """Bytes, of a count that a user gave."""
+    if count is not None and not 0 < count < 1e6:
+        raise UsageError(f"{option} is {count:g}.", "Give gigabytes, such as 4.")
+    return None if count is None else max(1, round(count * 1e9))
+
+
+def _show(planned: Plan, caps: Caps, *, as_json: bool) -> None:
     """What would be built."""
     if as_json:
         print_json(
             {
+                "target": planned.target,
+                "sm": planned.sms,
+                "gpu": asdict(planned.gpu) if planned.gpu else None,
                 "limits": asdict(planned.limits),
                 "profiles": {name: [asdict(p) for p in found] for name, found in planned.profiles.items()},
+                "cache_capacity": planned.capacities,
                 "graph_bytes": planned.graph_bytes,
                 "cache_bytes": planned.cache_bytes,
+                "workspace_bytes": caps.workspace,
                 "problems": [{"what": problem.what, "hint": problem.hint} for problem in planned.problems],
             }
         )
@@ -106,6 +142,9 @@ def _show(planned: Plan, *, as_json: bool) -> None:
     if planned.profiles:
         console.print(table)
         console.print(f"\n{_limits(planned)}")
+        weights = size(sum(planned.graph_bytes.values()))
+        console.print(f"GPU memory, not measured: {weights} of weights, the cache, and what layers work in")
+        console.print(f"(at most {size(caps.workspace)}, see --workspace)")
     for problem in planned.problems:
         console.print(f"problem: {problem.what}\n  {problem.hint}")
     if not planned.problems:
@@ -129,10 +168,11 @@ def _shape(numbers: tuple[int, ...]) -> str:
 
 def _limits(planned: Plan) -> str:
     limits = planned.limits
+    in_place = ", written in place" if planned.capacities else ""
     pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
     return (
         f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
-        f"{limits.max_cache} (cache {size(planned.cache_bytes)})"
+        f"{limits.max_cache} (cache {size(planned.cache_bytes)}{in_place})"
     )
 
 

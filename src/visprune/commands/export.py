@@ -14,6 +14,7 @@ from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, 
 from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import ExportError
+from visprune.targets import TARGETS
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -72,7 +73,7 @@ def export(  # noqa: PLR0913 - a command line's options
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="Platform: onnxruntime, jetpack6 or rtx.")
+        str, typer.Option(metavar="NAME", help=f"Platform: {', '.join(TARGETS)}.")
     ] = "onnxruntime",
     dtype: Annotated[str | None, typer.Option(help="fp32 or fp16.", show_default="the target's own")] = None,
     verify: Annotated[

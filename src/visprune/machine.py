@@ -1,0 +1,193 @@
+"""What this machine has: its GPU, its CUDA, its memory, and if it is a Jetson, which.
+
+Asked of the driver, of the system's own tools and of its files, whichever is there; no package is needed.
+Nothing here raises: what cannot be found is None.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HERE", "Gpu", "Jetson", "System", "cuda", "gpu", "jetson", "memory", "package", "power_mode"]
+
+_CHIPS = {"nvidia,tegra234": ("Orin", 87), "nvidia,tegra264": ("Thor", 110)}
+_JETPACKS = {"36": "6", "38": "7", "39": "7"}  # by the first number of L4T
+_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The first NVIDIA GPU.
+
+    Attributes:
+        sm: Its compute capability times ten, such as 87.
+        memory: Bytes; those of the machine where the two share it. None: not told.
+        driver: Its version, such as "570.86.15"; None: not told.
+    """
+
+    name: str
+    sm: int
+    memory: int | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Jetson:
+    """A Jetson.
+
+    Attributes:
+        model: As its device tree says.
+        l4t: The version of Jetson Linux, such as "36.4.3"; None: not told, as in a container.
+        jetpack: Of the package nvidia-jetpack, such as "6.2+b77"; where that is not installed, the major
+            version by `l4t`.
+    """
+
+    model: str
+    l4t: str | None
+    jetpack: str | None
+
+
+def _output(command: tuple[str, ...]) -> str | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _asked_of_driver() -> Gpu | None:
+    """By cuda-bindings, which comes with cuda-core; no context is made on the GPU."""
+    try:
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+        attribute = driver.CUdevice_attribute
+        _checked(driver.cuInit(0))
+        device = _checked(driver.cuDeviceGet(0))
+        name = _checked(driver.cuDeviceGetName(128, device))
+        major, minor = (
+            int(_checked(driver.cuDeviceGetAttribute(which, device)))
+            for which in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        total = int(_checked(driver.cuDeviceTotalMem(device)))
+    except Exception:  # not installed; no driver, for which each version has another exception; no GPU
+        return None
+    return Gpu(name.decode().rstrip("\0"), 10 * major + minor, total)
+
+
+def _checked(answer: tuple[Any, ...]) -> Any:
+    error, *values = answer
+    if int(error):
+        raise RuntimeError(str(error))
+    return values[0] if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Where to look.
+
+    Attributes:
+        root: Of the file system.
+        run: Gives the output of a command; None where it is missing or fails.
+        driver: Asks the driver itself for the GPU.
+    """
+
+    root: Path = Path("/")
+    run: Callable[[tuple[str, ...]], str | None] = _output
+    driver: Callable[[], Gpu | None] = _asked_of_driver
+
+    def text(self, path: str) -> str:
+        """What a file says; nothing where it cannot be read."""
+        with suppress(OSError):
+            return (self.root / path).read_text(encoding="utf-8", errors="replace")
+        return ""
+
+
+HERE = System()
+"""This machine."""
+
+
+def gpu(system: System = HERE) -> Gpu | None:
+    """The first NVIDIA GPU: by the driver, by nvidia-smi, or by the chip of a Jetson; None: none is found."""
+    found = system.driver() or _smi(system) or _chip(system)
+    if found is None:
+        return None
+    if found.driver is None:
+        version = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", system.text("proc/driver/nvidia/version"))
+        found = replace(found, driver=version.group() if version else None)
+    return found
+
+
+def _smi(system: System) -> Gpu | None:
+    """The first line of nvidia-smi, which tells no more than a name on some Jetsons."""
+    lines = (system.run((*_QUERY, "--format=csv,noheader,nounits")) or "").splitlines()
+    fields = [field.strip() for field in lines[0].split(",")] if lines else []
+    if len(fields) != 4 or not re.fullmatch(r"\d+\.\d", fields[1]):
+        return None
+    name, capability, mebibytes, driver = fields
+    shared = memory(system) if jetson(system) else None
+    return Gpu(
+        name,
+        int(capability.replace(".", "")),
+        int(mebibytes) << 20 if mebibytes.isdigit() else shared,
+        driver if driver[:1].isdigit() else None,
+    )
+
+
+def _chip(system: System) -> Gpu | None:
+    for compatible in system.text("proc/device-tree/compatible").split("\0"):
+        if compatible in _CHIPS:
+            name, sm = _CHIPS[compatible]
+            return Gpu(name, sm, memory(system))
+    return None
+
+
+def jetson(system: System = HERE) -> Jetson | None:
+    """What Jetson this is; None: it is none."""
+    release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", system.text("etc/nv_tegra_release"))
+    if release is None and _chip(system) is None:
+        return None
+    model = system.text("proc/device-tree/model").rstrip("\0\n") or "unknown"
+    l4t = f"{release[1]}.{release[2]}" if release else None
+    return Jetson(
+        model, l4t, package("nvidia-jetpack", system) or (_JETPACKS.get(release[1]) if release else None)
+    )
+
+
+def package(name: str, system: System = HERE) -> str | None:
+    """The version of an installed package of the system (Debian, Ubuntu); None: it is not installed."""
+    told = system.run(("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", name)) or ""
+    state, _, version = told.partition(" ")
+    return version if state == "installed" else None
+
+
+def power_mode(system: System = HERE) -> str | None:
+    """The power mode of a Jetson, such as "MAXN" or "15W"; None: it is not told."""
+    told = re.search(r"NV Power Mode: *(\S+)", system.run(("nvpmodel", "-q")) or "")
+    return told[1] if told else None
+
+
+def cuda(system: System = HERE) -> str | None:
+    """The version of CUDA that the driver takes, or that of the system's toolkit; None: neither is found."""
+    told = re.search(r"CUDA Version: *(\d+\.\d+)", system.run(("nvidia-smi",)) or "")
+    toolkit = re.search(
+        r'"cuda" *: *{[^}]*"version" *: *"([\d.]+)"', system.text("usr/local/cuda/version.json")
+    )
+    found = told or toolkit
+    return found[1] if found else None
+
+
+def memory(system: System = HERE) -> int | None:
+    """Bytes of memory of the machine; None: it is not told."""
+    told = re.search(r"MemTotal: *(\d+) kB", system.text("proc/meminfo"))
+    return 1024 * int(told[1]) if told else None
