@@ -14,7 +14,7 @@ import numpy as np
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
-from visprune.runtime.backends import backend, check_low_memory, opener
+from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.conversation import Chat, Model
 from visprune.runtime.cores import usable_cores
@@ -81,6 +81,8 @@ def load(
         )
     if low_memory:
         check_low_memory(provider)
+    if threads is not None and provider in ENGINES:
+        raise UsageError(f"The provider {provider!r} computes on no processor threads.", "Leave them out.")
     check_cache(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.runtime.runner import BackendOptions, Runner
 
-__all__ = ["LOW_MEMORY", "PLANNED", "PROVIDERS", "backend", "check_low_memory", "opener"]
+__all__ = ["ENGINES", "LOW_MEMORY", "PLANNED", "PROVIDERS", "backend", "check_low_memory", "opener"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort:open_cpu",
@@ -29,7 +29,10 @@ PROVIDERS = {
     "tensorrt-rtx": "visprune.runtime.backends.engines:Engines",
 }
 
-LOW_MEMORY = ("cpu", "tensorrt", "tensorrt-rtx")
+ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Those that run the engines of a bundle, and not its graphs."""
+
+LOW_MEMORY = ("cpu", *ENGINES)
 """Those that can do with less memory, see `BackendOptions`."""
 
 PLANNED = ("ort-tensorrt",)

@@ -69,21 +69,18 @@ class Recording:
 class Device:
     """The GPU that CUDA lists first.
 
-    Args:
-        extra: Of visprune, that brings cuda-bindings.
-
     Raises:
         MissingExtraError: cuda-bindings is not installed.
         UnsupportedError: There is no driver, or no GPU.
     """
 
-    def __init__(self, extra: str) -> None:
+    def __init__(self) -> None:
         if not have("cuda.bindings.driver"):
             raise MissingExtraError(
                 "The package 'cuda-bindings' is not installed.",
-                f'Install it with: pip install "visprune[{extra}]".',
+                'Install it with: pip install "visprune[engines]".',
             )
-        self._driver = require("cuda.bindings.driver", extra=extra)
+        self._driver = require("cuda.bindings.driver", extra="engines")
         self.make_room: Callable[[], bool] = lambda: False
         """Asked where memory is full; True if it freed some."""
         self._idle: dict[int, list[int]] = defaultdict(list)  # addresses by size; the last is taken first

@@ -5,24 +5,21 @@ from __future__ import annotations
 import mmap
 import platform
 from math import prod
-from types import ModuleType
 
 import numpy as np
 
 from visprune.bundle import Bundle
-from visprune.errors import BundleError, MissingExtraError, UnsupportedError
+from visprune.errors import BundleError, UnsupportedError
 from visprune.manifest import Engine, Graph, Manifest
-from visprune.optional import require
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.trt import PAST, TrtRunner, room
 from visprune.runtime.runner import BackendOptions, Runner, Specs
+from visprune.targets import PACKAGES, TARGETS, export_command, tensorrt
 
 __all__ = ["Engines"]
 
 _FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-_TARGETS = {"tensorrt": ("tensorrt", "jetpack6"), "tensorrt_rtx": ("rtx",)}
 
 
 class Engines:
@@ -43,9 +40,9 @@ class Engines:
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self._bundle, self._low_memory = bundle, options.low_memory
         flavour = _FLAVOURS[options.provider]
-        _check_flavour(bundle, flavour)
-        self._trt = _package(flavour, options.provider)
-        self._device = Device(options.provider)
+        _check_flavour(bundle, flavour, options.provider)
+        self._trt = tensorrt(bundle.manifest.target)
+        self._device = Device()
         self._engines = _fitting(bundle, flavour, str(self._trt.__version__), self._device.sm)
         self._check_memory()
         self._residents = Residents(self._open, self._size, self._device.free_memory)
@@ -89,24 +86,24 @@ class Engines:
             raise DeviceMemoryError(weights + cache, free)
 
 
-def _check_flavour(bundle: Bundle, flavour: str) -> None:
+def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
     """Refuse a bundle without engines of a package."""
-    manifest, name = bundle.manifest, _NAMES[flavour]
-    if any(engine.flavour == flavour for engine in manifest.engines):
-        return
-    if manifest.engines:
-        other = next(provider for provider, other in _FLAVOURS.items() if other != flavour)
+    manifest, name = bundle.manifest, PACKAGES[flavour].name
+    built_for = TARGETS[manifest.target].engines if manifest.target in TARGETS else ""
+    if built_for != flavour:
+        on_jetson = platform.machine() == "aarch64"
+        fitting = [t for t in TARGETS.values() if t.engines == flavour]
+        best = min(fitting, key=lambda target: target.jetson != on_jetson)
+        other = next((p for p, of in _FLAVOURS.items() if of == built_for), None)
         raise UnsupportedError(
-            f"This bundle has engines for another package than {name}.", f"Use --provider {other}."
+            f"This bundle was exported for {manifest.target}, and {provider} needs engines of {name}.",
+            (f"Use --provider {other}, or export" if other else "Export")
+            + f" again and build: {export_command(manifest, best.name)}.",
         )
-    if manifest.target in _TARGETS[flavour]:
+    if not any(engine.flavour == flavour for engine in manifest.engines):
         raise UnsupportedError(
             "This bundle has no engines.", f"Build them: {_build_command(manifest, bundle.path)}."
         )
-    raise UnsupportedError(
-        f"This bundle was exported for {manifest.target}, and {name} needs its graphs in another form.",
-        f"Export it again: {_export_command(manifest, _TARGETS[flavour][0])}; then build its engines.",
-    )
 
 
 def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
@@ -123,8 +120,8 @@ def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, E
             raise BundleError(f"The bundle has no engine of {graph} for SM{sm}.", again)
         if found[graph].version != version:
             raise UnsupportedError(
-                f"The engines were built by {_NAMES[flavour]} {found[graph].version}, and alone run there; "
-                f"{version} is installed.",
+                f"{PACKAGES[flavour].name} {found[graph].version} built the engines, which run with no "
+                f"other, and {version} is installed.",
                 again,
             )
         _check_profiles(found[graph], manifest.graphs[graph])
@@ -151,25 +148,6 @@ def _cache_bytes(engine: Engine, interface: Graph) -> int:
     return copies * tokens * sum(sizes)
 
 
-def _package(flavour: str, extra: str) -> ModuleType:
-    """The package that runs engines of a flavour."""
-    try:
-        return require(flavour, extra=extra)
-    except MissingExtraError as error:
-        if platform.machine() != "aarch64" or flavour != "tensorrt":
-            raise
-        raise MissingExtraError(
-            error.what,
-            "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and make the "
-            "environment of visprune with python3 -m venv --system-site-packages.",
-        ) from None
-
-
 def _build_command(manifest: Manifest, folder: object, sm: int | None = None) -> str:
-    only = f" --sm {sm}" if sm and manifest.target == "rtx" else ""
+    only = f" --sm {sm}" if sm and TARGETS[manifest.target].anywhere else ""
     return f"visprune-build {folder} --target {manifest.target}{only} -o NEW"
-
-
-def _export_command(manifest: Manifest, target: str) -> str:
-    model = "" if manifest.source.model == "visprune-demo" else f" {manifest.source.model}"
-    return f"visprune-export{model} --method {manifest.pruning.method} --target {target}"

@@ -134,6 +134,7 @@ class TrtRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._device.enter()
         for recording, _ in self._recordings.values():
             recording.close()
         self._recordings, self._contexts, self._copies = {}, {}, {}
