@@ -6,9 +6,14 @@ import gc
 import shutil
 from dataclasses import replace
 
-import fake_tensorrt
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_ir")
+
+import fake_tensorrt
+from checkpoints import Tiny, write
 from engine_bundles import VERSION, with_engines
 from fake_cuda import Gpu
 from PIL import Image
@@ -19,11 +24,6 @@ from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load
 from visprune.runtime.runner import to_numpy
-
-pytest.importorskip("torch")
-pytest.importorskip("onnx_ir")
-
-from checkpoints import Tiny, write
 
 STEPS = 8
 NEVER = 1  # ends no answer

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 
-import fake_cuda
-import fake_tensorrt
 import numpy as np
 import pytest
-from fake_cuda import STREAM, CUresult, Fault, Gpu
 
 onnx = pytest.importorskip("onnx")
+
+import fake_cuda
+import fake_tensorrt
+from fake_cuda import STREAM, CUresult, Fault, Gpu
 
 OK, FLOAT = CUresult.CUDA_SUCCESS, onnx.TensorProto.FLOAT
 

@@ -6,9 +6,12 @@ import platform
 import sys
 from dataclasses import replace
 
-import fake_tensorrt
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx_ir")
+
+import fake_tensorrt
 from engine_bundles import VERSION, with_engines
 from fake_cuda import Gpu
 
@@ -23,8 +26,6 @@ from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.kv_cache import KVCache
 from visprune.runtime.runner import Ranked, Specs
 from visprune.runtime.sampling import Sampler
-
-pytest.importorskip("onnx_ir")
 
 
 @pytest.fixture
