@@ -46,6 +46,8 @@ class Model:
     tokenizer: Tokenizer
     template: ChatTemplate
     pictures: PictureMaker
+    room: tuple[float, ...] = ()
+    """As `session.rooms` gives it."""
 
 
 class Chat:
@@ -58,7 +60,7 @@ class Chat:
 
     def __init__(self, model: Model, keep: Keep) -> None:
         self._model = model
-        self._session = Session(model.executor, model.manifest, keep)
+        self._session = Session(model.executor, model.manifest, keep, model.room)
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
         self._open: Stream | None = None
@@ -165,7 +167,7 @@ class Chat:
                     yield piece
                 if text.stopped:
                     reason = "stop"
-                elif generated == limits.max_new_tokens or session.length == session.limit:
+                elif generated == limits.max_new_tokens or session.full:
                     reason = "length"
             if reason:
                 break

@@ -11,7 +11,7 @@ import numpy as np
 
 from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
-from visprune.runtime.runner import Value, to_numpy
+from visprune.runtime.runner import Croppable, Value, to_numpy
 
 __all__ = ["KVCache", "check_cache", "past_names", "present_names"]
 
@@ -98,11 +98,15 @@ class KVCache:
         if not any(lengths):
             self.clear()
             return
-        # Through host memory: cutting needs no operator of the backend, and happens once a turn at most.
-        # The copy frees the rest of the buffer.
         for index, value in enumerate(self._values):
             length = lengths[index // 2]
-            if length < _length(value):
+            if length >= _length(value):
+                continue
+            if isinstance(value, Croppable):
+                self._values[index] = value.cropped(length)
+            else:
+                # Through host memory: cutting needs no operator of the backend, and happens once a turn at
+                # most. The copy frees the rest of the buffer.
                 self._values[index] = np.ascontiguousarray(to_numpy(value)[:, :, :length])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
-from visprune.runtime.backends import backend
+from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.conversation import Chat, Model
 from visprune.runtime.cores import usable_cores
@@ -28,7 +28,7 @@ from visprune.runtime.pictures import PictureMaker
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
-from visprune.runtime.session import wanted
+from visprune.runtime.session import rooms, wanted
 from visprune.runtime.text import Tokenizer
 from visprune.runtime.verified import verify as verify_files
 
@@ -56,10 +56,12 @@ def load(
 
     Args:
         path: Its directory.
-        provider: What runs the graphs: "cpu" or "cuda".
+        provider: What runs the graphs: "cpu" or "cuda"; "tensorrt" or "tensorrt-rtx" where the bundle has
+            engines.
         threads: Processor threads, 1 to 1024; by default as many as this process may use.
-        low_memory: Leave weights in their files as they are, and widen each as it is used. A float16 model
-            then takes half the memory, and more time. Only on the CPU.
+        low_memory: Less memory, and more time. On the CPU weights stay in their files as they are, and each
+            is widened as it is used. Engines are loaded when they are used, and leave the GPU where others
+            need its memory.
         verify: Compare every file with its hash. Files that were good before and have not changed since
             are not read again.
         on_file: Called with name and size of each file that is about to be hashed, for a progress display.
@@ -67,26 +69,28 @@ def load(
     Raises:
         BundleError: The bundle is incomplete, altered, newer, or asks for what this runtime does not supply.
         UsageError: No such provider, or what it cannot do; a number of threads that cannot be.
-        UnsupportedError: The provider cannot be had in this version.
+        UnsupportedError: The provider cannot be had in this version or on this machine, or the bundle has no
+            engines for it, or there is too little memory.
         MissingExtraError: The provider's package is not installed.
     """
     bundle = Bundle.open(path)
-    opener = backend(provider)
+    backend(provider)
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise UsageError(
             f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
         )
-    if low_memory and provider != "cpu":
-        raise UsageError(
-            f"The provider {provider!r} has no low-memory mode.", "Leave that out, or use the provider cpu."
-        )
+    if low_memory:
+        check_low_memory(provider)
+    if threads is not None and provider in ENGINES:
+        raise UsageError(f"The provider {provider!r} computes on no processor threads.", "Leave them out.")
     check_cache(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores(), low_memory)
+    open_graph = opener(bundle, options)
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(opener(bundle, name, options))
+            name: stack.enter_context(open_graph(name))
             for name in {stage.graph: None for stage in bundle.manifest.stages}
         }
         pipeline = Pipeline(bundle, runners, options)
@@ -135,6 +139,7 @@ class Pipeline:
             ),
             ChatTemplate(source, text.bos_token, text.eos_token, text.image_token),
             _picture_maker(bundle),
+            rooms(manifest, runners),
         )
 
     @property

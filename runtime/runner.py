@@ -9,14 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visprune.manifest import TensorSpec
 
-__all__ = ["BackendOptions", "DeviceArray", "Runner", "Specs", "Value", "to_numpy"]
+__all__ = [
+    "BackendOptions",
+    "Croppable",
+    "DeviceArray",
+    "Ranked",
+    "Runner",
+    "Specs",
+    "Value",
+    "to_numpy",
+]
 
 
 class DeviceArray(Protocol):
@@ -29,16 +38,36 @@ class DeviceArray(Protocol):
         """The content in host memory; a copy where it was elsewhere."""
 
 
+@runtime_checkable
+class Croppable(DeviceArray, Protocol):
+    """Keys or values that can be cut where they are."""
+
+    def cropped(self, length: int) -> DeviceArray:
+        """The first tokens, [1, Hkv, `length`, Dh]."""
+
+
+@runtime_checkable
+class Ranked(DeviceArray, Protocol):
+    """Logits [1, 1, V] whose largest is known without them."""
+
+    def argmax(self) -> int:
+        """The token id of the largest, the first of equals; -1 with NaN or +inf, or only -inf."""
+
+
 Value: TypeAlias = NDArray[Any] | DeviceArray
 """What flows between graphs: an array of the host, or an opaque one of the backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Specs:
-    """What a graph takes and gives, in its own order and under its own names."""
+    """What a graph takes and gives, in its own order and under its own names.
+
+    `room` is the most tokens that each of its layers' caches can hold; None: whatever the memory can.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +77,9 @@ class BackendOptions:
     Attributes:
         provider: Name in `backends.PROVIDERS`.
         threads: Processor threads for one graph.
-        low_memory: Whether weights stay in their file, in the width they have there, and are widened as they
-            are used. Slower; only on the CPU.
+        low_memory: Slower, for less memory. On the CPU weights stay in their file, in the width they have
+            there, and are widened as they are used; engines are loaded when they are used, and leave where
+            others need their memory.
     """
 
     provider: str

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.errors import BundleError, UsageError
+from visprune.runtime.runner import Ranked
 
 __all__ = ["Sampler", "Sampling", "probabilities"]
 
@@ -72,11 +73,14 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def __call__(self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int64]) -> int:
+    def __call__(
+        self, logits: NDArray[np.floating] | Ranked, history: Sequence[int] | NDArray[np.int64]
+    ) -> int:
         """Chooses the next token.
 
         Args:
-            logits: [V], float32 (or float16).
+            logits: [V], float32 (or float16); or where their largest is known, [1, 1, V], which are then
+                read only if that is not enough.
             history: Ids of the prompt and of what was generated so far.
 
         Returns:
@@ -85,6 +89,10 @@ class Sampler:
         Raises:
             BundleError: The logits hold NaN or +inf, or -inf only.
         """
+        if isinstance(logits, Ranked):
+            if self._sampling.temperature == 0.0 and self._sampling.repetition_penalty == 1.0:
+                return _usable(logits.argmax(), "not a finite number")
+            logits = logits.numpy()[0, -1]
         if self._sampling.temperature == 0.0:
             return _best(_penalised(logits, history, self._sampling.repetition_penalty))
         kept, weights = _candidates(logits, history, self._sampling)
@@ -133,9 +141,13 @@ def _penalised(
 
 def _best(scores: NDArray[np.float32]) -> int:
     best = int(np.argmax(scores))  # the first of equals; a NaN counts as the largest
-    if not np.isfinite(scores[best]):
+    return _usable(best if np.isfinite(scores[best]) else -1, str(scores[best]))
+
+
+def _usable(best: int, largest: str) -> int:
+    if best < 0:
         raise BundleError(
-            f"The decoder gave logits that cannot be used: the largest is {scores[best]}.",
+            f"The decoder gave logits that cannot be used: the largest is {largest}.",
             "Export with --dtype fp32 if this bundle is fp16; its activations may overflow.",
         )
     return best

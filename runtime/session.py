@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,9 @@ from visprune.runtime.history import History, Image
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import KVCache, present_names
 from visprune.runtime.pictures import Picture
-from visprune.runtime.runner import Value, to_numpy
+from visprune.runtime.runner import Ranked, Runner, Value, to_numpy
 
-__all__ = ["Prefill", "Session", "context_limit", "wanted"]
+__all__ = ["Prefill", "Session", "context_limit", "rooms", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Prefill:
     """What a prefill gives.
 
     Attributes:
-        logits: Of the last position, [V], in the model's float.
+        logits: Of the last position, [V], in the model's float; or, where their largest is known, as the
+            backend has them.
         keep_indices: Kept visual tokens of each image that was encoded, ascending; those that reach the last
             layer. Of an image of several tiles a token is tile * N + its index in the tile.
         visual_tokens: Visual tokens of these images before pruning.
@@ -41,7 +43,7 @@ class Prefill:
         timings_ms: Milliseconds of each stage, by graph.
     """
 
-    logits: NDArray[np.floating]
+    logits: NDArray[np.floating] | Ranked
     keep_indices: tuple[tuple[int, ...], ...]
     visual_tokens: int
     layer_tokens: tuple[int, ...]
@@ -61,6 +63,27 @@ def context_limit(manifest: Manifest) -> int:
     return min(decoder.context_length, decoder.sliding_window or decoder.context_length)
 
 
+def rooms(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
+    """Most tokens that layers can hold: those up to each prune point inside the LLM, and the last.
+
+    Args:
+        manifest: Of the bundle.
+        runners: By graph.
+
+    Returns:
+        For each group of layers the least of its graphs; infinity where none says.
+    """
+    points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
+    found = [inf] * (len(points) + 1)
+    for stage in manifest.stages:
+        room = runners[stage.graph].specs.room
+        present = [value for value in stage.outputs.values() if value.startswith("present.")]
+        for layer in (int(value.split(".")[1]) for value in present if room is not None):
+            group = bisect_left(points, layer)
+            found[group] = min(found[group], room or inf)
+    return tuple(found)
+
+
 class Session:
     """The cache of one conversation and the tokens it holds.
 
@@ -68,21 +91,31 @@ class Session:
         executor: Runs the stages.
         manifest: Of the bundle.
         keep: What is kept of every image of the conversation.
+        room: As `rooms` gives it; nothing limits the layers if it is empty.
     """
 
-    def __init__(self, executor: Executor, manifest: Manifest, keep: Keep) -> None:
+    def __init__(
+        self, executor: Executor, manifest: Manifest, keep: Keep, room: Sequence[float] = ()
+    ) -> None:
         self._executor = executor
         self._manifest = manifest
         self._keep = keep
         self._cache = KVCache(manifest.decoder)
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
         self._history = History(len(self._points))
-        self.limit = context_limit(manifest)
+        self._room = tuple(room) or (inf,) * (len(self._points) + 1)
+        self.limit = int(min(context_limit(manifest), self._room[0]))
 
     @property
     def length(self) -> int:
         """Number of tokens in the cache."""
         return len(self._history.ids)
+
+    @property
+    def full(self) -> bool:
+        """Whether no token can be appended: the context is reached, or some layers have no room left."""
+        held = self._history.held
+        return self.length >= self.limit or any(len(h) >= r for h, r in zip(held, self._room, strict=True))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -97,12 +130,12 @@ class Session:
         """Refuse what `prefill` could not take.
 
         Raises:
-            InputError: The prompt is longer than the model's context or sliding window, or has another
-                number of placeholders than its pictures take.
+            InputError: The prompt is longer than the model's context or sliding window, or than engines have
+                room for, or has another number of placeholders than its pictures take.
         """
         if len(ids) > self.limit:
             visual = sum(map(self.image_length, pictures))
-            raise _too_long(len(ids), visual, self._manifest)
+            raise _too_long(len(ids), visual, self._manifest, self.limit)
         self._image_starts(ids, pictures)
 
     def prefill(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prefill:
@@ -113,7 +146,8 @@ class Session:
             pictures: All pictures of the prompt, in order.
 
         Raises:
-            InputError: As for `check`. Nothing changes then.
+            InputError: As for `check`; nothing changes then. Or what is left of the prompt after a point
+                inside the LLM is more than engines have room for; what it shares with the cache stays then.
         """
         self.check(ids, pictures)
         images = [
@@ -134,8 +168,8 @@ class Session:
             done.timings_ms,
         )
 
-    def decode(self, token: int) -> NDArray[np.floating]:
-        """Append one token; the logits that follow it, [V]."""
+    def decode(self, token: int) -> NDArray[np.floating] | Ranked:
+        """Append one token; the logits that follow it, as in `Prefill`."""
         return self._logits(self._run([token]))
 
     def _run(self, ids: Sequence[int], pictures: Sequence[Picture] = (), entering: int = 0) -> Execution:
@@ -161,6 +195,9 @@ class Session:
             return {}
         kept = self._keep.in_layers(self._manifest, entering) or (0,) * len(self._points)
         left = [length - entering + count for count in kept]  # text included
+        for held, new, room in zip(self._history.held[1:], left, self._room[1:], strict=True):
+            if len(held) + new > room:
+                raise _no_room(len(held) + new, int(room), "after a prune point")
         values: dict[str, Value] = {f"keep_tokens.{k}": np.array(n, np.int64) for k, n in enumerate(left)}
         if inside.positions == "renumbered":
             for k, count in enumerate(left):
@@ -178,9 +215,9 @@ class Session:
             )
         return [places[end] for end in ends[:-1]]
 
-    def _logits(self, done: Execution) -> NDArray[np.floating]:
-        logits: NDArray[np.floating] = to_numpy(done.values["logits"])[0, -1]
-        return logits
+    def _logits(self, done: Execution) -> NDArray[np.floating] | Ranked:
+        value = done.values["logits"]
+        return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
     def _kept(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
         """The tokens of a new image that reach the last layer, from what its stages gave."""
@@ -208,10 +245,19 @@ def _positions(start: int, count: int) -> NDArray[np.int64]:
     return np.arange(start, start + count, dtype=np.int64)[None]
 
 
-def _too_long(length: int, visual: int, manifest: Manifest) -> InputError:
-    limit = context_limit(manifest)
+def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> InputError:
+    if limit < context_limit(manifest):
+        return _no_room(length, limit, f"{visual} of them visual")
     name = "context" if limit == manifest.decoder.context_length else "sliding window"
     return InputError(
         f"The prompt has {length} tokens, {visual} of them visual, and the model's {name} holds {limit}.",
         "Shorten the text, start a new conversation, give fewer images, or keep fewer visual tokens.",
+    )
+
+
+def _no_room(length: int, room: int, which: str) -> InputError:
+    return InputError(
+        f"The conversation has {length} tokens, {which}, and the engines have room for {room}.",
+        "Shorten the text, start a new conversation, keep fewer visual tokens, or build engines with a "
+        "larger --max-cache (visprune-build).",
     )

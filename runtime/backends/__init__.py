@@ -1,17 +1,18 @@
 """What can run a graph, by the name a user gives to `--provider`.
 
 A provider is one line in `PROVIDERS`: a function that takes the bundle, the name of a graph and the
-options, and gives a `Runner`. It is imported when it is asked for, so a missing package of one
-provider does not trouble another.
+options, and gives a `Runner`; or, where the graphs of a bundle share something, a class that is made of the
+bundle and the options, and called with the name of a graph. It is imported when it is asked for, so a missing
+package of one provider does not trouble another.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from visprune.errors import UnsupportedError, UsageError
+from visprune.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,35 +20,61 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.runtime.runner import BackendOptions, Runner
 
-__all__ = ["PLANNED", "PROVIDERS", "backend"]
+__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "opener"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort:open_cpu",
     "cuda": "visprune.runtime.backends.ort_nvidia:open_cuda",
+    "tensorrt": "visprune.runtime.backends.engines:Engines",
+    "tensorrt-rtx": "visprune.runtime.backends.engines:Engines",
     "ort-tensorrt": "visprune.runtime.backends.ort_nvidia:open_tensorrt",
     "ort-tensorrt-rtx": "visprune.runtime.backends.ort_nvidia:open_tensorrt_rtx",
 }
 
-PLANNED = ("tensorrt", "tensorrt-rtx")
-"""Names that are taken already and run nothing yet."""
+ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Those that run the engines of a bundle, and not its graphs."""
+
+LOW_MEMORY = ("cpu", *ENGINES)
+"""Those that can do with less memory, see `BackendOptions`."""
 
 
-def backend(provider: str) -> Callable[[Bundle, str, BackendOptions], Runner]:
-    """What opens the graphs of a bundle with this provider.
+def opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
+    """What opens the graphs of a bundle, by their names.
+
+    Raises:
+        VispruneError: As for `backend`; or the provider cannot run this bundle on this machine.
+    """
+    found = backend(options.provider)
+    if isinstance(found, type):
+        made: Callable[[str], Runner] = found(bundle, options)
+        return made
+    return lambda graph: found(bundle, graph, options)
+
+
+def check_low_memory(provider: str) -> None:
+    """Refuse a provider that always takes all of the memory.
+
+    Raises:
+        UsageError: It does.
+    """
+    if provider not in LOW_MEMORY:
+        raise UsageError(
+            f"The provider {provider!r} has no low-memory mode.",
+            f"Leave that out, or use one of: {', '.join(LOW_MEMORY)}.",
+        )
+
+
+def backend(provider: str) -> Callable[..., Any]:
+    """The function or class of a provider.
 
     Raises:
         UsageError: No provider has this name.
-        UnsupportedError: The provider is planned and not built.
         MissingExtraError: Its package is not installed.
     """
-    if provider in PLANNED:
-        raise UnsupportedError(
-            f"The provider {provider!r} is not part of this version.", f"Use one of: {', '.join(PROVIDERS)}."
-        )
     if provider not in PROVIDERS:
-        close = difflib.get_close_matches(provider.lower(), [*PROVIDERS, *PLANNED], n=1, cutoff=0.5)
+        close = difflib.get_close_matches(provider.lower(), PROVIDERS, n=1, cutoff=0.5)
         hint = f"Did you mean {close[0]!r}?" if close else f"Use one of: {', '.join(PROVIDERS)}."
         raise UsageError(f"There is no provider {provider!r}.", hint)
     module, _, name = PROVIDERS[provider].partition(":")
-    opener: Callable[[Bundle, str, BackendOptions], Runner] = getattr(importlib.import_module(module), name)
-    return opener
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

@@ -118,7 +118,7 @@ class TestMistakes:
             (["-p", "q", "--ratio", "nan"], "outside (0, 1]"),
             (["-p", "q", "--ratio", "0.5", "--keep-tokens", "3"], "Both"),
             (["-p", "q", "--provider", "cudda"], "no provider"),
-            (["-p", "q", "--provider", "tensorrt"], "not part of this version"),
+            (["-p", "q", "--provider", "tensorrt"], "needs engines of TensorRT"),
             (["-p", "q", "--temperature", "-1"], "temperature"),
             (["-p", "q", "--top-k", "5"], "top_k has no effect"),
             (["-p", "q", "--seed", "5"], "seed has no effect"),

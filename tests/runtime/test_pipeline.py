@@ -354,6 +354,5 @@ def test_threads_and_provider_are_checked(tiny_bundle):
     with pytest.raises(UsageError, match="no provider") as caught:
         load(tiny_bundle, provider="cudaa")
     assert "Did you mean 'cuda'?" in caught.value.hint
-    for planned in ("tensorrt", "tensorrt-rtx", "ort-tensorrt"):
-        with pytest.raises(UnsupportedError, match="not part of this version"):
-            load(tiny_bundle, provider=planned)
+    with pytest.raises(UnsupportedError, match="not part of this version"):
+        load(tiny_bundle, provider="ort-tensorrt")

@@ -77,9 +77,16 @@ Ratio = Annotated[
     float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
 ]
 KeepTokens = Annotated[int | None, typer.Option(help="The same as a number of tokens of one image.")]
-Provider = Annotated[str, typer.Option(metavar="NAME", help="What runs the graphs: cpu or cuda.")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="What runs the graphs: cpu or cuda; or the engines: tensorrt, tensorrt-rtx."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Processor threads.", show_default="physical cores")]
 LowMemory = Annotated[
     bool,
-    typer.Option("--low-memory", help="On the CPU: half the memory for fp16 weights, and slower."),
+    typer.Option(
+        "--low-memory", help="Less memory, and slower: on the CPU half for fp16 weights; engines one by one."
+    ),
 ]

@@ -1,0 +1,292 @@
+"""The first NVIDIA GPU: its memory, one stream, and what is captured of that stream.
+
+The only file that calls CUDA, by the driver API of cuda-bindings. All work is on one stream, so memory may
+be used again as soon as nothing holds it: what comes later on the stream runs later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visprune.errors import MissingExtraError, UnsupportedError
+from visprune.optional import have, require
+
+__all__ = ["Block", "Device", "DeviceMemoryError", "Recording"]
+
+_STAGING = 8 << 20  # bytes of pinned memory that everything between host and device goes through
+_LEAST = 512  # bytes of a block: an address is needed even for nothing
+_MEMINFO = Path("/proc/meminfo")
+
+
+class DeviceMemoryError(UnsupportedError):
+    """The GPU has too little free memory."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(
+            f"The GPU has {_readable(free)} of free memory, and {_readable(needed)} more are needed.",
+            "Load with --low-memory, build with a smaller --max-cache, or quantize the bundle.",
+        )
+
+
+class Block:
+    """Device memory, which goes back to its device when nothing holds it any more."""
+
+    __slots__ = ("_device", "address", "size")
+
+    def __init__(self, device: Device, address: int, size: int) -> None:
+        self._device = device
+        self.address = address
+        self.size = size
+
+    def __del__(self) -> None:
+        self._device.give(self.address, self.size)
+
+
+class Recording:
+    """Work that was captured, to be run again as it was: the same shapes at the same addresses."""
+
+    def __init__(self, device: Device, handle: Any) -> None:
+        self._device = device
+        self._handle = handle
+
+    def launch(self) -> None:
+        """Put it on the stream."""
+        self._device.call("cuGraphLaunch", self._handle, self._device.stream)
+
+    def close(self) -> None:
+        """Free it."""
+        self._device.call("cuGraphExecDestroy", self._handle)
+
+
+class Device:
+    """The GPU that CUDA lists first.
+
+    Raises:
+        MissingExtraError: cuda-bindings is not installed.
+        UnsupportedError: There is no driver, or no GPU.
+    """
+
+    def __init__(self) -> None:
+        if not have("cuda.bindings.driver"):
+            raise MissingExtraError(
+                "The package 'cuda-bindings' is not installed.",
+                'Install it with: pip install "visprune[engines]".',
+            )
+        self._driver = require("cuda.bindings.driver", extra="engines")
+        self.make_room: Callable[[], bool] = lambda: False
+        """Asked where memory is full; True if it freed some."""
+        self._idle: dict[int, list[int]] = defaultdict(list)  # addresses by size; the last is taken first
+        self._scratch: Block | None = None
+        self._start()
+        (self._gpu,) = self.call("cuDeviceGet", 0)
+        (self._context,) = self.call("cuDevicePrimaryCtxRetain", self._gpu)  # TensorRT's too
+        self.enter()
+        kinds = self._driver.CUdevice_attribute
+        major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        minor = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        self.sm = 10 * major + minor
+        """Its compute capability: 86 is 8.6."""
+        self._shares_memory = bool(self._attribute(kinds.CU_DEVICE_ATTRIBUTE_INTEGRATED))
+        (self._stream,) = self.call("cuStreamCreate", self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        self.stream = int(self._stream)
+        """The handle of its stream."""
+        (pinned,) = self.call("cuMemAllocHost", _STAGING)
+        self._pinned = int(pinned)
+        self._staging = np.ctypeslib.as_array((ctypes.c_uint8 * _STAGING).from_address(self._pinned))
+        self._staged = 0  # bytes of it that the stream may still read
+
+    def enter(self) -> None:
+        """Make this thread one that uses the GPU."""
+        self.call("cuCtxSetCurrent", self._context)
+
+    def free_memory(self) -> int:
+        """Bytes that can be had, those that are kept for later use included."""
+        idle = sum(size * len(addresses) for size, addresses in self._idle.items())
+        free = int(self.call("cuMemGetInfo")[0])
+        if self._shares_memory:  # CUDA does not count what the system would give back, such as cached files
+            free = max(free, _available(_MEMINFO))
+        return free + idle
+
+    def take(self, size: int, wanted: int = 0) -> Block:
+        """Memory, whatever is in it.
+
+        Args:
+            size: Bytes.
+            wanted: An address that is preferred where it is free: captured work needs what it had.
+
+        Raises:
+            DeviceMemoryError: There is not so much.
+        """
+        size = _rounded(size)
+        if idle := self._idle.get(size):
+            return Block(self, idle.pop(idle.index(wanted) if wanted in idle else -1), size)
+        while (address := self._allocate(size)) is None:
+            if not self.trim() and not self.make_room():
+                raise DeviceMemoryError(size, self.free_memory())
+        return Block(self, address, size)
+
+    def scratch(self, size: int) -> Block:
+        """Memory for what runs next; the same for all, because nothing runs at the same time.
+
+        Raises:
+            DeviceMemoryError: There is not so much.
+        """
+        if self._scratch is None or self._scratch.size < size:
+            self._scratch = None  # first, for what it has may be needed
+            self._scratch = self.take(size)
+        return self._scratch
+
+    def give(self, address: int, size: int) -> None:
+        """Take a block back, for later use."""
+        self._idle[size].append(address)
+
+    def trim(self) -> bool:
+        """Free the memory that is kept for later use; whether there was any."""
+        idle, self._idle = self._idle, defaultdict(list)
+        addresses = [address for of_size in idle.values() for address in of_size]
+        if addresses:
+            self.synchronize()
+        for address in addresses:
+            self.call("cuMemFree", address)
+        return bool(addresses)
+
+    def upload(self, source: NDArray[Any], block: Block) -> None:
+        """Copy an array to the beginning of a block; the array may change as soon as this returns."""
+        content = np.ascontiguousarray(source).reshape(-1).view(np.uint8)
+        for begin in range(0, content.size, _STAGING):
+            piece = content[begin : begin + _STAGING]
+            if self._staged + piece.size > _STAGING:
+                self.synchronize()
+            place = self._staged
+            self._staging[place : place + piece.size] = piece
+            self._staged += piece.size
+            self.call(
+                "cuMemcpyHtoDAsync", block.address + begin, self._pinned + place, piece.size, self._stream
+            )
+
+    def download(self, block: Block, count: int) -> NDArray[np.uint8]:
+        """The first bytes of a block, [count]."""
+        self.enter()
+        self.synchronize()
+        content = np.empty(count, np.uint8)
+        for begin in range(0, count, _STAGING):
+            size = min(_STAGING, count - begin)
+            self.call("cuMemcpyDtoHAsync", self._pinned, block.address + begin, size, self._stream)
+            self.synchronize()
+            content[begin : begin + size] = self._staging[:size]
+        return content
+
+    def clear(self, block: Block) -> None:
+        """Fill a block with zeros."""
+        self.call("cuMemsetD8Async", block.address, 0, block.size, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until all is done."""
+        self.call("cuStreamSynchronize", self._stream)
+        self._staged = 0
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        """Capture what `work` puts on the stream, without running it.
+
+        Raises:
+            UnsupportedError: It does what cannot be captured.
+        """
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._driver.cuStreamEndCapture(self._stream)  # fails too, and the stream can be used again
+            raise
+        (graph,) = self.call("cuStreamEndCapture", self._stream)
+        try:
+            (handle,) = self.call("cuGraphInstantiate", graph, 0)
+        finally:
+            self.call("cuGraphDestroy", graph)
+        return Recording(self, handle)
+
+    def release(self) -> None:
+        """Free what is kept for later use."""
+        self.enter()
+        self._scratch = None
+        self.trim()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # it may never have begun, or the interpreter may be at its end
+            self.release()
+            self.call("cuMemFreeHost", self._pinned)
+            self.call("cuStreamDestroy", self._stream)
+
+    def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        """Call the driver API; what it returns beside the error code.
+
+        Raises:
+            UnsupportedError: It failed.
+        """
+        error, *values = getattr(self._driver, name)(*arguments)
+        if error != self._driver.CUresult.CUDA_SUCCESS:
+            raise _failed(f"{name}: {getattr(error, 'name', error)}")
+        return tuple(values)
+
+    def _start(self) -> None:
+        try:
+            (error,) = self._driver.cuInit(0)
+        except RuntimeError:  # cuda-bindings found no libcuda
+            raise UnsupportedError(
+                "There is no NVIDIA driver.",
+                "Install the GPU's driver (`visprune doctor` shows what is found), or use --provider cpu.",
+            ) from None
+        codes = self._driver.CUresult
+        if error == codes.CUDA_SUCCESS and self.call("cuDeviceGetCount")[0] > 0:
+            return
+        if error in (codes.CUDA_SUCCESS, codes.CUDA_ERROR_NO_DEVICE):
+            raise UnsupportedError(
+                "There is no NVIDIA GPU that CUDA can use.",
+                "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --provider cpu.",
+            )
+        raise _failed(f"cuInit: {getattr(error, 'name', error)}")
+
+    def _attribute(self, kind: Any) -> int:
+        return int(self.call("cuDeviceGetAttribute", kind, self._gpu)[0])
+
+    def _allocate(self, size: int) -> int | None:
+        """An address, or None where the memory is full."""
+        error, address = self._driver.cuMemAlloc(size)
+        if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            return None
+        if error != self._driver.CUresult.CUDA_SUCCESS:
+            raise _failed(f"cuMemAlloc: {getattr(error, 'name', error)}")
+        return int(address)
+
+
+def _rounded(size: int) -> int:
+    """Up to an eighth more, so that blocks of nearly the same size serve one another."""
+    step = max(_LEAST, 1 << max(0, size.bit_length() - 4))
+    return -(-max(size, 1) // step) * step
+
+
+def _available(meminfo: Path) -> int:
+    """Bytes that Linux could give to a program; 0 where it does not say."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _failed(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"CUDA failed at {what}.", "Look at `nvidia-smi`; if the driver is in order, report this message."
+    )
+
+
+def _readable(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

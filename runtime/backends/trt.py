@@ -1,0 +1,353 @@
+"""Engines of TensorRT and TensorRT-RTX, by the calls that both packages share.
+
+Knows graphs, engines and their profiles. That a cache is written in place is hidden here: its values look
+like those that other backends give. Never run on a GPU so far.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType, TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visprune.errors import BundleError, InputError, UnsupportedError
+from visprune.manifest import Engine, Graph
+from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
+from visprune.runtime.backends.device import Block, Device, DeviceMemoryError, Recording
+from visprune.runtime.backends.fit import choose
+from visprune.runtime.runner import Runner, Specs, Value, to_numpy
+
+__all__ = ["PAST", "TrtRunner", "room"]
+
+_RECORDINGS = 4  # of one engine, one for each of the conversations that take turns
+_SMALL = 1 << 20  # bytes of an input whose copy keeps its place
+_LENGTH, _TOKEN = "cache_length", "greedy_token"
+PAST, _PRESENT = "past_key_values.", "present."
+
+_Key: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """An input or output of one run: on the GPU, or in host memory where shapes depend on its values."""
+
+    shape: tuple[int, ...]
+    memory: Block | NDArray[Any]
+
+    @property
+    def address(self) -> int:
+        return self.memory.address if isinstance(self.memory, Block) else int(self.memory.ctypes.data)
+
+    @property
+    def key(self) -> _Key:
+        """All that a recording depends on: where it is on the GPU, or what it is in host memory."""
+        known = self.memory.address if isinstance(self.memory, Block) else self.memory.tobytes()
+        return (self.shape, known)
+
+
+def room(engine: Engine, interface: Graph) -> int | None:
+    """Tokens that the cache of each layer of an engine has room for; None where it has no cache."""
+    if engine.cache_capacity:
+        return engine.cache_capacity
+    for spec in interface.inputs:
+        if spec.name.startswith(PAST):
+            known = [p.inputs[spec.name].most[2] for p in engine.profiles if spec.name in p.inputs]
+            return 1 + max(known) if known else None
+    return None
+
+
+class TrtRunner:
+    """One engine.
+
+    Args:
+        trt: The package.
+        device: The GPU.
+        engine: What the manifest tells of the engine.
+        interface: Its graph.
+        content: The serialized engine.
+
+    Raises:
+        BundleError: TensorRT cannot load it, or it is not as the manifest tells.
+        DeviceMemoryError: The GPU has too little memory.
+    """
+
+    def __init__(
+        self, trt: ModuleType, device: Device, engine: Engine, interface: Graph, content: Any
+    ) -> None:
+        self._trt, self._device, self._record, self._interface = trt, device, engine, interface
+        self._size, self._log = len(content), _log(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise self._failure(f"cannot load {engine.file}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self._outputs = [name for name in names if name not in self._inputs]
+        self._dtypes = {name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
+        self._check()
+        self._scratch_size = int(self._engine.device_memory_size_v2)
+        device.scratch(self._scratch_size)
+        self._contexts: dict[int, Any] = {}  # by profile
+        self._copies: dict[str, Block] = {}  # where each input from the host was last copied to
+        self._sizes: tuple[_Key, dict[str, tuple[int, ...]]] = ((), {})  # of the last outputs, and for what
+        self._given: dict[str, int] = {}  # addresses of the last outputs
+        self._last: _Key = ()
+        self._recordings: dict[_Key, tuple[Recording, Any]] = {}
+        self._records = True
+
+    @property
+    def specs(self) -> Specs:
+        """Inputs and outputs, as the manifest tells of the graph."""
+        return Specs(self._interface.inputs, self._interface.outputs, room(self._record, self._interface))
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the engine; see `Runner.infer`. All is done when this returns.
+
+        Raises:
+            InputError: The engine takes nothing of this size.
+            DeviceMemoryError: The GPU has too little memory.
+            UnsupportedError: TensorRT or CUDA failed.
+        """
+        self._device.enter()
+        fed = {name: _counted(value) or _shape(value) for name, value in feeds.items()}
+        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
+        length = self._begin_cache(feeds) if self._record.cache_capacity else 0
+        fed |= {name: value.room for name, value in feeds.items() if isinstance(value, CacheArray)}
+        profile = choose(self._record.profiles, self._record.graph, self._interface, fed)
+        tensors = {name: self._input(name, feeds[name]) for name in self._inputs}
+        for name, shape in self._output_shapes(profile, tensors).items():
+            tensors[name] = _Tensor(shape, self._output_block(name, shape, tensors))
+        self._run(profile, tensors)
+        self._device.synchronize()
+        self._given = {name: tensors[name].address for name in self._outputs}
+        return self._results(tensors, length)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._device.enter()
+        for recording, _ in self._recordings.values():
+            recording.close()
+        self._recordings, self._contexts, self._copies = {}, {}, {}
+        self._engine = self._runtime = None
+        self._device.release()
+
+    def _check(self) -> None:
+        """The engine has the interface that the manifest tells of its graph."""
+        cached = bool(self._record.cache_capacity)
+        told = {spec.name: spec.dtype for spec in (*self._interface.inputs, *self._interface.outputs)}
+        told |= {_TOKEN: "int64"} | ({_LENGTH: "int64"} if cached else {})
+        found = {name: dtype.name for name, dtype in self._dtypes.items()}
+        # TensorRT may drop an input that nothing reads; a token is put out by some engines only.
+        missing = {spec.name for spec in self._interface.outputs} - found.keys()
+        odd = {name for name in found if found[name] != told.get(name)} | missing
+        profiles = max(1, len(self._record.profiles))
+        if odd or self._engine.num_optimization_profiles != profiles:
+            what = f"of {min(odd)!r}" if odd else "of its profiles"
+            raise BundleError(
+                f"The engine {self._record.file} does not fit the manifest, because {what}.",
+                "Copy the bundle again, or build its engines again.",
+            )
+
+    def _begin_cache(self, feeds: dict[str, Value]) -> int:
+        """Replace the past by buffers, and say how many tokens they hold; the tokens after this run."""
+        past = {name: value for name, value in feeds.items() if name.startswith(PAST)}
+        lengths = {_shape(value)[2] for value in past.values()}
+        if len(lengths) != 1:  # tokens leave between graphs, never within one that writes in place
+            raise self._failure(f"cannot run layers of {self._record.graph} that hold other tokens")
+        (length,) = lengths
+        feeds |= {name: self._buffer(name, value) for name, value in past.items()}
+        feeds[_LENGTH] = np.array([length], np.int64)
+        after = length + self._new_tokens(feeds)
+        if after > self._record.cache_capacity:  # what is written beyond would be another tensor's
+            raise InputError(
+                f"The engine of {self._record.graph} has room for {self._record.cache_capacity} tokens in "
+                f"its cache, and {after} are needed.",
+                "Start a new conversation, or build engines with a larger --max-cache (visprune-build).",
+            )
+        return after
+
+    def _new_tokens(self, feeds: Mapping[str, Value]) -> int:
+        for spec in self._interface.inputs:
+            if "S" in spec.shape and spec.name in feeds:
+                return _shape(feeds[spec.name])[spec.shape.index("S")]
+        return 0
+
+    def _buffer(self, name: str, value: Value) -> CacheArray:
+        """The cache of one layer in memory that is written in place."""
+        buffer = tuple(self._engine.get_tensor_shape(name))
+        if isinstance(value, CacheArray) and value.room == buffer:
+            return value
+        held = to_numpy(value)
+        dtype = self._dtypes[name]
+        block = self._device.take(prod(buffer) * dtype.itemsize)
+        if held.shape[2] == 0:
+            self._device.clear(block)  # what is not held yet must be finite: it is multiplied by 0
+        else:
+            whole = np.zeros(buffer, dtype)
+            whole[:, :, : held.shape[2]] = held
+            self._device.upload(whole, block)
+        return CacheArray(self._device, block, buffer, dtype, held.shape[2])
+
+    def _input(self, name: str, value: Value) -> _Tensor:
+        """Where the engine finds an input."""
+        if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
+            known = np.ascontiguousarray(to_numpy(value), self._dtypes[name]).reshape(_shape(value))
+            return _Tensor(known.shape, known)
+        if isinstance(value, CacheArray):
+            return _Tensor(value.room, value.block)
+        if isinstance(value, Array):
+            return _Tensor(value.shape(), value.block)
+        array, block = to_numpy(value), self._copies.get(name)
+        if block is None or block.size < array.nbytes:
+            block = self._device.take(array.nbytes)
+        if array.nbytes <= _SMALL:  # such as those of a step, which is captured with their places
+            self._copies[name] = block
+        self._device.upload(array, block)
+        return _Tensor(array.shape, block)
+
+    def _output_shapes(self, profile: int, tensors: Mapping[str, _Tensor]) -> dict[str, tuple[int, ...]]:
+        """What the engine says it will put out."""
+        counts = [t.key for t in tensors.values() if not isinstance(t.memory, Block)]
+        asked = (profile, tuple(tensor.shape for tensor in tensors.values()), *counts)
+        if asked != self._sizes[0]:
+            context = self._context(profile)
+            self._tell(context, tensors)
+            missing = context.infer_shapes()
+            found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+            if missing or any(dim < 0 for shape in found.values() for dim in shape):
+                raise self._failure(f"cannot tell what {self._record.file} puts out")
+            self._sizes = (asked, found)
+        return self._sizes[1]
+
+    def _output_block(self, name: str, shape: tuple[int, ...], tensors: Mapping[str, _Tensor]) -> Block:
+        """Memory for an output: that of the past for what is written in place."""
+        if self._record.cache_capacity and name.startswith(_PRESENT):
+            memory = tensors[PAST + name.removeprefix(_PRESENT)].memory
+            assert isinstance(memory, Block)
+            return memory
+        return self._device.take(prod(shape) * self._dtypes[name].itemsize, self._given.get(name, 0))
+
+    def _run(self, profile: int, tensors: Mapping[str, _Tensor]) -> None:
+        """Put the work on the stream: captured work where the same was done before, at the same addresses.
+
+        A second run like the one before it is captured, in a context that is never changed afterwards: what
+        was captured refers to the context. That run itself is done as always, since a context prepares things
+        when it runs first, which cannot be captured.
+        """
+        scratch = self._device.scratch(self._scratch_size)
+        key: _Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
+        if key in self._recordings:
+            self._recordings[key][0].launch()
+            return
+        again, self._last = self._records and key == self._last, key
+        context = self._new_context(profile) if again else self._context(profile)
+        self._tell(context, tensors)
+        if self._scratch_size:
+            context.set_device_memory(scratch.address, scratch.size)
+        self._execute(context)
+        if again:
+            self._capture(key, context)
+
+    def _capture(self, key: _Key, context: Any) -> None:
+        self._device.synchronize()
+        try:
+            if not getattr(context, "is_stream_capturable", lambda _: True)(self._device.stream):
+                raise UnsupportedError("TensorRT says that this engine cannot be captured.", "")
+            recording = self._device.record(lambda: self._execute(context))
+        except UnsupportedError as error:
+            self._records = False
+            warnings.warn(
+                f"{self._record.graph} runs without a CUDA graph, which is slower: {error.what}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        while len(self._recordings) >= _RECORDINGS:  # the oldest makes room
+            self._recordings.pop(next(iter(self._recordings)))[0].close()
+        self._recordings[key] = (recording, context)
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._device.stream):
+            raise self._failure(f"cannot run {self._record.file}")
+
+    def _tell(self, context: Any, tensors: Mapping[str, _Tensor]) -> None:
+        """Shapes of the inputs, and all addresses."""
+        for name, tensor in tensors.items():
+            shaped = name in self._outputs or context.set_input_shape(name, tensor.shape)
+            if not shaped or not context.set_tensor_address(name, tensor.address):
+                raise self._failure(f"gives {self._record.file} no {name} {list(tensor.shape)}")
+
+    def _context(self, profile: int) -> Any:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._new_context(profile)
+        return self._contexts[profile]
+
+    def _new_context(self, profile: int) -> Any:
+        """A context without memory of its own: all share the device's scratch memory."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy=strategy)
+        if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
+            raise self._failure(f"cannot begin {self._record.file}")
+        return context
+
+    def _results(self, tensors: Mapping[str, _Tensor], length: int) -> dict[str, Value]:
+        """The graph's outputs as values of the runtime."""
+        found: dict[str, Value] = {}
+        for name in self._outputs:
+            tensor, dtype = tensors[name], self._dtypes[name]
+            assert isinstance(tensor.memory, Block)
+            if self._record.cache_capacity and name.startswith(_PRESENT):
+                found[name] = CacheArray(self._device, tensor.memory, tensor.shape, dtype, length)
+            else:
+                found[name] = Array(self._device, tensor.memory, tensor.shape, dtype)
+        token, logits = found.pop(_TOKEN, None), found.get("logits")
+        if isinstance(token, Array) and isinstance(logits, Array):
+            found["logits"] = RankedLogits(logits, token)
+        return found
+
+    def _failure(self, what: str) -> BundleError | UnsupportedError:
+        """What TensorRT said last, as an error of ours."""
+        said = self._log.said() or "it did not say why"
+        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+            return DeviceMemoryError(self._size, self._device.free_memory())
+        return BundleError(
+            f"{self._trt.__name__} {self._trt.__version__} {what}: {said}.",
+            "Build the engines of this bundle again; if that does not help, report this message.",
+        )
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
+
+
+def _counted(value: Value) -> tuple[int, ...]:
+    """The value of a count, which profiles have ranges for; of other inputs they have shapes."""
+    return (int(to_numpy(value)),) if _shape(value) == () else ()
+
+
+def _log(trt: ModuleType) -> Any:
+    """Keeps what TensorRT says is wrong, for messages of ours."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self._errors = [*self._errors[-3:], " ".join(message.split()).rstrip(".")]
+
+        def said(self) -> str:
+            return "; ".join(self._errors)
+
+    return Log()
