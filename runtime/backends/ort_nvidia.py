@@ -61,12 +61,11 @@ def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounde
         "trt_max_workspace_size": _WORKSPACE,
         "trt_fp16_enable": str(bundle.manifest.dtype == "float16"),
         "trt_int8_enable": str(_has_int8(bundle, graph)),
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": folder,
         **_shapes("trt", ranges),
     }
+    if folder is not None:
+        own |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": folder}
+        own |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": folder}
     settings = settings_for(ort, bundle, graph, options, gpu=True)
     chosen: list[Provider] = [(TENSORRT, own), (CUDA, {}), (CPU, {})]
     runner = _started(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
@@ -85,7 +84,9 @@ def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bo
     ranges = _ranges(bundle, graph)
     settings = settings_for(ort, bundle, graph, options, gpu=True)
     own = {"nv_max_workspace_size": _WORKSPACE, **_shapes("nv", ranges)}
-    own["nv_runtime_cache_path"] = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
+    folder = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
+    if folder is not None:
+        own["nv_runtime_cache_path"] = folder
     if RTX in ort.get_available_providers():
         chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
     else:
@@ -219,14 +220,18 @@ def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
     }
 
 
-def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str:
-    """Where the engines of a graph are kept. They are found by a graph's names alone, so each has its own."""
+def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
+    """Where the engines of a graph are kept: they are found by a graph's names alone, so each has its own.
+
+    None where that is not possible; they are built again at every load then.
+    """
     manifest = bundle.manifest
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
-    told = [
-        version,
-        *(manifest.files[file].sha256 for file in files if file),
-        _shapes("", ranges),
-    ]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-    return str(cache_dir() / "ort-engines" / key)
+    hashes = [manifest.files[file].sha256 for file in files if file]
+    told = json.dumps([version, *hashes, _shapes("", ranges)])
+    folder = cache_dir() / "ort-engines" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder)

@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from plain_llava import IMAGE, Reference, Rule, fastv, fitprune, most_attended, pyramid, spread
+from tensorrt_10_3 import problems
 
 import visprune
 from visprune.errors import UsageError
@@ -317,10 +318,9 @@ def test_a_board_with_jetpack6(checkpoint, tmp_path, pictures):
     assert rows["greedy tokens"].passed
     assert {f"decoder_segment_{k} token_scores" for k in (0, 1)} <= set(rows)
     assert {f"prune point {k} keep_indices" for k in (0, 1)} <= set(rows)
+    for graph in manifest.graphs.values():
+        assert not list(problems(onnx.load(bundle.file(graph.file), load_external_data=False)))
     with visprune.load(bundle.path) as pipeline:
-        for _, graph in graphs(pipeline):
-            kinds = {node.op_type for node in graph.node}
-            assert not kinds & {"Attention", "RMSNormalization", "RotaryEmbedding", "NonZero"}
         specs = {s.name: s.dtype for s in manifest.graphs["decoder_segment_0"].outputs}
         assert (specs["last_hidden_state"], specs["token_scores"]) == ("float16", "float32")
         answer = pipeline.generate(pictures[:2], "What?", max_new_tokens=3)

@@ -1,7 +1,8 @@
 """What `--target jetpack6` writes has only what TensorRT 10.3 is known to take; see `tensorrt_10_3`.
 
-Of each method those graphs are traced that are its own. What all share, vision encoders with signals, the
-embedding, decoders, is looked at where it is exported for this target: test_graphs, test_vision_methods.
+Of each method those graphs are traced that are its own. Other methods, and what all share, are looked at
+where they are exported for this target: in test_graphs, test_vision_methods, test_segments, and quantized in
+tests/quantize/test_targets.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from tensorrt_10_3 import problems
 from visprune.export import loading, plan
 from visprune.export.beside import Beside
 from visprune.export.exporter import ExportOptions, prepare
-from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.freepruner import FreePruner
-from visprune.registry import BUILTIN, load_method
+from visprune.registry import BUILTIN
 
-BEFORE = sorted(name for name in BUILTIN if load_method(name).place == "before the LLM")
+BEFORE = ("divprune", "fastervlm", "fopru-row", "freepruner", "random", "uniform")
+ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
 ONEVISION = {"family": "llava_onevision", "tower": "siglip", "strategy": "full", "feature_layer": -1}
 
@@ -58,10 +59,17 @@ def test_methods_before_the_llm(method, found):
     assert not found({}, "token_pruner", method=method)
 
 
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", FitPrune((6, 0, 0), 16, 0.7)], ids=str)
-def test_methods_inside_the_llm(method, found):
-    """Segments without scores are those of a merged decoder."""
-    assert not found({"layers": 3}, "segment_pruner", "decoder_segment_0", method=method)
+@pytest.mark.parametrize(
+    ("method", "graphs"),
+    [("fastv", ("segment_pruner", "decoder_segment_0")), ("pyramiddrop", ("segment_pruner",))],
+)
+def test_methods_inside_the_llm(method, graphs, found):
+    """The two score alike."""
+    assert not found({"layers": 3}, *graphs, method=method)
+
+
+def test_no_method_is_forgotten():
+    assert {*BEFORE, "fastv", "pyramiddrop"} | ELSEWHERE == set(BUILTIN)
 
 
 @pytest.mark.parametrize(("tiny", "method"), [(NEXT, "fopru-row"), (ONEVISION, "uniform")])

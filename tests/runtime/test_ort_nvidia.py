@@ -85,6 +85,7 @@ def test_each_model_and_version_has_its_own_folder(asked, bundle, monkeypatch):
     def folder(bundle, graph="embedding"):
         own = asked("ort-tensorrt", bundle, graph)[0][1]
         assert own["trt_engine_cache_path"] == own["trt_timing_cache_path"]
+        assert Path(own["trt_engine_cache_path"]).is_dir()
         return own["trt_engine_cache_path"]
 
     first = folder(bundle)
@@ -95,6 +96,13 @@ def test_each_model_and_version_has_its_own_folder(asked, bundle, monkeypatch):
     found = [first, folder(bundle, "decoder_model_merged"), folder(other)]
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.4.0"))
     assert len({*found, folder(bundle)}) == 4
+
+
+@pytest.mark.parametrize("provider", ["ort-tensorrt", "ort-tensorrt-rtx"])
+def test_without_a_place_nothing_is_kept(provider, asked, bundle, tmp_path, monkeypatch):
+    (tmp_path / "visprune").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not [name for name in asked(provider, bundle)[0][1] if "cache" in name]
 
 
 @pytest.mark.parametrize(("dtype", "flag"), [("float32", "False"), ("float16", "True")])
