@@ -89,9 +89,13 @@ class Memory:
     peak: float
 
     @staticmethod
-    def now() -> Memory:
-        """Of this process, on Linux."""
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    def of(process: str = "self") -> Memory:
+        """Of a process by its number, or of this one, on Linux.
+
+        Raises:
+            OSError, KeyError: It has ended.
+        """
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         found = dict(line.split(":", 1) for line in lines)
         names = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
         return Memory(*(int(found[name].split()[0]) * 1024 / 1e6 for name in names))
