@@ -25,13 +25,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import large
 import model
-from measure import Memory, processor
+from measure import Memory, polling, processor
 
 import visprune
 from visprune.demo import CALIBRATION
@@ -98,31 +97,20 @@ class Watch:
     def __init__(self) -> None:
         self.found: dict[str, tuple[float, float]] = {}
         self._children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+        self._starts: dict[str, float] = {}
         self._graph = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Which graph is next, as `visprune.build` tells it."""
         if what.startswith("building "):
             self._graph = what.split()[1]
 
-    def _read(self) -> None:
-        starts: dict[str, float] = {}
-        while not self._over.wait(0.02):
-            for child in self._children.read_text().split():
-                with suppress(OSError, KeyError):  # it has just ended
-                    # The last reading counts: until it runs its own program, a process has its parent's peak.
-                    seconds = time.perf_counter() - starts.setdefault(child, time.perf_counter())
-                    self.found[self._graph] = (seconds, Memory.of(child).peak)
+    def read(self) -> None:
+        """The last reading counts: until it runs its own program, a process has its parent's peak."""
+        for child in self._children.read_text().split():
+            with suppress(OSError, KeyError):  # it has just ended
+                now = time.perf_counter()
+                self.found[self._graph] = (now - self._starts.setdefault(child, now), Memory.of(child).peak)
 
 
 class Matrix:
@@ -137,21 +125,26 @@ class Matrix:
     def run(self, case: str) -> None:
         """All engines of one model that have no figures yet."""
         self._remove("built", "cache", "float", "quantized")  # a killed run left them
-        for method, (precision, sms) in product(CASES[case].methods, SMS.items()):
-            for sm in sms:
-                wanted = Row(case, method, precision, sm, "")
-                if not any(row.bundle == wanted.bundle for row in self.rows):
-                    print(*wanted.bundle, file=sys.stderr, flush=True)
-                    self.rows += self._build(wanted)
-                    self._file.write_text(json.dumps([asdict(row) for row in self.rows], indent=1))
-                self._remove("built", "cache")
-            self._remove("quantized", *(["float"] if precision == list(SMS)[-1] else []))
+        for method in CASES[case].methods:
+            for precision, sms in SMS.items():
+                for sm in sms:
+                    self._measure(Row(case, method, precision, sm, ""))
+                    self._remove("built", "cache")
+                self._remove("quantized")
+            self._remove("float")
+
+    def _measure(self, wanted: Row) -> None:
+        if any(row.bundle == wanted.bundle for row in self.rows):
+            return
+        print(*wanted.bundle, file=sys.stderr, flush=True)
+        self.rows += self._build(wanted)
+        self._file.write_text(json.dumps([asdict(row) for row in self.rows], indent=1))
 
     def _build(self, wanted: Row) -> list[Row]:
         watch, made = Watch(), []
         try:
             source = self._source(wanted)
-            with watch:
+            with polling(watch.read, 0.02):
                 built = visprune.build(
                     source, self._work / "built", sm=(wanted.sm,), force=True, progress=watch.progress
                 )

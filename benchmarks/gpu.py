@@ -25,16 +25,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import large
 import numpy as np
-from measure import processor, ratio
+from measure import polling, processor, ratio
 from numpy.typing import NDArray
 from rounds import WARM_UP, Contestant, ContestantError, times
 
@@ -85,32 +84,6 @@ class Gpu:
         return float(Gpu.query("memory.used")[0]) * 1.048576
 
 
-class Peak:
-    """The most memory of the GPU that was in use while this was entered, beyond what was before."""
-
-    def __init__(self) -> None:
-        self.before = self.most = Gpu.used()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _read(self) -> None:
-        while not self._over.wait(0.05):
-            self.most = max(self.most, Gpu.used())
-
-    @property
-    def grown(self) -> float:
-        """In MB."""
-        return self.most - self.before
-
-
 @dataclass(slots=True)
 class Entry:
     """Someone who takes part: how it is started, and what came of it.
@@ -135,12 +108,12 @@ class Entry:
 
     def start(self, errors: Path, gpu: Gpu | None) -> None:
         """Load it, and let it answer once, which is its warm-up too."""
-        with ExitStack() as stack:
-            peak = stack.enter_context(Peak()) if gpu else None
+        used = [Gpu.used() if gpu else 0.0]
+        with polling(lambda: used.append(Gpu.used()), 0.05) if gpu else nullcontext():
             self.contestant = Contestant(self.name, self.arguments, errors)
             logits, tokens = self.contestant.answer()
         self.logits, self.tokens = np.array(logits), tuple(tokens)
-        self.memory = peak.grown if peak else self.contestant.memory.peak
+        self.memory = max(used) - used[0] if gpu else self.contestant.memory.peak
 
 
 def entries(args: argparse.Namespace, gpu: Gpu | None) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class Contestant:
 
     def _ask(self, text: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        print(text, file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, and the reply says why
+            print(text, file=self._process.stdin, flush=True)
         reply = self._reply()
         self.memory = Memory(**reply["memory"])
         return reply

@@ -27,20 +27,31 @@ QWEN2 = transformers.Qwen2Config(
 LLAVA_7B = transformers.LlamaConfig(
     hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, **COMMON
 )
-SHAPES = {"clip-large-qwen2-0.5b": (CLIP_LARGE, QWEN2), "llava-1.5-7b": (CLIP_SMALL, LLAVA_7B)}
+SHAPES = {"clip-large-qwen2-0.5b": (CLIP_LARGE, 24, QWEN2), "llava-1.5-7b": (CLIP_SMALL, 8, LLAVA_7B)}
+SMS = {"clip-large-qwen2-0.5b": {"int8": 86, "fp8": 89}, "llava-1.5-7b": {"int8": 120}}
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def wide(request, tmp_path_factory):
-    """A bundle of random weights, one layer in its vision encoder and one in its decoder, 576 tokens."""
-    vision, text = SHAPES[request.param]
-    path = tmp_path_factory.mktemp("wide")
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A bundle of random weights, one layer in its vision encoder and one in its decoder, made once."""
+    made = {}
+
+    def make(shape):
+        if shape not in made:
+            made[shape] = _export(shape, tmp_path_factory.mktemp("wide"))
+        return made[shape]
+
+    return make
+
+
+def _export(shape, path):
+    vision, side, text = SHAPES[shape]
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
-            num_hidden_layers=2,
-            image_size=336,
+            image_size=14 * side,
             patch_size=14,
-            **vision,  # the last is not exported
+            num_hidden_layers=2,  # the last is not exported
+            **vision,
         ),
         text_config=text,
         image_token_id=259,
@@ -53,29 +64,22 @@ def wide(request, tmp_path_factory):
         parameter.data.uniform_(-0.03, 0.03).add_(1.0 if "norm" in name and "weight" in name else 0.0)
     model.save_pretrained(path / "checkpoint")
     tokenizer().save_pretrained(path / "checkpoint")
-    write_processor(Tiny(side=24), path / "checkpoint")
+    write_processor(Tiny(side=side), path / "checkpoint")
     return export(
         path / "checkpoint", method="fopru-rank", target="rtx", verify=False, output=path / "bundle"
     )
 
 
 @pytest.mark.parametrize("sm", [86, 120])
-def test_in_fp16(wide, sm):
-    check(wide, wide.manifest.graphs, sm)
-
-
-@pytest.mark.parametrize(("precision", "sm"), [("int8", 86), ("fp8", 89)])
-def test_quantized(precision, sm, wide, tmp_path):
-    bundle = quantize(
-        wide,
-        tmp_path / precision,
-        precision=precision,
-        calibration=CALIBRATION,
-        samples=2,
-        ranges="max",
-        smooth=False,
-        error_budget=math.inf,
-        timing=False,
-    )
-    assert not bundle.manifest.quantization.kept_float
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_fp16(shape, sm, wide):
+    bundle = wide(shape)
     check(bundle, bundle.manifest.graphs, sm)
+
+
+@pytest.mark.parametrize(("shape", "precision"), [(shape, one) for shape, sms in SMS.items() for one in sms])
+def test_quantized(shape, precision, wide, tmp_path):
+    options = {"calibration": CALIBRATION, "samples": 2, "ranges": "max", "smooth": False, "timing": False}
+    bundle = quantize(wide(shape), tmp_path / "made", precision=precision, error_budget=math.inf, **options)
+    assert not bundle.manifest.quantization.kept_float
+    check(bundle, bundle.manifest.graphs, SMS[shape][precision])
