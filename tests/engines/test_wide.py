@@ -56,7 +56,7 @@ def _export(shape, path):
         text_config=text,
         image_token_id=259,
     )
-    with torch.device("meta"):  # not transformers' own weights, which take most of a minute
+    with torch.device("meta"):  # its own random weights take longer
         model = transformers.LlavaForConditionalGeneration(config).half()
     model.to_empty(device="cpu")
     torch.manual_seed(0)
