@@ -6,14 +6,16 @@ It imports neither PyTorch nor visprune, so that it can be used in any process w
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TEXT_TOKENS", "Memory", "Middle", "pixels", "processor", "prompt", "ratio"]
+__all__ = ["TEXT_TOKENS", "Memory", "Middle", "pixels", "polling", "processor", "prompt", "ratio"]
 
 TEXT_TOKENS = 64
 """Tokens of a prompt beside those of its image."""
@@ -89,9 +91,31 @@ class Memory:
     peak: float
 
     @staticmethod
-    def now() -> Memory:
-        """Of this process, on Linux."""
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    def of(process: str = "self") -> Memory:
+        """Of a process by its number, or of this one, on Linux.
+
+        Raises:
+            OSError, KeyError: It has ended.
+        """
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         found = dict(line.split(":", 1) for line in lines)
         names = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
         return Memory(*(int(found[name].split()[0]) * 1024 / 1e6 for name in names))
+
+
+@contextmanager
+def polling(read: Callable[[], None], seconds: float) -> Iterator[None]:
+    """While this is entered, `read` is called in a thread, with so long a pause between."""
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.wait(seconds):
+            read()
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -16,73 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
 
-from measure import Memory, Middle, processor, ratio
+from measure import processor, ratio
+from rounds import WARM_UP, Contestant, ContestantError, times
 
 DTYPES = ("bfloat16", "float32")
-METRICS = ("first token", "vision", "prune", "embed", "prefill", "decode")
-WARM_UP = 2
-
-
-class Contestant:
-    """A process that holds one model, and what it has said.
-
-    Args:
-        name: For the table.
-        kind: "bundle" or a dtype of transformers.
-        path: Of the bundle or the checkpoint.
-        threads: Of its own.
-        errors: What it writes to stderr.
-    """
-
-    def __init__(self, name: str, kind: str, path: Path, threads: int, errors: IO[bytes]) -> None:
-        self.name = name
-        self.kind = kind
-        self._errors = errors
-        script = Path(__file__).with_name("contestant.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), kind, str(path), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        self.loaded = self.memory = Memory(**self._reply()["memory"])
-        self.ms: dict[str, list[float]] = {metric: [] for metric in METRICS}
-
-    def repeat(self, *, counts: bool) -> None:
-        """One repetition; its times are kept if it counts."""
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-        reply = self._reply()
-        self.memory = Memory(**reply["memory"])
-        for metric in METRICS if counts else ():
-            self.ms[metric].append(reply["ms"].get(metric, 0.0))
-
-    def close(self) -> None:
-        """End the process, as the end of its pipe does."""
-        self._process.communicate()
-
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if line:
-            reply: dict[str, Any] = json.loads(line)
-            return reply
-        status = self._process.wait()
-        said = Path(self._errors.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        sys.exit(f"{self.name} failed: {said[-1] if said else f'status {status}'}")
-
-    @property
-    def middles(self) -> dict[str, Middle]:
-        """Of the times, in milliseconds."""
-        return {metric: Middle.of(values) for metric, values in self.ms.items()}
 
 
 def checkpoint(work: Path, dtype: str) -> Path:
@@ -103,12 +45,15 @@ def names(bundles: list[Path]) -> list[str]:
 
 def started(stack: ExitStack, args: argparse.Namespace) -> list[Contestant]:
     """All contestants, loaded one after another."""
-    entries = [(f"transformers {dtype}", dtype, checkpoint(args.work, dtype)) for dtype in DTYPES]
-    entries += [(name, "bundle", path) for name, path in zip(names(args.bundles), args.bundles, strict=True)]
+    entries = [
+        (f"transformers {dtype}", ["transformers", str(checkpoint(args.work, dtype)), "--dtype", dtype])
+        for dtype in DTYPES
+    ]
+    entries += zip(names(args.bundles), (["bundle", str(path)] for path in args.bundles), strict=True)
     contestants = []
-    for index, (name, kind, path) in enumerate(entries):
-        errors = stack.enter_context((args.work / f"stderr-{index}.txt").open("wb"))
-        contestant = Contestant(name, kind, path, args.threads, errors)
+    for index, (name, arguments) in enumerate(entries):
+        threads = ["--threads", str(args.threads)]
+        contestant = Contestant(name, [*arguments, *threads], args.work / f"stderr-{index}.txt")
         stack.callback(contestant.close)
         contestants.append(contestant)
         print(f"{name} loaded", file=sys.stderr, flush=True)
@@ -119,23 +64,19 @@ def ratios(mine: Contestant, theirs: dict[str, Contestant]) -> dict[str, float]:
     """The ratios that the targets are stated in: time as a speed-up, memory as a share."""
     found = {}
     for metric in ("first token", "decode"):
-        best = min(theirs.values(), key=lambda other: other.middles[metric].median)
-        for other, name in ((best, f"transformers' best, {best.kind}"), (theirs["float32"], "float32")):
-            found[f"{metric}, {name} / ours"] = ratio(other.ms[metric], mine.ms[metric])
-    for other in theirs.values():
-        found[f"memory after generation, ours / {other.kind}"] = mine.memory.resident / other.memory.resident
-        found[f"peak memory, ours / {other.kind}"] = mine.memory.peak / other.memory.peak
+        best = min(theirs, key=lambda dtype: theirs[dtype].middles[metric].median)
+        for dtype, name in ((best, f"transformers' best, {best}"), ("float32", "float32")):
+            found[f"{metric}, {name} / ours"] = ratio(theirs[dtype].ms[metric], mine.ms[metric])
+    for dtype, other in theirs.items():
+        found[f"memory after generation, ours / {dtype}"] = mine.memory.resident / other.memory.resident
+        found[f"peak memory, ours / {dtype}"] = mine.memory.peak / other.memory.peak
     return found
 
 
 def show(contestants: list[Contestant], found: dict[str, dict[str, float]]) -> None:
     """The tables."""
+    times(contestants)
     width = max(len(contestant.name) for contestant in contestants)
-    print(f"{'ms':{width}s}" + "".join(f"{metric:>18s}" for metric in METRICS))
-    for contestant in contestants:
-        middles = contestant.middles
-        cells = [f"{middles[m].median:10.1f} ({100 * middles[m].spread:3.0f}%)" for m in METRICS]
-        print(f"{contestant.name:{width}s}" + "".join(f"{cell:>18s}" for cell in cells))
     print(f"\n{'MB (own + mapped)':{width}s}{'after load':>24s}{'after generation':>24s}{'peak':>8s}")
     for contestant in contestants:
         cells = [
@@ -161,13 +102,16 @@ def main() -> None:
     if args.rounds < 2:
         parser.error("--rounds must be at least 2: one has no spread")
     args.work.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        contestants = started(stack, args)
-        for number in range(WARM_UP + args.rounds):
-            for contestant in contestants:
-                contestant.repeat(counts=number >= WARM_UP)
-            print(f"round {number + 1} of {WARM_UP + args.rounds}", file=sys.stderr, flush=True)
-    theirs = {contestant.kind: contestant for contestant in contestants[: len(DTYPES)]}
+    try:
+        with ExitStack() as stack:
+            contestants = started(stack, args)
+            for number in range(WARM_UP + args.rounds):
+                for contestant in contestants:
+                    contestant.repeat(counts=number >= WARM_UP)
+                print(f"round {number + 1} of {WARM_UP + args.rounds}", file=sys.stderr, flush=True)
+    except ContestantError as error:
+        sys.exit(str(error))
+    theirs = dict(zip(DTYPES, contestants, strict=False))
     found = {mine.name: ratios(mine, theirs) for mine in contestants[len(DTYPES) :]}
     print(processor())
     show(contestants, found)

@@ -354,5 +354,3 @@ def test_threads_and_provider_are_checked(tiny_bundle):
     with pytest.raises(UsageError, match="no provider") as caught:
         load(tiny_bundle, provider="cudaa")
     assert "Did you mean 'cuda'?" in caught.value.hint
-    with pytest.raises(UnsupportedError, match="not part of this version"):
-        load(tiny_bundle, provider="ort-tensorrt")
