@@ -54,8 +54,14 @@ def compare(
         MissingExtraError: The provider's package is missing; for PyTorch, the `export` extra.
     """
     report = progress or (lambda what, done, total: None)
+    if not bundles:
+        raise UsageError("There is no bundle to measure.", "Give one or more, or --sweep.")
+    check_work(work, against)
     opened = [Bundle.open(path) for path in bundles]
-    check_work(opened, work, against)
+    for bundle in opened:
+        check_prompt(work.prompt, bundle.manifest)
+        if against is not None:
+            checkpoint_of(bundle.manifest)
     for bundle in opened:
         verify(bundle, lambda name, _: report(f"checking {name}", 0, 1))
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
@@ -65,12 +71,14 @@ def compare(
         return run(found, work, report)
 
 
-def check_work(bundles: Sequence[Bundle], work: Work, against: str | None) -> None:
-    """Refuse what no row could run, before anything is loaded."""
+def check_work(work: Work, against: str | None) -> None:
+    """Refuse what no row could run, before anything is loaded or made.
+
+    Raises:
+        UsageError, UnsupportedError, InputError: As for `compare`.
+    """
     from visprune.runtime.backends import backend
 
-    if not bundles:
-        raise UsageError("There is no bundle to measure.", "Give one or more, or --sweep.")
     if against not in (None, "transformers"):
         raise UsageError(f"Bundles cannot be compared with {against!r}.", "Use --against transformers.")
     if against is not None and work.provider != "cpu":
@@ -81,15 +89,14 @@ def check_work(bundles: Sequence[Bundle], work: Work, against: str | None) -> No
     backend(work.provider)
     for image in work.images:
         decode(Path(image))
-    for bundle in bundles:
-        check_prompt(work.prompt, bundle.manifest)
-    if against is not None:
-        for bundle in bundles:
-            checkpoint_of(bundle.manifest)
 
 
-def in_pytorch(entries: Sequence[Entry]) -> list[Entry]:
+def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entry]:
     """Each model of some rows in PyTorch: float32, and bfloat16 where the processor computes in it.
+
+    Args:
+        entries: The rows.
+        place: Directory of their checkpoint, where it is known.
 
     Raises:
         CheckpointError: A checkpoint cannot be found.
@@ -97,9 +104,9 @@ def in_pytorch(entries: Sequence[Entry]) -> list[Entry]:
     models = {one.manifest.source.weights_sha256: one for one in entries}
     found = []
     for one in models.values():
-        _, checkpoint = checkpoint_of(one.manifest)
+        folder = checkpoint_of(one.manifest)[1].path if place is None else place
         prefix = f"{one.manifest.source.model} in " if len(models) > 1 else ""
-        path = str(checkpoint.path.resolve())
+        path = str(folder.resolve())
         contenders = [Contender(f"{prefix}transformers, fp32", "pytorch", path, dtype="float32")]
         if _computes_bf16():
             contenders.append(Contender(f"{prefix}transformers, bf16", "pytorch", path, dtype="bfloat16"))

@@ -51,7 +51,7 @@ class Work:
         threads: Processor threads of each row.
 
     Raises:
-        UsageError: There is no picture, or a number that cannot be.
+        UsageError: There is no picture or prompt, or a number that cannot be.
     """
 
     images: tuple[str, ...]
@@ -65,6 +65,8 @@ class Work:
     def __post_init__(self) -> None:
         if not self.images:
             raise UsageError("There is no picture, so there are no visual tokens.", "Give one with --image.")
+        if not self.prompt.strip():
+            raise UsageError("The prompt is empty.", "Give a question or an instruction with --prompt.")
         if self.max_new_tokens < 2:
             raise UsageError(
                 f"{self.max_new_tokens} new tokens have no time for each.",

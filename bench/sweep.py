@@ -15,7 +15,7 @@ in each run, because only times of one run can be compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from visprune.pruning.fitprune import FitPrune
 from visprune.quantize.options import PRECISIONS, QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.registry import load_method
+from visprune.runtime.conversation import check_prompt
 from visprune.runtime.verified import verify
 from visprune.staging import tidy
 from visprune.targets import target
@@ -123,6 +124,7 @@ def sweep(
     report = progress or (lambda what, done, total: None)
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
+    check_work(work, against)
     _claim(output, checkpoint)
     maker = _Maker(model, checkpoint, plan, output / "bundles", report)
     rows = LineUp()
@@ -130,7 +132,7 @@ def sweep(
         _add(rows, maker, precision)
     if not rows.entries:
         raise UnsupportedError(rows.not_made[0].reason, "Nothing could be made; correct that first.")
-    check_work([Bundle(Path(one.contender.path), one.manifest) for one in rows.entries[:1]], work, against)
+    check_prompt(work.prompt, rows.entries[0].manifest)
     found = {}
     if checkpoint.name == DEMO and questions:
         (output / "accuracy").mkdir(exist_ok=True)
@@ -138,16 +140,10 @@ def sweep(
     else:
         rows.notes.append("Accuracy was not measured: questions with known answers are needed.")
     if against is not None:
-        rows.entries += _in_pytorch(rows.entries, checkpoint)
+        rows.entries += in_pytorch(rows.entries, checkpoint.path)
     done = run(rows, work, report)
     measured = tuple(replace(row, accuracy=found.get(row.name)) for row in done.report.rows)
     return replace(done, report=replace(done.report, rows=measured))
-
-
-def _in_pytorch(entries: Sequence[Entry], checkpoint: Checkpoint) -> list[Entry]:
-    found = in_pytorch(entries)
-    place = str(checkpoint.path.resolve())
-    return [replace(one, contender=replace(one.contender, path=place)) for one in found]
 
 
 def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:

@@ -98,11 +98,11 @@ def _legend(report: BenchReport) -> list[str]:
     accuracy = next((row.accuracy for row in report.rows if row.accuracy), None)
     flops = next((row.flops for row in report.rows if row.flops), None)
     return [
-        f"ms, medians of {work.rounds} rounds after {work.warm_up} to warm up, each row once a round; spread: "
-        "10th to 90th percentile by the median.",
+        f"ms, medians of {work.rounds} rounds after {work.warm_up} to warm up, each row once a round; "
+        "spread: 10th to 90th percentile by the median.",
         f"by unpruned: time by that of the unpruned row, with its {CONFIDENCE:.0%} interval over the rounds.",
-        "tokens: visual tokens in the layers of the LLM (their mean), of all. realised: share of the time to the "
-        "first token that is gone, by the share of the FLOPs.",
+        "tokens: visual tokens in the layers of the LLM (their mean), of all. realised: share of the time to "
+        "the first token that is gone, by the share of the FLOPs.",
         *(
             [f"GFLOP: the prefill with vision tower, 2 a multiply-accumulate, {flops.convention}."]
             if flops
@@ -140,7 +140,7 @@ def _winner(rows: list[Row], metric: Literal["first_token", "per_token"], what: 
 
 
 def _against_random(report: BenchReport, row: Row) -> str | None:
-    """What choosing tokens costs, where it can be told: the same number of them drawn at random takes less."""
+    """What choosing tokens costs, where it can be told: as many of them drawn at random take less."""
     if row.role != "given" or row.method in ("random", "none"):
         return None
     alike = [

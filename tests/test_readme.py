@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 def test_the_blocks_were_found():
     text = "\n".join(RUN)
-    for command in ("export", "fit", "quantize", "run", "chat", "methods", "inspect", "doctor"):
+    for command in ("export", "fit", "quantize", "bench", "run", "chat", "methods", "inspect", "doctor"):
         assert f"visprune-{command}" in text
     assert README.count("```") == 2 * len(BLOCKS)
     assert PYTHON

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from visprune.bench.page.bars import STAGE_COLOURS, relative, stacked
+from visprune.bench.page.facts import facts, method
 from visprune.bench.page.looks import Looks, legend, swatch
 from visprune.bench.page.points import front, frontier, layers, pruned_inside, tokens_and_time
 from visprune.bench.page.style import STYLE
@@ -13,7 +14,7 @@ from visprune.bench.page.svg import NARROW, WIDE, Canvas
 from visprune.bench.page.tables import TIMES, Column, costs, html_table
 from visprune.bench.report import BenchReport, Row
 from visprune.bench.table import verdicts
-from visprune.bench.words import STAGES, in_bytes, milliseconds, share, stages, times, tokens
+from visprune.bench.words import STAGES, milliseconds, stages, times, tokens
 
 __all__ = ["page"]
 
@@ -30,7 +31,7 @@ def page(report: BenchReport, pictures: Mapping[str, Sequence[str]]) -> str:
     body = [
         f"<h1>Visual-token pruning of {escape(models)}</h1>",
         f'<p class="soft">{escape(_under_title(report))}</p>',
-        _facts(report),
+        facts(report),
         _section("What can be said", _said(report)),
         _frontier(report, looks),
         _relative(report, looks),
@@ -39,7 +40,7 @@ def page(report: BenchReport, pictures: Mapping[str, Sequence[str]]) -> str:
         _layers(report, looks),
         _gallery(report, pictures),
         _section("All figures", _tables(report)),
-        _section("How it was measured", _method(report)),
+        _section("How it was measured", method(report)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -69,48 +70,6 @@ def _numbers(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return f"<details><summary>The numbers</summary>{html_table(columns, rows)}</details>"
 
 
-def _facts(report: BenchReport) -> str:
-    """The few figures that a reader wants first."""
-    facts: list[tuple[str, str]] = []
-    pruned = [row for row in report.rows if row.role == "given"]
-    told = [
-        (row, found)
-        for row in pruned
-        if (full := report.unpruned(row)) is not None
-        and (found := row.against(full)).told
-        and found.ratio < 1
-    ]
-    if told:
-        row, found = min(told, key=lambda pair: pair[1].ratio)
-        facts.append((f"{1 / found.ratio:.2g}x", f"shortest time to the first token by unpruned: {row.name}"))
-    judged = [row for row in pruned if row.accuracy]
-    full = next((row for row in report.rows if row.role == "unpruned" and row.accuracy), None)
-    if judged and full is not None and full.accuracy is not None:
-        floor = full.accuracy.low
-        close = [row for row in judged if row.accuracy and row.accuracy.share >= floor]
-        if close:
-            least = min(close, key=lambda row: row.kept)
-            facts.append(
-                (
-                    f"{least.kept:.3g} of {least.visual_tokens}",
-                    f"fewest visual tokens with answers within the unpruned row's interval: {least.name}",
-                )
-            )
-    work = [row for row in pruned if row.flops]
-    if work:
-        least = max(work, key=lambda row: row.flops.removed if row.flops else 0.0)
-        removed = least.flops.removed if least.flops else 0.0
-        facts.append((share(removed), f"most FLOPs of the prefill removed: {least.name}"))
-    realised = sorted(row.realised for row in pruned if row.realised is not None)
-    if realised:
-        middle = realised[len(realised) // 2]
-        facts.append(
-            (share(middle), "of the saving in FLOPs is also a saving in time, in the middle of the rows")
-        )
-    items = "".join(f'<div class="fact"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in facts)
-    return f'<div class="facts">{items}</div>' if items else ""
-
-
 def _said(report: BenchReport) -> str:
     lines = verdicts(report)
     return (
@@ -130,9 +89,9 @@ def _frontier(report: BenchReport, looks: Looks) -> str:
     )
     return _section(
         "Accuracy by latency",
-        f"<p>Up and to the left is better. The numbered points are the Pareto front: no other row is both faster "
-        f"and more often right. Bars are 95% intervals of accuracy ({escape(known.questions)}), and 10th to 90th "
-        f"percentiles of time.</p>{looks.legend(rows)}"
+        "<p>Up and to the left is better. The numbered points are the Pareto front: no other row is both "
+        f"faster and more often right. Bars are 95% intervals of accuracy ({escape(known.questions)}), and "
+        f"10th to 90th percentiles of time.</p>{looks.legend(rows)}"
         + _figure(lambda width: frontier(rows, looks, width))
         + f'<ol class="front-list">{best}</ol>'
         + _numbers((TIMES["first"], TIMES["p10"], TIMES["p90"], TIMES["right"]), rows),
@@ -146,9 +105,9 @@ def _relative(report: BenchReport, looks: Looks) -> str:
     by = Column("by unpruned", lambda row: times(row.against(report.unpruned(row) or row)))
     return _section(
         "Faster than unpruned?",
-        "<p>Time to the first token by that of the unpruned row of the same model and precision: below 1 is "
-        "faster. Bars are 99% intervals over the rounds; where one holds 1, or the difference is below 2%, no "
-        "difference can be told, and the row is grey.</p>"
+        "<p>Time to the first token by that of the unpruned row of the same model and precision: below 1 "
+        "is faster. Bars are 99% intervals over the rounds; where one holds 1, or the difference is below "
+        "2%, no difference can be told, and the row is grey.</p>"
         + looks.legend(rows)
         + _figure(lambda width: relative(report, rows, looks, width))
         + _numbers((by,), rows),
@@ -160,8 +119,8 @@ def _stages(report: BenchReport) -> str:
     columns = [Column(f"{name}, ms", lambda row, n=name: milliseconds(stages(row)[n])) for name in STAGES]
     return _section(
         "Where the time goes",
-        "<p>Medians of the stages up to the first token. Prune is the choice of tokens and the projector; the "
-        "prefill is the LLM reading the prompt, all segments of it.</p>"
+        "<p>Medians of the stages up to the first token. Prune is the choice of tokens and the projector; "
+        "the prefill is the LLM reading the prompt, all segments of it.</p>"
         + legend([(name, swatch(STAGE_COLOURS[name], 1)) for name in STAGES])
         + _figure(lambda width: stacked(rows, width))
         + _numbers(columns, rows),
@@ -174,8 +133,8 @@ def _tokens_and_time(report: BenchReport, looks: Looks) -> str:
         return ""
     return _section(
         "Latency by kept tokens",
-        "<p>Time to the first token by the visual tokens kept, each with its 10th to 90th percentile. Where the "
-        "line is flat, the vision tower is what takes the time.</p>"
+        "<p>Time to the first token by the visual tokens kept, each with its 10th to 90th percentile. Where "
+        "a line is flat, what does not depend on pruning takes the time, such as the vision tower.</p>"
         + looks.legend(rows)
         + _figure(lambda width: tokens_and_time(rows, looks, width))
         + _numbers((TIMES["tokens"], TIMES["first"], TIMES["p10"], TIMES["p90"]), rows),
@@ -191,8 +150,8 @@ def _layers(report: BenchReport, looks: Looks) -> str:
     )
     return _section(
         "Tokens by layer",
-        "<p>Methods inside the LLM drop tokens on the way: visual tokens that enter each layer. All other rows "
-        "have one number in all layers. The same scheme in another precision is left out.</p>"
+        "<p>Methods inside the LLM drop tokens on the way: visual tokens that enter each layer. All other "
+        "rows have one number in all layers. The same scheme in another precision is left out.</p>"
         + _figure(lambda width: layers(rows, looks, width))
         + _numbers((each,), rows),
     )
@@ -241,37 +200,8 @@ def _tables(report: BenchReport) -> str:
     return (
         "<p>Milliseconds; medians over the rounds.</p>"
         + html_table(columns, report.rows)
-        + "<p><br>FLOPs are of the prefill with vision tower, projector and the logits of one position; a "
-        "multiply-accumulate is 2. Realised is the share of the time to the first token that is gone, by the "
-        "share of the FLOPs that is gone. Memory is the largest resident set of the row's own process; cache is "
-        "keys and values after the prefill.</p>" + html_table(costs(report), report.rows)
+        + '<p class="later">FLOPs are of the prefill with vision tower, projector and the logits of one '
+        "position; a multiply-accumulate is 2. Realised is the share of the time to the first token that is "
+        "gone, by the share of the FLOPs that is gone. Memory is the largest resident set of the row's own process; cache "
+        "is keys and values after the prefill.</p>" + html_table(costs(report), report.rows)
     )
-
-
-def _method(report: BenchReport) -> str:
-    work, machine = report.work, report.machine
-    flops = next((row.flops for row in report.rows if row.flops), None)
-    matrices = {"F2": "two", "F3": "three"}
-    facts = {
-        "Rounds": f"{work.rounds}, after {work.warm_up} to warm up; each row once a round, in an order drawn anew",
-        "Work": f"{len(work.images)} {'image' if len(work.images) == 1 else 'images'} in one prompt, "
-        f"“{work.prompt}”; {work.max_new_tokens} new tokens, past the end of an answer too",
-        "Rows": "a process each, with weights of its own",
-        "Test": "Wilcoxon's signed-rank test on the pairs of each round, 99%; differences below 2% count as none",
-        **(
-            {
-                "FLOPs": f"{flops.convention}: {matrices[flops.convention]} matrices in the decoder's MLP; the vision "
-                "tower's are two"
-            }
-            if flops
-            else {}
-        ),
-        "Processor": f"{machine.processor}, {machine.cores} cores, {in_bytes(machine.memory)} of memory",
-        **({"GPU": machine.gpu} if machine.gpu else {}),
-        "Provider": f"{work.provider}, {work.threads} threads",
-        "Energy": machine.energy_counter,
-        "Software": ", ".join(f"{n} {v}" for n, v in {**machine.packages, "Python": machine.python}.items()),
-        "System": machine.system,
-        "Measured": report.created.replace("T", " ").replace("+00:00", " UTC"),
-    }
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>"

@@ -84,7 +84,9 @@ h2{{font-size:19px;line-height:1.3;margin:0 0 4px}}
 p{{margin:0 0 12px}}
 .soft,figcaption,.legend,summary{{color:var(--soft)}}
 .soft{{font-size:14px}}
-section{{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:22px 20px;margin:22px 0}}
+section{{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:22px 20px;
+margin:22px 0}}
+section>p.later{{margin-top:26px}}
 section>p{{font-size:14.5px;color:var(--soft);max-width:74ch}}
 .facts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin:24px 0}}
 .fact{{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:16px 18px}}
@@ -121,12 +123,14 @@ table{{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums
 th,td{{padding:5px 11px 5px 0;text-align:right;border-bottom:1px solid var(--edge)}}
 th{{font-weight:600;color:var(--soft);vertical-align:bottom}}
 th:first-child,td:first-child{{text-align:left}}
-.gallery{{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:16px 14px;margin-top:14px}}
+.gallery{{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:16px 14px;
+margin-top:14px}}
 .gallery figure{{margin:0}}
 .gallery img{{display:block;width:100%;height:auto;border-radius:6px}}
 figcaption{{font-size:13px;line-height:1.4;margin-top:5px}}
 figcaption b{{display:block;color:var(--ink);font-weight:600}}
-dl{{display:grid;grid-template-columns:minmax(90px,max-content) 1fr;gap:6px 18px;margin:8px 0 0;font-size:14px}}
+dl{{display:grid;grid-template-columns:minmax(90px,max-content) 1fr;gap:6px 18px;margin:8px 0 0;
+font-size:14px}}
 dt{{color:var(--soft)}}
 dd{{margin:0;overflow-wrap:anywhere}}
 code{{font-size:.92em;overflow-wrap:anywhere}}

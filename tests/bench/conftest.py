@@ -98,9 +98,7 @@ def report() -> Callable[..., BenchReport]:
             "A processor", 2, 24 * 10**9, "Linux, x86_64", "3.11.7", {"visprune": "0"}, None, "no counter"
         )
         work = Work(("scene.png",), "What <is> it & why?", 8, threads=2, rounds=10)
-        return BenchReport(
-            SCHEMA_VERSION, "2026-01-01T00:00:00+00:00", machine, work, rows, not_made, notes
-        )
+        return BenchReport(SCHEMA_VERSION, "2026-01-01T00:00:00+00:00", machine, work, rows, not_made, notes)
 
     return make
 
@@ -111,7 +109,14 @@ def large_report(row, report) -> BenchReport:
     rows, rng = [], np.random.default_rng(3)
     for precision, speed in (("fp32", 1.0), ("int8", 0.55)):
         rows.append(
-            row(f"none, {precision}", 15 * speed, role="unpruned", method="none", precision=precision, right=480)
+            row(
+                f"none, {precision}",
+                15 * speed,
+                role="unpruned",
+                method="none",
+                precision=precision,
+                right=480,
+            )
         )
         for method in ("fopru-rank", "fopru-row", "fitprune", "random"):
             for ratio, kept in ((50, 72), (25, 36), (11, 16)):
@@ -123,7 +128,9 @@ def large_report(row, report) -> BenchReport:
                 ms = speed * (9 + 6 * kept / 144) * (1.1 if method == "fitprune" else 1.0)
                 right = int(480 - (144 - kept) * rng.uniform(0.2, 2.2))
                 seed = len(rows)
-                rows.append(row(f"{method} {ratio}%, {precision}", ms, 0.03, seed=seed, right=right, **fields))
+                rows.append(
+                    row(f"{method} {ratio}%, {precision}", ms, 0.03, seed=seed, right=right, **fields)
+                )
     missing = NotMade("fitprune 11%, fp32", "0.11 of the visual work cannot be reached. Ask for more.")
     return report(*rows, notes=("Two rows are noted.",), not_made=(missing,))
 

@@ -52,7 +52,9 @@ def test_bundles_of_one_name_are_told_apart_by_their_paths(tiny_bundle, tiny_cop
     assert names == [str(tiny_bundle), str(tiny_copy)]
 
 
-def test_a_random_bundle_that_is_given_runs_at_the_budgets_of_the_others(tiny_bundle, tiny_copy, edit_manifest):
+def test_a_random_bundle_that_is_given_runs_at_the_budgets_of_the_others(
+    tiny_bundle, tiny_copy, edit_manifest
+):
     edit_manifest(tiny_copy, "pruning", method="random", keep_tokens=9)
     given = line_up([Bundle.open(tiny_bundle), Bundle.open(tiny_copy)], no_maker)
     drawn = [one for one in given.entries if one.contender.role == "random"]
@@ -66,7 +68,7 @@ def test_a_random_bundle_that_is_given_runs_at_the_budgets_of_the_others(tiny_bu
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"prompt": " "}, InputError, "empty"),
+        ({"prompt": "<image>"}, InputError, "stands for an image"),
         ({"images": ("nowhere.png",)}, InputError, "nowhere.png"),
         ({"provider": "cpuu"}, UsageError, "cpuu"),
         ({"provider": "tensorrt"}, UnsupportedError, "tensorrt"),
@@ -86,6 +88,8 @@ def test_nothing_or_something_unknown_to_compare_is_refused(tiny_bundle, tmp_pat
         compare([tiny_bundle, tmp_path], work, progress=_nothing_runs)
     with pytest.raises(UsageError, match="no picture"):
         replace(work, images=())
+    with pytest.raises(UsageError, match="prompt is empty"):
+        replace(work, prompt=" ")
     with pytest.raises(UsageError, match="1 new tokens"):
         replace(work, max_new_tokens=1)
 
@@ -138,9 +142,7 @@ def test_controls_and_pytorch_come_from_the_checkpoint(bundles, work, monkeypatc
     )
     assert rows["fastv"].prunes_inside
     assert not rows["fopru-row"].prunes_inside
-    saved = savings(
-        manifest, text_tokens=rows["fastv"].text_tokens, keep_tokens=16, unit="FLOP"
-    )
+    saved = savings(manifest, text_tokens=rows["fastv"].text_tokens, keep_tokens=16, unit="FLOP")
     assert rows["fastv"].flops.model == saved.model.pruned
     row = rows["fopru-row"]
     assert row.realised == pytest.approx((1 - row.against(full).ratio) / row.flops.removed)
@@ -155,7 +157,10 @@ def test_random_has_as_much_work_as_a_method_inside_the_llm(bundles):
     count = random_tokens(manifest, keep)
     wanted = savings(manifest).visual.pruned
     drawn = Bundle.open(bundles[1] / "fopru-row").manifest
-    drawn = replace(drawn, pruning=replace(drawn.pruning, budget=replace(drawn.pruning.budget, unit="token", unit_tokens=1)))
+    drawn = replace(
+        drawn,
+        pruning=replace(drawn.pruning, budget=replace(drawn.pruning.budget, unit="token", unit_tokens=1)),
+    )
     off = {n: abs(savings(drawn, keep_tokens=n).visual.pruned - wanted) for n in range(1, 17)}
     assert off[count] == min(off.values())
     assert not is_unpruned(manifest, keep)

@@ -15,7 +15,9 @@ ORIN_NX = (
     "11-21-2026 15:36:15 RAM 3134/15823MB (lfb 4x4MB) SWAP 0/7912MB CPU [0%@729,2%@729] GR3D_FREQ 0% "
     "cpu@47.3C VDD_IN 5128mW/4874mW VDD_CPU_GPU_CV 602mW/562mW VDD_SOC 1484mW/1421mW"
 )
-AGX_ORIN = "RAM 2448/30536MB GR3D_FREQ 0% VDD_GPU_SOC 2408mW/2400mW VDD_CPU_CV 401mW/400mW VIN_SYS_5V0 3225mW/1mW"
+AGX_ORIN = (
+    "RAM 2448/30536MB GR3D_FREQ 0% VDD_GPU_SOC 2408mW/2400mW VDD_CPU_CV 401mW/400mW VIN_SYS_5V0 3225mW/1mW"
+)
 NANO = "RAM 1500/3964MB POM_5V_IN 1522/1500 POM_5V_GPU 40/40 POM_5V_CPU 120/100"
 
 
@@ -33,7 +35,9 @@ def no_tegrastats(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
-@pytest.mark.parametrize(("line", "power"), [(ORIN_NX, 5.128), (AGX_ORIN, 6.034), (NANO, 1.522), ("RAM 1/2MB", 0.0)])
+@pytest.mark.parametrize(
+    ("line", "power"), [(ORIN_NX, 5.128), (AGX_ORIN, 6.034), (NANO, 1.522), ("RAM 1/2MB", 0.0)]
+)
 def test_the_power_of_a_board_is_that_of_its_input_or_of_all_its_rails(line, power):
     assert watts(line) == pytest.approx(power)
 

@@ -1,4 +1,4 @@
-"""The page: complete without a network, its figures with their numbers, and well laid out in a real browser."""
+"""The page: complete without a network, its figures with their numbers, well laid out in a real browser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -112,7 +113,7 @@ def test_a_scale_holds_its_values_and_its_ticks_are_evenly_written(values):
 def test_labels_are_spread_out_in_order_and_within_bounds():
     places = spread_out([50, 51, 52, 10, 99], 15, 0, 100)
     ordered = sorted(places)
-    assert all(b - a >= 15 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(b - a >= 15 - 1e-9 for a, b in pairwise(ordered))
     assert max(places) <= 100
     assert min(places) >= 0
     assert places[3] < places[0] < places[1] < places[2] < places[4]
@@ -136,7 +137,8 @@ OUTSIDE = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
 })"""
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("svg text")].map(t => [t, t.closest("svg")])
   .filter(([t]) => t.getBoundingClientRect().width > 0)
-  .map(([t, svg]) => parseFloat(getComputedStyle(t).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width))"""
+  .map(([t, svg]) => parseFloat(getComputedStyle(t).fontSize) * svg.clientWidth
+    / svg.viewBox.baseVal.width))"""
 CONTRAST = """() => {
   const light = c => c.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)

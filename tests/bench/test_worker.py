@@ -102,6 +102,8 @@ def test_a_process_ends_with_its_parent(tmp_path):
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}/cmdline").exists() and b"bench.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+    while (
+        Path(f"/proc/{pid}/cmdline").exists() and b"bench.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
