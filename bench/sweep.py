@@ -35,6 +35,7 @@ from visprune.quantize.options import PRECISIONS, QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.registry import load_method
 from visprune.runtime.conversation import check_prompt
+from visprune.runtime.samples import read_samples
 from visprune.runtime.verified import verify
 from visprune.staging import tidy
 from visprune.targets import target
@@ -148,6 +149,8 @@ def sweep(
 
 def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
     """Refuse missing or unreadable samples before anything is made."""
+    if plan.calibration is not None:
+        read_samples(plan.calibration)
     for precision in plan.precisions:
         if precision not in FLOATS:
             options = QuantizeOptions(precision, calibration=plan.calibration)

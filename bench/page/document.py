@@ -202,6 +202,6 @@ def _tables(report: BenchReport) -> str:
         + html_table(columns, report.rows)
         + '<p class="later">FLOPs are of the prefill with vision tower, projector and the logits of one '
         "position; a multiply-accumulate is 2. Realised is the share of the time to the first token that is "
-        "gone, by the share of the FLOPs that is gone. Memory is the largest resident set of the row's own process; cache "
-        "is keys and values after the prefill.</p>" + html_table(costs(report), report.rows)
+        "gone, by the share of the FLOPs that is gone. Memory is the largest resident set of the row's own "
+        "process; cache is keys and values after the prefill.</p>" + html_table(costs(report), report.rows)
     )
