@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -66,7 +67,12 @@ def demo_accuracy(
     progress("asking the held-out questions", 0, total)
     # Threads of a graph do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        usable_cores(),
+        mp_context=context,
+        initializer=signal.signal,  # Ctrl-C is for the command, which ends these itself
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
         try:
             for one in missing:
                 parts = [

@@ -28,6 +28,8 @@ __all__ = [
     "Role",
     "Row",
     "Work",
+    "fastest",
+    "is_prefill",
     "read_report",
 ]
 
