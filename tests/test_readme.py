@@ -40,7 +40,8 @@ def environment() -> dict[str, str]:
 
 def test_the_blocks_were_found():
     text = "\n".join(RUN)
-    for command in ("export", "fit", "quantize", "build", "run", "chat", "methods", "inspect", "doctor"):
+    verbs = ("export", "fit", "quantize", "build", "bench", "run", "chat", "methods", "inspect", "doctor")
+    for command in verbs:
         assert f"visprune-{command}" in text
     assert README.count("```") == 2 * len(BLOCKS)
     assert PYTHON

@@ -1,0 +1,117 @@
+"""The same work in PyTorch: the checkpoint in transformers, with all of its visual tokens, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from visprune.bench.report import Repetition, Work
+from visprune.bench.worker import Contender, Done, elapsed, peak_memory
+from visprune.export import loading
+from visprune.export.checkpoint import find
+from visprune.export.processors import read_processor
+from visprune.runtime.images import decode
+
+__all__ = ["CheckpointModel"]
+
+_STAGES = {
+    "vision_encoder": ("model.vision_tower",),
+    "token_pruner": ("model.multi_modal_projector",),  # where a bundle has its projector
+    "embedding": ("model.language_model.embed_tokens",),
+    "prefill": ("model.language_model.layers", "model.language_model.norm", "lm_head"),
+}
+
+
+class CheckpointModel:
+    """A checkpoint; stages are timed by its modules.
+
+    Args:
+        contender: Its directory, and the dtype.
+        work: What to repeat.
+    """
+
+    def __init__(self, contender: Contender, work: Work) -> None:
+        import torch
+        import transformers
+
+        loading.quiet()
+        torch.set_num_threads(work.threads)
+        torch.set_grad_enabled(False)
+        start = time.perf_counter()
+        checkpoint = find(contender.path)
+        self._dtype = getattr(torch, contender.dtype or "float32")
+        self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint.path, dtype=self._dtype, attn_implementation="sdpa", local_files_only=True
+        ).eval()
+        self._processor: Any = read_processor(checkpoint)
+        self.load = elapsed(start)
+        self._work = work
+        self._spent: dict[str, float] = {}
+        for stage, names in _STAGES.items():
+            for name in names:
+                self._watch(stage, self._model.get_submodule(name))
+
+    def repeat(self) -> Done:
+        """One prompt, and its answer, greedily."""
+        import transformers
+
+        self._spent.clear()
+        start = time.perf_counter()
+        made = self._inputs()
+        preprocess = elapsed(start)
+        config = self._model.config
+        cache: Any = transformers.DynamicCache(config=config.text_config)
+        out = self._model(**made, past_key_values=cache, logits_to_keep=1)
+        token = out.logits[:, -1].argmax(-1, keepdim=True)  # [B, 1]
+        first = elapsed(start)
+        stages = {"preprocess": preprocess, **self._spent}
+        stages["other"] = max(0.0, first - sum(stages.values()))
+        held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+        start, steps = time.perf_counter(), self._work.max_new_tokens - 1
+        for _ in range(steps):
+            out = self._model(input_ids=token, past_key_values=cache, logits_to_keep=1)
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+        ids = made["input_ids"]
+        visual = int((ids == config.image_token_id).sum())
+        return Done(
+            Repetition(first, stages, elapsed(start) / steps),
+            visual,
+            (visual,) * config.text_config.num_hidden_layers,
+            ids.shape[1] - visual,
+            self._work.max_new_tokens,
+            held,
+            peak_memory(),
+        )
+
+    def pictures(self) -> list[str]:
+        """None: nothing is pruned."""
+        return []
+
+    def _inputs(self) -> Any:
+        shown = [{"type": "image", "image": decode(Path(image))} for image in self._work.images]
+        made = self._processor.apply_chat_template(
+            [{"role": "user", "content": [*shown, {"type": "text", "text": self._work.prompt}]}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return made.to(dtype=self._dtype)  # token ids stay as they are
+
+    def _watch(self, stage: str, module: Any) -> None:
+        """Add the time spent in a module, or in each of a list, to that of a stage."""
+        if type(module).__name__ == "ModuleList":
+            for part in module:
+                self._watch(stage, part)
+            return
+        starts: list[float] = []
+
+        def begin(*_: object) -> None:
+            starts.append(time.perf_counter())
+
+        def end(*_: object) -> None:
+            self._spent[stage] = self._spent.get(stage, 0.0) + elapsed(starts.pop())
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)

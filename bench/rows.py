@@ -1,0 +1,153 @@
+"""From what was measured to the rows of a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import visprune
+from visprune.bench.flops import savings
+from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
+from visprune.bench.measure import Measured, Timed
+from visprune.bench.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
+from visprune.bench.worker import Done
+from visprune.runtime.cores import usable_cores
+
+__all__ = ["report_of"]
+
+_WIDE = 0.25
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "transformers")
+
+
+def report_of(line_up: LineUp, measured: Measured, work: Work) -> BenchReport:
+    """The report of a measurement.
+
+    Args:
+        line_up: The rows that were measured, in the same order.
+        measured: What came of it.
+        work: What they did.
+    """
+    rows = [_row(one, timed, work) for one, timed in zip(line_up.entries, measured.rows, strict=True)]
+    report = BenchReport(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=_machine(measured, rows),
+        work=work,
+        rows=tuple(rows),
+        not_made=tuple(line_up.not_made),
+    )
+    report = replace(report, rows=tuple(replace(row, realised=_realised(report, row)) for row in rows))
+    return replace(report, notes=(*line_up.notes, *_notes(report, line_up)))
+
+
+def _row(one: Entry, timed: Timed, work: Work) -> Row:
+    manifest, contender, last = one.manifest, one.contender, timed.last
+    in_pytorch = contender.dtype is not None
+    if last is None:
+        raise ValueError(f"{contender.name} was not run")
+    return Row(
+        name=contender.name,
+        role=contender.role,
+        path=contender.path,
+        model=manifest.source.model,
+        weights=manifest.source.weights_sha256,
+        method="none" if in_pytorch else method_of(manifest),
+        precision=_DTYPES[contender.dtype] if contender.dtype else precision_of(manifest),
+        visual_tokens=last.visual_tokens,
+        layer_tokens=last.layer_tokens,
+        text_tokens=last.text_tokens,
+        new_tokens=last.new_tokens,
+        disk_bytes=_weight_bytes(Path(contender.path)) if in_pytorch else _bundle_bytes(one),
+        load=timed.load,
+        memory_bytes=last.memory_bytes,
+        device_bytes=timed.device_bytes,
+        cache_bytes=last.cache_bytes,
+        flops=_flops(one, last, len(work.images)),
+        repetitions=tuple(timed.repetitions),
+    )
+
+
+def _bundle_bytes(one: Entry) -> int:
+    return sum(record.size for record in one.manifest.files.values())
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _flops(one: Entry, last: Done, images: int) -> Flops | None:
+    keep = one.keep
+    found = savings(
+        one.manifest,
+        images=images,
+        text_tokens=last.text_tokens,
+        keep_tokens=keep.tokens,
+        layer_ratio=keep.layer_ratio,
+        unit="FLOP",
+    )
+    if found is None:
+        return None
+    sequence, model = found.sequence, found.model
+    if one.contender.dtype is not None:  # the bundle is another's: in PyTorch nothing is pruned
+        sequence, model = replace(sequence, pruned=sequence.unpruned), replace(model, pruned=model.unpruned)
+    return Flops(found.convention, sequence.pruned, model.pruned, sequence.unpruned, model.unpruned)
+
+
+def _realised(report: BenchReport, row: Row) -> float | None:
+    """Share of the time that is gone by the share of the work that is gone."""
+    full = report.unpruned(row)
+    if full is None or full is row or row.flops is None or row.role == "pytorch" or row.flops.removed <= 0.0:
+        return None
+    return (1.0 - row.against(full).ratio) / row.flops.removed
+
+
+def _notes(report: BenchReport, line_up: LineUp) -> list[str]:
+    notes = []
+    wide = [row.name for row in report.rows if row.first_token.spread > _WIDE]
+    if wide:
+        notes.append(
+            f"The spread is wide (more than {_WIDE:.0%} of the median) for {', '.join(wide)}: something else "
+            "was running, or more rounds are needed."
+        )
+    if any(one.manifest.tiling is not None for one in line_up.entries):
+        notes.append("FLOPs are of pictures that fill the largest grid of tiles; times are of those given.")
+    return notes
+
+
+def _machine(measured: Measured, rows: Sequence[Row]) -> Machine:
+    packages = {"visprune": visprune.__version__}
+    for name in _PACKAGES:
+        if name in ("torch", "transformers") and not any(row.role == "pytorch" for row in rows):
+            continue
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        processor=_processor(),
+        cores=usable_cores(),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        python=".".join(map(str, sys.version_info[:3])),
+        packages=packages,
+        gpu=measured.gpu,
+        energy_counter=measured.energy_counter,
+    )
+
+
+def _processor() -> str:
+    """The name that the processor or the board gives itself."""
+    board = Path("/proc/device-tree/model")
+    if board.is_file():
+        return board.read_text(encoding="utf-8").strip("\0\n ")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
