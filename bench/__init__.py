@@ -1,1 +1,28 @@
-"""What a model costs. `flops` counts work by formula: `from visprune.bench import flops`."""
+"""What a model costs, and how well it answers.
+
+`flops` counts work by formula: `from visprune.bench import flops`. `evaluate` asks bundles questions with
+known answers: `from visprune.bench import evaluate, read_questions`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visprune.bench.evaluation.evaluator import evaluate
+    from visprune.bench.evaluation.formats import read_questions
+
+__all__ = ["evaluate", "read_questions"]
+
+_LAZY = {
+    "evaluate": "visprune.bench.evaluation.evaluator",
+    "read_questions": "visprune.bench.evaluation.formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'visprune.bench' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
