@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = []
     for question in held_out_questions(options.questions).usable:
         path = pictures / f"{question.key}.png"
-        path.write_bytes(question.image)  # type: ignore[arg-type]
+        assert isinstance(question.image, bytes)
+        path.write_bytes(question.image)
         line = {"image": f"{pictures.name}/{path.name}", "question": question.text}
         lines.append(json.dumps({**line, "answers": question.answers}))
     (options.folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ far as the processors of both compute with the same kernels.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -25,6 +26,7 @@ __all__ = ["on_ray"]
 
 _RETRIES = 3
 _AHEAD = 4
+_PATIENCE = 10.0  # seconds for a cluster to be reached
 
 
 @contextmanager
@@ -70,8 +72,9 @@ def _join(ray: Any) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
+        _reach(os.environ.get("RAY_ADDRESS", ""))
         ray.init(address="auto", log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
             f"No Ray cluster can be joined: {said}.",
@@ -80,6 +83,13 @@ def _join(ray: Any) -> None:
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in the place of the command's
+
+
+def _reach(address: str) -> None:
+    """Fail in seconds where nobody listens, for which Ray would wait minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
 
 
 def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[Job]) -> None:

@@ -16,7 +16,6 @@ A format is one function and one line in `FORMATS`. Records that cannot be used 
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -80,10 +79,10 @@ def _vqav2(files: Files) -> Reading:
     asked = _json(files.data, "vqav2", dict)
     subtype = _part(asked, "data_subtype", str, files.data, "vqav2")
     beside = _part(_json(files.beside, "vqav2", dict), "annotations", list, files.beside, "vqav2")
-    known = {item.get("question_id"): item for item in beside if isinstance(item, dict)}
+    known = {str(item.get("question_id")): item for item in beside if isinstance(item, dict)}
 
     def read(item: dict[str, Any], where: str) -> Question:
-        key = field_of(item, "question_id", int, where)
+        key = str(field_of(item, "question_id", int, where))
         if key not in known:
             raise InputError(
                 f"{where}: the question {key} is not in {files.beside}.", "Take files of one split."
@@ -97,7 +96,7 @@ def _vqav2(files: Files) -> Reading:
         name = f"COCO_{subtype}_{field_of(item, 'image_id', int, where):012}.jpg"
         text = field_of(item, "question", str, where)
         return Question(
-            str(key), where, inside(files.folder, name, where), text, answers_of(texts, "answers", where)
+            key, where, inside(files.folder, name, where), text, answers_of(texts, "answers", where)
         )
 
     yield from _each(_part(asked, "questions", list, files.data, "vqav2"), files.data, read)
@@ -112,7 +111,8 @@ def _gqa(files: Files) -> Reading:
         )
 
     found = _json(files.data, "gqa", dict)
-    yield from _each([{**item, "key": key} for key, item in found.items()], files.data, read)
+    items = [{**item, "key": key} if isinstance(item, dict) else item for key, item in found.items()]
+    yield from _each(items, files.data, read)
 
 
 def _textvqa(files: Files) -> Reading:
@@ -191,7 +191,7 @@ def _mmbench(files: Files) -> Reading:
         if content not in pictures:
             try:
                 pictures[key] = base64.b64decode(content, validate=True)
-            except binascii.Error:
+            except ValueError:
                 raise InputError(f"{where}: 'image' is not base64.", _form("mmbench")) from None
         picture = pictures[content if content in pictures else key]
         return Question(key, where, picture, text, answers_of(row, "answer", where), choices)

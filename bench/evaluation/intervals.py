@@ -23,7 +23,7 @@ def wilson(right: int, of: int, z: float = _Z) -> Interval:
     p = right / of
     centre = p + z * z / (2 * of)
     half = z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
+    return max(0.0, (centre - half) / (1 + z * z / of)), min(1.0, (centre + half) / (1 + z * z / of))
 
 
 def paired(gained: int, lost: int, of: int, z: float = _Z) -> Interval:

@@ -128,8 +128,16 @@ def _processes(count: int) -> Iterator[Ask]:
         return [f for f in futures if f in done], [f for f in futures if f not in done]
 
     def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+        def submit(question: Question) -> Future[Answer]:
+            # Ctrl-C is this process's alone: what it begins here has it blocked, from its first moment.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return pool.submit(answer, job, question)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
         try:
-            for done in windowed(questions, lambda q: pool.submit(answer, job, q), some, count * _AHEAD):
+            for done in windowed(questions, submit, some, count * _AHEAD):
                 yield done.result()
         except BrokenProcessPool:
             raise UnsupportedError(
@@ -147,8 +155,7 @@ def _processes(count: int) -> Iterator[Ask]:
 
 
 def _begin() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker ends with its parent, however that ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
