@@ -1,18 +1,27 @@
-"""The held-out questions, and what is made of the answers: the same for PyTorch and for bundles.
+"""The held-out questions: the same for PyTorch and for bundles, and as a data set.
 
-This module knows no model, and needs neither PyTorch nor transformers.
+`python -m visprune.demo.held_out DIR` writes them for `visprune-eval`: questions.jsonl, and pictures. This
+module knows no model, and needs neither PyTorch nor transformers.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from visprune.bench.evaluation.intervals import wilson
+from visprune.bench.evaluation.questions import Question as Asked
+from visprune.bench.evaluation.questions import Questions
 from visprune.demo.scenes import Question, draw, questions
 
-__all__ = ["FIRST_TEST_SCENE", "held_out", "wilson"]
+__all__ = ["FIRST_TEST_SCENE", "held_out", "held_out_questions", "main", "wilson"]
 
 FIRST_TEST_SCENE = 500_000
 """Seed of the first scene that tables look at; the training log looks at those from 0 on."""
@@ -31,9 +40,43 @@ def held_out(count: int, first: int = FIRST_TEST_SCENE) -> tuple[NDArray[np.uint
     return images, [questions(t, rng)[0] for t in things]
 
 
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion, 95% by default."""
-    p = right / of
-    centre = p + z * z / (2 * of)
-    half = z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
+def held_out_questions(count: int) -> Questions:
+    """The same as `visprune.bench.evaluate` takes them."""
+    images, asked = held_out(count)
+    return Questions(
+        "the demo's held-out questions",
+        tuple(
+            Asked(str(number), f"Question {number}", _png(image), question.text, (question.answer,))
+            for number, (image, question) in enumerate(zip(images, asked, strict=True), 1)
+        ),
+    )
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write questions.jsonl and the pictures it names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--questions", type=int, default=2000)
+    options = parser.parse_args(arguments)
+    if options.questions < 1:
+        parser.error("--questions must be at least 1")
+    pictures = options.folder / "scenes"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for question in held_out_questions(options.questions).usable:
+        path = pictures / f"{question.key}.png"
+        assert isinstance(question.image, bytes)
+        path.write_bytes(question.image)
+        line = {"image": f"{pictures.name}/{path.name}", "question": question.text}
+        lines.append(json.dumps({**line, "answers": question.answers}))
+    (options.folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from visprune.errors import ExportError, UnsupportedError
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.models import DECODERS
 from visprune.manifest import Scope
+from visprune.runtime.cores import available_memory
 from visprune.staging import existing_parent
 
 __all__ = [
@@ -64,15 +65,6 @@ def layers_memory(before_decoder: int) -> int:
         before_decoder: Numbers in the weights of the vision tower, the projector and the embedding.
     """
     return _EXPORTER + 5 * before_decoder
-
-
-def available_memory() -> int | None:
-    """Bytes that could be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def free_space(destination: Path) -> int:

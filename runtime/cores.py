@@ -1,4 +1,4 @@
-"""What the processor has: how many cores this process may use, and how they add up small integers."""
+"""What the machine has: cores that this process may use, how they add up small integers, and memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["sums_may_overflow", "usable_cores"]
+__all__ = ["available_memory", "sums_may_overflow", "usable_cores"]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -32,6 +33,15 @@ def _siblings(cpu: int) -> str:
     with suppress(OSError):
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     return str(cpu)
+
+
+def available_memory() -> int | None:
+    """Bytes that could be had without swapping; None where the system does not say."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def sums_may_overflow() -> bool:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from visprune.runtime.conversation import ImageSource, VisualInput
 
-__all__ = ["Pipeline", "load"]
+__all__ = ["Pipeline", "check_threads", "load"]
 
 _GREEDY = Sampling()
 _MAX_THREADS = 1024  # far past any machine this is for; ONNX Runtime starts every thread it is told to
@@ -75,10 +75,8 @@ def load(
     """
     bundle = Bundle.open(path)
     backend(provider)
-    if threads is not None and not 1 <= threads <= _MAX_THREADS:
-        raise UsageError(
-            f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
-        )
+    if threads is not None:
+        check_threads(threads)
     if low_memory:
         check_low_memory(provider)
     if threads is not None and provider in ENGINES:
@@ -96,6 +94,18 @@ def load(
         pipeline = Pipeline(bundle, runners, options)
         stack.pop_all()  # all is well: the pipeline closes them
     return pipeline
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that cannot be.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not 1 <= threads <= _MAX_THREADS:
+        raise UsageError(
+            f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
+        )
 
 
 class Pipeline:

@@ -16,7 +16,7 @@ import numpy as np
 from visprune.errors import InputError, UsageError
 from visprune.runtime.images import decode
 
-__all__ = ["Sample", "Samples", "draw_samples", "read_samples"]
+__all__ = ["Sample", "Samples", "draw_samples", "read_lines", "read_samples"]
 
 _FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
 
@@ -60,21 +60,10 @@ def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Sample
 
         data = CALIBRATION
     path = Path(data)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(
-            f"The calibration file {path} cannot be read: {error.strerror}.", "Check the path."
-        ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"The calibration file {path} is not text in UTF-8.", _FORM) from None
     lines = [
         _sample(line, path, f"Line {number} of {path}")
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
+        for number, line in read_lines(path, "calibration file", _FORM)
     ]
-    if not lines:
-        raise UsageError(f"The calibration file {path} is empty.", _FORM)
     usable, unreadable = [], []
     for sample in lines:
         try:
@@ -92,6 +81,29 @@ def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Sample
             "Mend the file, or allow more with --max-skipped.",
         )
     return Samples(tuple(usable), tuple(error.what for error in unreadable))
+
+
+def read_lines(path: Path, kind: str, form: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number, from 1.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages.
+        form: How to write one.
+
+    Raises:
+        UsageError: The file cannot be read, or has no such line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"The {kind} {path} cannot be read: {error.strerror}.", "Check the path.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"The {kind} {path} is not text in UTF-8.", form) from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UsageError(f"The {kind} {path} is empty.", form)
+    return lines
 
 
 def draw_samples(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:

@@ -32,6 +32,7 @@ VERBS = {
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
     "bench": "visprune.commands.bench:bench",
+    "eval": "visprune.commands.evaluate:evaluate",
     "methods": "visprune.commands.methods:methods",
     "inspect": "visprune.commands.inspect:inspect",
     "doctor": "visprune.commands.doctor:doctor",
@@ -91,6 +92,11 @@ def chat_main() -> NoReturn:
 def bench_main() -> NoReturn:
     """`visprune-bench`."""
     sys.exit(run_command("bench", sys.argv[1:]))
+
+
+def eval_main() -> NoReturn:
+    """`visprune-eval`."""
+    sys.exit(run_command("eval", sys.argv[1:]))
 
 
 def methods_main() -> NoReturn:

@@ -68,17 +68,11 @@ def test_the_command_tells_each_bundle_and_its_agreement_with_the_first(bundle, 
     file = tmp_path / "answers.json"
     asked = ["--questions", str(COUNT), "--processes", "1", "--json", str(file)]
     answers.main([str(bundle), str(bundle), *asked])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{sum(right) / COUNT:.4f}")
-    assert lines[0] == lines[1]
     low, high = wilson(sum(right), COUNT)
-    found = {"bundle": str(bundle), "right": sum(right), "same": COUNT, "of": COUNT, "low": low, "high": high}
-    assert json.loads(file.read_text()) == [found, found]
-
-
-def test_agreement_counts_texts_and_not_right_answers():
-    found = answers.score("b", [True, False, False], ["7", "red", "up"], ["7", "blue", "up"])
-    assert (found.right, found.same, found.of) == (1, 2, 3)
+    exact = f"{sum(right) / COUNT:.4f} ({low:.4f} to {high:.4f})  {bundle}"
+    assert capsys.readouterr().out.splitlines() == [exact, f"{exact}  1.0000 as {bundle}"]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["figures"][0]["value"] for row in rows] == [sum(right) / COUNT] * 2
 
 
 def test_what_is_no_bundle_is_told_without_a_traceback(tmp_path):

@@ -17,9 +17,9 @@ from checkpoints import Tiny, write
 from engine_bundles import VERSION, with_engines
 from fake_cuda import Gpu
 from PIL import Image
+from visprune.engines.profiles import Limits
 
 from visprune.bundle import Bundle
-from visprune.engines.profiles import Limits
 from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fake_tensorrt import engine_bytes
+from visprune.engines.profiles import Limits, capacities, profiles, resolve
 
 from visprune.bundle import Bundle
-from visprune.engines.profiles import Limits, capacities, profiles, resolve
 from visprune.engines.rewrite import prepare
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, FileRecord
 from visprune.records import sha256

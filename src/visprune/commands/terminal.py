@@ -58,17 +58,32 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         yield line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=Console(file=stream), transient=True) as progress:
         first = progress.add_task("starting", total=None)
 
         def update(what: str, done: int, total: int) -> None:
             progress.update(first, visible=False)
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
+            if what not in tasks:  # what was done before says nothing of the speed
+                tasks[what] = progress.add_task(what, total=total, completed=done)
             progress.update(tasks[what], completed=done, total=total)
 
         yield update

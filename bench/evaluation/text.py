@@ -1,0 +1,67 @@
+"""What an answer says: the readings of a text that metrics compare."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+__all__ = ["letters", "plain", "said_letter", "vqa_plain", "yes_or_no"]
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
+_ARTICLES = {"a", "an", "the"}
+
+
+def plain(text: str) -> str:
+    """Lower case, single spaces, and no full stop at the end."""
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def vqa_plain(text: str) -> str:
+    """A text by the rules of the VQA evaluation (https://visualqa.org/evaluation.html).
+
+    Lower case; no articles; number words up to ten as digits; punctuation dropped beside a space, else a
+    space; full stops and commas kept inside numbers. Where the rules put apostrophes into contractions by a
+    table ("dont" is "don't"), they are dropped here from both sides, which compares alike.
+    """
+    text = " ".join(text.casefold().split()).replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    text = re.sub(r"\.(?!\d)", "", text)
+    text = re.sub(r"(?<=\s)[^\w\s.:$%&*^~|#]+|[^\w\s.:$%&*^~|#]+(?=\s|$)", "", text)
+    text = re.sub(r"[^\w\s.:$%&*^~|#]|_", " ", text)
+    words = (_DIGITS.get(word, word) for word in text.split())
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def yes_or_no(text: str) -> str:
+    """What POPE's own script reads: "no" if the first sentence has the word no or not, else "yes"."""
+    words = re.findall(r"\w+", text.partition(".")[0].casefold())
+    return "no" if {"no", "not"} & set(words) else "yes"
+
+
+def letters(choices: Sequence[str]) -> str:
+    """The letters of so many choices."""
+    return string.ascii_uppercase[: len(choices)]
+
+
+def said_letter(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice that an answer names, or None where it names none, or several.
+
+    In this order: the text is a letter, bare or as "(B)", "B.", "B)", "B:", and nothing or more text follows
+    the mark; it has "answer is B"; it is the text of one choice.
+    """
+    text = text.strip()
+    known = letters(choices)
+    patterns = (
+        rf"[(\[]?([{known}])[)\].:,]*\s*$",
+        rf"[(\[]([{known}])[)\]]|([{known}])[).:,](?=\s)",
+        rf".*?\banswer(?: is)?:? *[(\[]?([{known}])\b",
+    )
+    for pattern in patterns if known else ():
+        if found := re.match(pattern, text, re.DOTALL):
+            return next(group for group in found.groups() if group)
+    if len(text) == 1 and text.upper() in known:
+        return text.upper()
+    same = [letter for letter, choice in zip(known, choices, strict=True) if plain(choice) == plain(text)]
+    return same[0] if len(same) == 1 else None

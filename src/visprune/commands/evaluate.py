@@ -1,0 +1,184 @@
+"""`visprune eval`: how well bundles answer questions with known answers, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visprune.commands.options import Provider
+from visprune.commands.terminal import bars, note, print_json
+
+if TYPE_CHECKING:
+    from visprune.bench.evaluation.summary import Evaluation, Figure, Row
+
+__all__ = ["evaluate"]
+
+_WIDTH = 200  # of a line in a file or a pipe
+_NAMED = 10  # lines that were left out; --json has all
+_INTERVALS = {
+    "wilson": "Wilson",
+    "bonett-price": "paired, Bonett and Price",
+    "bootstrap": "bootstrap over questions",
+}
+
+
+def evaluate(  # noqa: PLR0913 - a command line's options
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...", help="Directories; DIR@RATIO asks one at another ratio.", show_default=False
+        ),
+    ],
+    *,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help='Questions: lines of {"image": path, "question": text, "answers": [text]}.',
+            show_default=False,
+        ),
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="NAME", help="jsonl, vqav2, gqa, textvqa, pope, scienceqa or mmbench."
+        ),
+    ] = "jsonl",
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of vqav2 its annotations, of scienceqa its pid_splits.json."),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of the pictures.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of scienceqa.", show_default="test")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="exact, vqa, yes-no or choice.", show_default="the format's"),
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A line after each question.", show_default="the format's"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The answers; a run that was stopped goes on from it.",
+            show_default="DATA-answers.jsonl",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", help="Worker processes.", show_default="as many as fit")
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", help="Processor threads of each worker.")] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Work on the Ray cluster at RAY_ADDRESS, or that of this machine.")
+    ] = False,
+    provider: Provider = "cpu",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a question that cannot be used, instead of skipping it.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin the file of answers again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Ask bundles questions with known answers, and compare what they answer.
+
+    Example: visprune-eval fopru@1 fopru fopru-int8 --data questions.jsonl
+    """
+    from visprune.bench.evaluation.answering import Settings
+    from visprune.bench.evaluation.evaluator import evaluate as run
+    from visprune.bench.evaluation.formats import Files, read_questions
+    from visprune.bench.evaluation.workers import Workers
+
+    settings = Settings(max_new_tokens, threads, provider)
+    workers = Workers(processes, ray)
+    questions = read_questions(Files(data, annotations, images, split), form, metric, instruction)
+    path = output if output is not None else Path(f"{data.stem}-answers.jsonl")
+    for line in questions.skipped[:_NAMED]:
+        note(f"skipped: {line}")
+    if len(questions.skipped) > _NAMED:
+        note(f"skipped: {len(questions.skipped) - _NAMED} more")
+    unfinished = False
+    try:
+        with bars() as bar:
+
+            def progress(name: str, done: int, total: int) -> None:
+                nonlocal unfinished
+                unfinished = unfinished or done > 0
+                bar(name, done, total)
+
+            found = run(
+                bundles,
+                questions,
+                settings=settings,
+                workers=workers,
+                output=path,
+                strict=strict,
+                force=force,
+                progress=progress,
+            )
+        unfinished = False
+    finally:
+        if unfinished:
+            note(f"What was answered is in {path}; the same command, without --force, goes on from there.")
+    if as_json:
+        print_json({"answers": str(path), **asdict(found)})
+        return
+    _print(found, path)
+
+
+def _print(found: Evaluation, path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    names = list(dict.fromkeys(figure.name for row in found.rows for figure in row.figures))
+    table = Table("bundle", "kept", "questions", *names, box=None, pad_edge=False)
+    for row in found.rows:
+        figures = {figure.name: _cell(figure) for figure in row.figures}
+        cells = (figures.get(name, "-") for name in names)
+        table.add_row(row.asked.name, f"{row.kept:.1%}", str(row.questions), *cells)
+    console.print(table)
+    console.print()
+    if len(found.rows) > 1:
+        head = (f"against {found.baseline}", f"difference of {names[0]}", "same answer")
+        table = Table(*head, box=None, pad_edge=False)
+        for row in found.rows:
+            if row.difference is not None:
+                table.add_row(row.asked.name, _signed(row.difference), _cell(row.agreement))
+        console.print(table)
+        console.print()
+    used = {figure.interval: None for row in found.rows for figure in _all(row)}
+    console.print(f"in brackets: 95% intervals ({'; '.join(_INTERVALS[name] for name in used)})")
+    console.print(f"{found.questions} questions of {found.data}, {len(found.skipped)} skipped")
+    for row in found.rows:
+        if row.errors:
+            console.print(
+                f"{row.asked.name} could not be asked {len(row.errors)}; the first: {row.errors[0]}"
+            )
+        if row.cut:
+            console.print(f"{row.asked.name}: {row.cut} answers were cut at the limit of tokens")
+    for text in found.notes:
+        console.print(text)
+    console.print(f"answers in {path}")
+
+
+def _all(row: Row) -> list[Figure]:
+    return [figure for figure in (*row.figures, row.difference, row.agreement) if figure is not None]
+
+
+def _cell(figure: Figure | None) -> str:
+    return "-" if figure is None else f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+
+
+def _signed(figure: Figure | None) -> str:
+    return "-" if figure is None else f"{figure.value:+.3f} ({figure.low:+.3f} to {figure.high:+.3f})"
