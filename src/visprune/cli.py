@@ -31,6 +31,7 @@ VERBS = {
     "build": "visprune.commands.build:build",
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
+    "plan": "visprune.commands.plan:plan",
     "methods": "visprune.commands.methods:methods",
     "inspect": "visprune.commands.inspect:inspect",
     "doctor": "visprune.commands.doctor:doctor",
@@ -85,6 +86,11 @@ def run_main() -> NoReturn:
 def chat_main() -> NoReturn:
     """`visprune-chat`."""
     sys.exit(run_command("chat", sys.argv[1:]))
+
+
+def plan_main() -> NoReturn:
+    """`visprune-plan`."""
+    sys.exit(run_command("plan", sys.argv[1:]))
 
 
 def methods_main() -> NoReturn:
