@@ -26,14 +26,17 @@ from visprune.runtime.tiling import arrange, largest
 from visprune.work import Convention, LayerWork, Shapes
 
 if TYPE_CHECKING:
-    from visprune.manifest import Manifest
+    from visprune.manifest import LayerPruning, Manifest, Pruning
+    from visprune.tiling import Tiling
 
 __all__ = [
     "TEXT_TOKENS",
     "Saving",
     "Savings",
     "Schedule",
+    "TokenCounts",
     "Unit",
+    "count_tokens",
     "head_macs",
     "in_unit",
     "patch_embedding_macs",
@@ -166,6 +169,66 @@ def head_macs(shapes: Shapes) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """The visual tokens of a prompt, newline tokens included, on their way through a model.
+
+    Attributes:
+        tiles: That the vision tower encodes.
+        projected: Tokens that go through the projector.
+        entering: Tokens that enter the LLM.
+        schedule: Those that each layer of it works on.
+    """
+
+    tiles: int
+    projected: int
+    entering: int
+    schedule: Schedule
+
+
+def count_tokens(
+    num_layers: int,
+    before: Pruning,
+    inside: LayerPruning | None,
+    tiling: Tiling | None,
+    *,
+    keep: int,
+    images: int = 1,
+    layer_ratio: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> TokenCounts:
+    """Count the visual tokens of a prompt.
+
+    Args:
+        num_layers: Of the decoder.
+        before: What is pruned before the LLM.
+        inside: What is pruned in it, if anything.
+        tiling: How images become tiles, if they do.
+        keep: Visual tokens kept of an image, or of each of its tiles, before the LLM.
+        images: In the prompt.
+        layer_ratio: Fraction left inside the LLM; the method's own if None.
+        size: Height and width of the images where they are tiled; if None each fills the largest grid.
+
+    Raises:
+        InputError: An image that is too elongated for the model.
+        UsageError: A ratio that is asked of a recipe, or is none.
+    """
+    shown = None if tiling is None else arrange(size or largest(tiling), tiling)
+    entering = images * Keep(keep).sequence_length(before, shown)
+    newlines = images * (0 if shown is None else len(shown.newline_places))
+    whole = images * Keep(before.budget.visual_tokens).sequence_length(before, shown)
+    schedule = Schedule.even(num_layers, entering)
+    if inside is not None:
+        left = inside.budget.kept(entering, layer_ratio)
+        schedule = Schedule.pruned(num_layers, entering, inside.layers, left, inside.boundary)
+    return TokenCounts(
+        tiles=images * (1 if shown is None else shown.tiles),
+        projected=(whole if before.projects_all else entering) - newlines,
+        entering=entering,
+        schedule=schedule,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Saving:
     """One figure without pruning and with it."""
 
@@ -252,20 +315,15 @@ def savings(
     keep = before.budget.from_tokens(before.keep_tokens if keep_tokens is None else keep_tokens)
     if shapes is None:
         return None
-    shown = None if manifest.tiling is None else arrange(largest(manifest.tiling), manifest.tiling)
-    total, entering = (
-        images * Keep(count).sequence_length(before, shown) for count in (before.budget.visual_tokens, keep)
+    whole = before.budget.visual_tokens
+    all_of_it = count_tokens(shapes.num_layers, before, None, manifest.tiling, keep=whole, images=images)
+    found = count_tokens(
+        shapes.num_layers, before, inside, manifest.tiling, keep=keep, images=images, layer_ratio=layer_ratio
     )
-    tiles = images * (1 if shown is None else shown.tiles)
-    newlines = images * (0 if shown is None else len(shown.newline_places))
-    full = Schedule.even(shapes.num_layers, total)
-    schedule = Schedule.even(shapes.num_layers, entering)
-    if inside is not None:
-        left = inside.budget.kept(entering, layer_ratio)
-        schedule = Schedule.pruned(shapes.num_layers, entering, inside.layers, left, inside.boundary)
+    full, schedule = all_of_it.schedule, found.schedule
     convention = convention or shapes.convention
     layer = LayerWork(shapes.hidden_size, shapes.intermediate_size, convention)
-    around = tiles * (patch_embedding_macs(shapes) + tower_macs(shapes)) + head_macs(shapes)
+    around = found.tiles * (patch_embedding_macs(shapes) + tower_macs(shapes)) + head_macs(shapes)
 
     def model(schedule: Schedule, projected: int) -> int:
         return around + projector_macs(shapes, projected) + schedule.plus(text_tokens).macs(layer)
@@ -279,13 +337,10 @@ def savings(
         convention=convention,
         unit=unit,
         images=images,
-        visual_tokens=total,
+        visual_tokens=all_of_it.entering,
         text_tokens=text_tokens,
         visual=counted(full.macs(layer), schedule.macs(layer)),
         sequence=counted(full.plus(text_tokens).macs(layer), schedule.plus(text_tokens).macs(layer)),
-        model=counted(
-            model(full, total - newlines),
-            model(schedule, (total if before.projects_all else entering) - newlines),
-        ),
+        model=counted(model(full, all_of_it.projected), model(schedule, found.projected)),
         cache_bytes=Saving(full.cache_bytes(*cache), schedule.cache_bytes(*cache)),
     )

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
-from visprune.errors import UnsupportedError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
 from visprune.export.options import DTYPES, ExportOptions, Methods
 from visprune.export.resources import check_resources
-from visprune.manifest import MANIFEST, Pruning
+from visprune.manifest import MANIFEST
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll
@@ -81,7 +80,6 @@ def prepare(
             a lack of memory or space does not matter.
     """
     methods, target = settings.methods(), find_target(settings.target)
-    pruner, asked = methods.before, methods.before_asked
     if output is not None:
         check_destination(Path(output), force=settings.force, marker=MANIFEST)
     checkpoint = find(
@@ -92,23 +90,15 @@ def prepare(
     if settings.verify:
         require("onnxruntime", extra="cpu")
     from visprune.export import loading, models
-    from visprune.export.inside import decide, knobs
-    from visprune.export.scope import budget_for
+    from visprune.export.inside import decide
+    from visprune.export.scope import pruning_for
 
     loading.quiet()
 
     config = loading.load_config(checkpoint)
     features = models.family(checkpoint.model_type).features(config)
-    if pruner.signals and max(features.layer_counts) == 0:
-        raise UnsupportedError(
-            "This model takes the patch embeddings as features: there is no attention layer to score with.",
-            "Use a method without scores: uniform or random.",
-        )
-    budget = budget_for(methods, features, settings.anyres_scope)
-    if asked.keep_tokens is not None:
-        keep = budget.from_tokens(asked.keep_tokens)
-    else:
-        keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
+    pruning = pruning_for(methods, features, settings.anyres_scope)
+    keep = pruning.keep_tokens
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:
         for done in tidy(existing_parent(destination)):
@@ -126,18 +116,8 @@ def prepare(
         checkpoint=checkpoint,
         config=config,
         features=features,
-        pruner=pruner,
-        pruning=Pruning(
-            method=asked.name,
-            options=knobs(pruner),
-            keep_tokens=keep,
-            budget=budget,
-            grid=(features.side, features.side),
-            grid_offset=features.skipped_patches,
-            always_kept=features.always_kept,
-            positions=pruner.positions,
-            projects_all=bool(getattr(pruner, "projected", False)),
-        ),
+        pruner=methods.before,
+        pruning=pruning,
         inside=inside,
         target=target,
         dtype=dtype,

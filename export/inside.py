@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from visprune.budget import Budget
-from visprune.errors import UnsupportedError
 from visprune.export import models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.compare import release
@@ -14,12 +12,13 @@ from visprune.export.fitting import check_fit, fit_checkpoint
 from visprune.export.job import Progress
 from visprune.export.options import Asked, ExportOptions, Methods
 from visprune.export.plan import Cuts
+from visprune.export.scope import layer_pruning_for
 from visprune.export.segments import cuts_of, even_cuts
 from visprune.manifest import LayerPruning
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.recipe import Recipe, read_recipe
 
-__all__ = ["Inside", "decide", "knobs"]
+__all__ = ["Inside", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +70,8 @@ def decide(
         if recipe is None:
             return Inside(Cuts(), is_open=True)
         pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.exported_ratio(recipe.scheme))
-    layers = pruner.layers(text.num_hidden_layers)
-    if list(layers) != sorted(set(layers) & set(range(text.num_hidden_layers - 1))):
-        raise UnsupportedError(
-            f"{asked.name} prunes at the layers {layers} of {text.num_hidden_layers}.",
-            "Prune at ascending layers, each with another one after it.",
-        )
-    budget = pruner.budget(len(layers))
-    if asked.keep_tokens is not None:
-        whole = Budget(tokens)
-        budget = replace(budget, ratio=whole.from_tokens(asked.keep_tokens) / tokens)
-    elif asked.ratio is not None and not budget.is_recipe:
-        budget = replace(budget, ratio=asked.ratio)
-    pruning = LayerPruning(
-        method=asked.name,
-        options=knobs(pruner),
-        layers=layers,
-        boundary=pruner.boundary,
-        positions=pruner.positions,
-        budget=budget,
-    )
-    return Inside(Cuts(cuts_of(pruner, layers), pruner), pruning, recipe)
+    pruning = layer_pruning_for(pruner, asked, text.num_hidden_layers, tokens)
+    return Inside(Cuts(cuts_of(pruner, pruning.layers), pruner), pruning, recipe)
 
 
 def _recipe(
@@ -120,8 +100,3 @@ def _recipe(
     )
     progress("checking the recipe's model", 1, 1)
     return recipe
-
-
-def knobs(pruner: Any) -> dict[str, Any]:
-    """The fields of a method's instance."""
-    return {f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {}

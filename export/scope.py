@@ -1,18 +1,99 @@
-"""How a method before the LLM counts on a model, and what it must offer where a picture is several tiles."""
+"""How methods count on a model, and what one must offer where a picture is several tiles.
+
+It needs no PyTorch: what an export decides of pruning can be told without one.
+"""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal
 
 from visprune.budget import Budget, no_count
 from visprune.errors import UnsupportedError, UsageError
-from visprune.export.options import Methods
+from visprune.export.options import Asked, Methods
 from visprune.export.parts import Features
+from visprune.manifest import LayerPruning, Pruning
+from visprune.pruning.base import LayerPruner
 from visprune.pruning.signals import SIGNALS
 
-__all__ = ["budget_for"]
+__all__ = ["budget_for", "layer_pruning_for", "pruning_for"]
+
+
+def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "global"] = "tile") -> Pruning:
+    """What the method before the LLM does on a model, with what was asked of it.
+
+    Args:
+        methods: Asked for.
+        features: Which tokens of the model are visual.
+        scope: Of the choice where a picture is several tiles.
+
+    Raises:
+        UsageError: As `budget_for`, or a count that the method cannot keep.
+        UnsupportedError: As `budget_for`, or there is no attention to score with.
+    """
+    pruner, asked = methods.before, methods.before_asked
+    if pruner.signals and max(features.layer_counts) == 0:
+        raise UnsupportedError(
+            "This model takes the patch embeddings as features: there is no attention layer to score with.",
+            "Use a method without scores: uniform or random.",
+        )
+    budget = budget_for(methods, features, scope)
+    if asked.keep_tokens is not None:
+        keep = budget.from_tokens(asked.keep_tokens)
+    else:
+        keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
+    return Pruning(
+        method=asked.name,
+        options=_knobs(pruner),
+        keep_tokens=keep,
+        budget=budget,
+        grid=(features.side, features.side),
+        grid_offset=features.skipped_patches,
+        always_kept=features.always_kept,
+        positions=pruner.positions,
+        projects_all=bool(getattr(pruner, "projected", False)),
+    )
+
+
+def layer_pruning_for(pruner: LayerPruner, asked: Asked, num_layers: int, tokens: int) -> LayerPruning:
+    """What a method inside the LLM does in a decoder, with what was asked of it.
+
+    Args:
+        pruner: The method; fitprune with its scheme.
+        asked: Its name and budget.
+        num_layers: Of the decoder.
+        tokens: Visual tokens of one image that enter the LLM.
+
+    Raises:
+        UsageError: A count that cannot be kept.
+        UnsupportedError: The method cannot work on so many layers.
+    """
+    layers = pruner.layers(num_layers)
+    if list(layers) != sorted(set(layers) & set(range(num_layers - 1))):
+        raise UnsupportedError(
+            f"{asked.name} prunes at the layers {layers} of {num_layers}.",
+            "Prune at ascending layers, each with another one after it.",
+        )
+    budget = pruner.budget(len(layers))
+    if asked.keep_tokens is not None:
+        whole = Budget(tokens)
+        budget = replace(budget, ratio=whole.from_tokens(asked.keep_tokens) / tokens)
+    elif asked.ratio is not None and not budget.is_recipe:
+        budget = replace(budget, ratio=asked.ratio)
+    return LayerPruning(
+        method=asked.name,
+        options=_knobs(pruner),
+        layers=layers,
+        boundary=pruner.boundary,
+        positions=pruner.positions,
+        budget=budget,
+    )
+
+
+def _knobs(pruner: Any) -> dict[str, Any]:
+    """The fields of a method's instance."""
+    return {f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {}
 
 
 def budget_for(methods: Methods, features: Features, scope: Literal["tile", "global"]) -> Budget:

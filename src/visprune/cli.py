@@ -33,6 +33,7 @@ VERBS = {
     "chat": "visprune.commands.chat:chat",
     "bench": "visprune.commands.bench:bench",
     "eval": "visprune.commands.evaluate:evaluate",
+    "plan": "visprune.commands.plan:plan",
     "methods": "visprune.commands.methods:methods",
     "inspect": "visprune.commands.inspect:inspect",
     "doctor": "visprune.commands.doctor:doctor",
@@ -97,6 +98,11 @@ def bench_main() -> NoReturn:
 def eval_main() -> NoReturn:
     """`visprune-eval`."""
     sys.exit(run_command("eval", sys.argv[1:]))
+
+
+def plan_main() -> NoReturn:
+    """`visprune-plan`."""
+    sys.exit(run_command("plan", sys.argv[1:]))
 
 
 def methods_main() -> NoReturn:
