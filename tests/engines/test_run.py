@@ -19,10 +19,10 @@ from fake_cuda import Gpu
 from PIL import Image
 
 from visprune.bundle import Bundle
-from visprune.engines.profiles import Limits
 from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load
+from visprune.runtime.profiles import Limits
 from visprune.runtime.runner import to_numpy
 
 STEPS = 8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
+from visprune.errors import BundleError, InputError, UsageError
 from visprune.runtime import Sampling, load
 
 IMAGE, EOS = 2, 1
