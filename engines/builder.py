@@ -183,3 +183,5 @@ def _build_for(trt: Any, config: Any, sm: int, name: str) -> None:
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # else its runs may not be captured: CUDA graphs
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

