@@ -31,7 +31,7 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError, VispruneError
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.pruning.fitprune import FitPrune
-from visprune.quantize.options import PRECISIONS, QuantizeOptions
+from visprune.quantize.options import QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.registry import load_method
 from visprune.runtime.conversation import check_prompt
@@ -54,7 +54,7 @@ class Plan:
     Attributes:
         methods: Of pruning. `none` is the row with nothing pruned, and is there anyhow, as `random` is.
         ratios: Fractions kept, in (0, 1]; of the visual work for fitprune. 1 is the same for all methods.
-        precisions: fp32, fp16, int8, int8-dynamic, int4.
+        precisions: fp32, fp16, int8, int8-dynamic, fp8, int4.
         calibration: Samples to fit recipes and to quantize with; a bundled set for the demo model.
 
     Raises:
@@ -76,19 +76,12 @@ class Plan:
             load_method(method)
         for ratio in self.ratios:
             check_ratio(ratio)
-        known = (*FLOATS, *PRECISIONS)
+        known = (*FLOATS, *target("onnxruntime").quantized)
         for precision in self.precisions:
             if precision not in known:
                 raise UsageError(
                     f"There is no precision {precision!r}.", f"Give some of: {', '.join(known)}."
                 )
-            if precision not in FLOATS:
-                offered = target("onnxruntime").quantized
-                if precision not in offered:
-                    raise UnsupportedError(
-                        f"A sweep runs in ONNX Runtime, which cannot take {precision}.",
-                        f"Give some of: {', '.join((*FLOATS, *offered))}.",
-                    )
 
     @property
     def pruned(self) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from visprune.bench.flops import savings
 from visprune.bench.lineup import is_unpruned, line_up, precision_of, random_tokens
 from visprune.bench.report import read_report
 from visprune.bundle import Bundle
-from visprune.errors import BundleError, CheckpointError, InputError, UnsupportedError, UsageError
+from visprune.errors import BundleError, CheckpointError, InputError, UsageError
 from visprune.runtime.keep import keep_for
 
 
@@ -71,7 +71,6 @@ def test_a_random_bundle_that_is_given_runs_at_the_budgets_of_the_others(
         ({"prompt": "<image>"}, InputError, "stands for an image"),
         ({"images": ("nowhere.png",)}, InputError, "nowhere.png"),
         ({"provider": "cpuu"}, UsageError, "cpuu"),
-        ({"provider": "tensorrt"}, UnsupportedError, "tensorrt"),
     ],
 )
 def test_what_no_row_could_run_is_refused_before_anything_is_loaded(tiny_bundle, work, change, error, words):

@@ -17,7 +17,6 @@ from checkpoints import Tiny, write
 from engine_bundles import VERSION, with_engines
 from fake_cuda import Gpu
 from PIL import Image
-from visprune.engines.profiles import Limits
 
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UnsupportedError

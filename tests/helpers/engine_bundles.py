@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fake_tensorrt import engine_bytes
-from visprune.engines.profiles import Limits, capacities, profiles, resolve
 
 from visprune.bundle import Bundle
 from visprune.engines.rewrite import prepare
