@@ -116,7 +116,7 @@ def _relative(report: BenchReport, looks: Looks) -> str:
 
 def _stages(report: BenchReport) -> str:
     rows = list(report.rows)
-    columns = [Column(f"{name}, ms", lambda row, n=name: milliseconds(stages(row)[n])) for name in STAGES]
+    columns = [_time_in(name) for name in STAGES]
     return _section(
         "Where the time goes",
         "<p>Medians of the stages up to the first token. Prune is the choice of tokens and the projector; "
@@ -125,6 +125,10 @@ def _stages(report: BenchReport) -> str:
         + _figure(lambda width: stacked(rows, width))
         + _numbers(columns, rows),
     )
+
+
+def _time_in(stage: str) -> Column:
+    return Column(f"{stage}, ms", lambda row: milliseconds(stages(row)[stage]))
 
 
 def _tokens_and_time(report: BenchReport, looks: Looks) -> str:
