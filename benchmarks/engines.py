@@ -5,7 +5,7 @@
 The demo model, CLIP ViT-L/14-336 with Qwen2-0.5B's shapes, and the same tower with four layers of
 LLaVA-1.5-7B's width, the two with random weights: in float16, int8 and fp8, with one decoder and in segments.
 Every engine is built, none taken from a cache. A second run goes on where the first ended: figures are in
-WORK/engines.json. What is made, 15 GB at most beside the checkpoints, is removed once it has been measured.
+WORK/engines.json. What is made, by arithmetic 15 GB at most beside the checkpoints, is removed when measured.
 
 Seconds and the peak of host memory are those of the process that builds an engine, read from /proc every
 20 ms (Linux). The exit code is 1 where something was not built.
@@ -149,7 +149,7 @@ class Matrix:
                     source, self._work / "built", sm=(wanted.sm,), force=True, progress=watch.progress
                 )
         except visprune.VispruneError as error:
-            return [replace(wanted, failure=f"{error} {error.hint}")]
+            return [replace(wanted, failure=str(error))]
         for engine in built.manifest.engines:
             size = built.file(engine.file).stat().st_size / 1e6
             seconds, peak = watch.found[engine.graph]

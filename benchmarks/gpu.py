@@ -13,8 +13,8 @@ of each in turn; else they come one after another. Figures are medians over roun
 range as a share of the median. Device memory is what the whole GPU had in use beyond what it had before the
 contestant was loaded, a CUDA context included: nothing else may use the GPU.
 
-"All visual tokens" is the same bundle at ratio 1: FoPru's scores are computed, and not used. It needs up to
-100 GB of disk. Packages: torch and onnxruntime-gpu for CUDA, and tensorrt-rtx or tensorrt.
+"All visual tokens" is the same bundle at ratio 1: FoPru's scores are computed, and not used. By arithmetic it
+needs 100 GB of disk. Packages: torch and onnxruntime-gpu for CUDA, and tensorrt-rtx or tensorrt.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def entries(args: argparse.Namespace, gpu: Gpu | None) -> Iterator[Entry]:
         try:
             made(checkpoint, path, target, gpu)
         except visprune.VispruneError as error:
-            failure = f"{error} {error.hint}"
+            failure = str(error)
         for kept in (1.0, PRUNED):
             arguments = ["bundle", str(path), "--provider", provider, "--ratio", str(kept), *common]
             yield Entry(f"visprune {provider}, {kept:g}", arguments, kept < 1.0, failure)
