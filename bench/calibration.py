@@ -126,7 +126,8 @@ def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observa
     }
     if subject.tiling is not None:
         del spent["vision"]  # how many tiles the pictures had is not in the report
-    done = {work.stage: work for work in works(subject, tokens, row.new_tokens, row.precision, item_size)}
+    found = works(subject, tokens, row.new_tokens, row.precision, item_size)
+    done: dict[str, Work] = {work.stage: work for work in found}
     return [Observation(done[stage], statistics.median(ms) / 1e3) for stage, ms in spent.items()]
 
 
