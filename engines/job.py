@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from visprune.errors import VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.records import sha256
+from visprune.runtime.kv_cache import PAST
 from visprune.runtime.profiles import Limits, capacities, profiles, resolve
 from visprune.runtime.verified import verify
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
@@ -101,7 +101,7 @@ def build(
     for done in tidy(existing_parent(destination)):
         tell(done, 1, 1)
     with staged(destination) as folder:
-        _copy(source, folder)
+        source.copy(source.manifest.files, folder)
         engines = _engines(source.manifest, folder, planned, caps or Caps(), tell)
         _seal(source.manifest, folder, engines)
     return Bundle.open(destination)
@@ -140,7 +140,7 @@ def plan(
 
 def _layers(graph: Graph) -> int:
     """Whose keys and values a graph takes."""
-    return sum(spec.name.startswith("past_key_values.") for spec in graph.inputs) // 2
+    return sum(spec.name.startswith(PAST) for spec in graph.inputs) // 2
 
 
 def _in_place(target: str) -> bool:
@@ -149,14 +149,6 @@ def _in_place(target: str) -> bool:
         return in_place(target, str(tensorrt(target).__version__))
     except VispruneError:
         return False
-
-
-def _copy(source: Bundle, folder: Path) -> None:
-    """All files of the bundle, as copies: onnx refuses external data with more than one hard link."""
-    for name in source.manifest.files:
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.file(name), place)
 
 
 def _engines(

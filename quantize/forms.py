@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from visprune.quantize.linears import Linear
 from visprune.quantize.numerics import Fp8, Int4, Int8, NumberFormat
 
-__all__ = ["FORMS", "Builder", "Weight", "number_format"]
+__all__ = ["FORMS", "MICROSOFT", "Builder", "Weight", "number_format"]
 
-_MICROSOFT = "com.microsoft"
+MICROSOFT = "com.microsoft"
 Lazy = Callable[[], NDArray[Any]]
 
 
@@ -162,7 +162,7 @@ def _quantize_dequantize(
 def _int8_dynamic(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:
     scales = _scales(to, linear, weight, (linear.shape[1],))
     stored = to.lazy(f"{linear.name}.quantized", ir.DataType.INT8, linear.shape, weight.stored)
-    return to.node("DynamicQuantizeMatMul", linear.x, stored, scales, None, bias, domain=_MICROSOFT)
+    return to.node("DynamicQuantizeMatMul", linear.x, stored, scales, None, bias, domain=MICROSOFT)
 
 
 def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:
@@ -198,7 +198,7 @@ def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float 
         None,
         None,
         bias,
-        domain=_MICROSOFT,
+        domain=MICROSOFT,
         K=rows,
         N=columns,
         bits=4,

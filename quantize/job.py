@@ -5,7 +5,6 @@ Graphs are loaded one at a time, their weights mapped. Files that do not change 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,19 +133,12 @@ class Job:
         return plans if tells else []
 
     def _copy(self, folder: Path, changed: set[str]) -> None:
-        """Put the files into the new bundle that stay as they are.
-
-        As copies: onnx refuses to load external data that has more than one hard link.
-        """
+        """Put the files into the new bundle that stay as they are."""
         dropped = {MANIFEST}
         for name, graph in self.source.manifest.graphs.items():
             if name in changed or (name == "embedding" and self.settings.parts["embedding"] != FLOAT):
                 dropped |= {graph.file, graph.data or graph.file}
-        for name in self.source.manifest.files:
-            if name not in dropped:
-                place = folder / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.source.file(name), place)
+        self.source.copy((name for name in self.source.manifest.files if name not in dropped), folder)
 
     def _quantize(
         self,

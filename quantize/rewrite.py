@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from visprune.errors import BundleError
 from visprune.manifest import Graph
 from visprune.quantize.carriers import vectors_of
-from visprune.quantize.forms import FORMS, Builder, Weight, number_format
+from visprune.quantize.forms import FORMS, MICROSOFT, Builder, Weight, number_format
 from visprune.quantize.linears import Linear, find_linears, read_weight
 from visprune.quantize.options import FLOAT, Settings
 from visprune.quantize.plan import GraphPlan
@@ -53,7 +53,8 @@ def write_quantized(
         changed = linear.name in plan.rows or linear.name in plan.columns
         if layer.precision != FLOAT or changed:
             _replace(builder, linear, plan)
-    model.opset_imports.setdefault("com.microsoft", 1)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports.setdefault(MICROSOFT, 1)
     return _save(model, folder, graph)
 
 

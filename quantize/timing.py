@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from visprune.bundle import Bundle
 from visprune.quantize.compare import Recorded
 from visprune.runtime.backends.ort import open_cpu
-from visprune.runtime.cores import usable_cores
+from visprune.runtime.cores import available_memory, usable_cores
 from visprune.runtime.runner import BackendOptions, Runner
 
 __all__ = ["Times", "time_graph"]
@@ -54,7 +53,8 @@ def time_graph(
         Of the first run of a sample, and of a decoded token, if the graph sees any. Neither where memory
         would not hold both.
     """
-    if _needed(before, graph) + _needed(after, graph) > _available():
+    available = available_memory()
+    if available is not None and _needed(before, graph) + _needed(after, graph) > available:
         return None, None
     options = BackendOptions("cpu", usable_cores())
     with open_cpu(before, graph, options) as one, open_cpu(after, graph, options) as other:
@@ -78,12 +78,3 @@ def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> 
 def _needed(bundle: Bundle, graph: str) -> float:
     data = bundle.manifest.graphs[graph].data
     return _LOADED[bundle.manifest.dtype] * bundle.file(data).stat().st_size if data else 0.0
-
-
-def _available() -> float:
-    """Bytes of memory that can be had; infinite where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return float("inf")

@@ -13,9 +13,12 @@ from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
 from visprune.runtime.runner import Croppable, Value, to_numpy
 
-__all__ = ["KVCache", "check_cache", "past_names", "present_names"]
+__all__ = ["PAST", "KVCache", "check_cache", "past_names", "present_names"]
 
-_CACHED = ("past_key_values.", "present.")
+PAST = "past_key_values."
+"""How the names begin of what the cache supplies."""
+
+_CACHED = (PAST, "present.")
 
 
 def past_names(decoder: Decoder) -> list[str]:

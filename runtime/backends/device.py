@@ -10,7 +10,6 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.optional import have, require
+from visprune.runtime.cores import available_memory
 
 __all__ = ["Block", "Device", "DeviceMemoryError", "Recording"]
 
 _STAGING = 8 << 20  # bytes of pinned memory that everything between host and device goes through
 _LEAST = 512  # bytes of a block: an address is needed even for nothing
-_MEMINFO = Path("/proc/meminfo")
 
 
 class DeviceMemoryError(UnsupportedError):
@@ -112,7 +111,7 @@ class Device:
         idle = sum(size * len(addresses) for size, addresses in self._idle.items())
         free = int(self.call("cuMemGetInfo")[0])
         if self._shares_memory:  # CUDA does not count what the system would give back, such as cached files
-            free = max(free, _available(_MEMINFO))
+            free = max(free, available_memory() or 0)
         return free + idle
 
     def take(self, size: int, wanted: int = 0) -> Block:
@@ -271,15 +270,6 @@ def _rounded(size: int) -> int:
     """Up to an eighth more, so that blocks of nearly the same size serve one another."""
     step = max(_LEAST, 1 << max(0, size.bit_length() - 4))
     return -(-max(size, 1) // step) * step
-
-
-def _available(meminfo: Path) -> int:
-    """Bytes that Linux could give to a program; 0 where it does not say."""
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _failed(what: str) -> UnsupportedError:

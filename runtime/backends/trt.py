@@ -21,14 +21,15 @@ from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
 from visprune.runtime.backends.device import Block, Device, DeviceMemoryError, Recording
 from visprune.runtime.backends.fit import choose
+from visprune.runtime.kv_cache import PAST
 from visprune.runtime.runner import Runner, Specs, Value, to_numpy
 
-__all__ = ["PAST", "TrtRunner", "room"]
+__all__ = ["TrtRunner", "room"]
 
 _RECORDINGS = 4  # of one engine, one for each of the conversations that take turns
 _SMALL = 1 << 20  # bytes of an input whose copy keeps its place
 _LENGTH, _TOKEN = "cache_length", "greedy_token"
-PAST, _PRESENT = "past_key_values.", "present."
+_PRESENT = "present."
 
 _Key: TypeAlias = tuple[Any, ...]
 

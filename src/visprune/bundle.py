@@ -6,6 +6,8 @@ Opening one checks that the manifest makes sense, and that the files it names ar
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -188,6 +190,16 @@ class Bundle:
                     f"The bundle's file {name} was altered: its SHA-256 is not the manifest's.",
                     "Copy the bundle again, or export again.",
                 )
+
+    def copy(self, names: Iterable[str], folder: Path) -> None:
+        """Put files of the bundle into another one's directory, under their names.
+
+        As copies: onnx refuses to load external data that has more than one hard link.
+        """
+        for name in names:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.file(name), place)
 
 
 def _as_of_today(manifest: Manifest) -> Manifest:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, TrustRemoteCode
+from visprune.commands.options import (
+    MaxPrunePoints,
+    Model,
+    RecipeFile,
+    Revision,
+    Samples,
+    Then,
+    TrustRemoteCode,
+)
 from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import ExportError
@@ -42,13 +50,8 @@ def export(  # noqa: PLR0913 - a command line's options
     keep_tokens: Annotated[
         int | None, typer.Option(help="Visual tokens to keep of one image, instead.")
     ] = None,
-    then: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:RATIO]", help="A method inside the LLM after one before it: fastv:0.5."),
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
-    ] = None,
+    then: Then = None,
+    recipe: RecipeFile = None,
     data: Samples = None,
     max_prune_points: MaxPrunePoints = None,
     anyres_scope: Annotated[

@@ -17,11 +17,13 @@ __all__ = [
     "Model",
     "Provider",
     "Ratio",
+    "RecipeFile",
     "RepetitionPenalty",
     "Revision",
     "Samples",
     "Seed",
     "Temperature",
+    "Then",
     "Threads",
     "TopK",
     "TopP",
@@ -34,6 +36,13 @@ Model = Annotated[
     typer.Argument(
         metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
     ),
+]
+Then = Annotated[
+    str | None,
+    typer.Option(metavar="NAME[:RATIO]", help="A method inside the LLM after one before it: fastv:0.5."),
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
 ]
 Revision = Annotated[
     str | None,

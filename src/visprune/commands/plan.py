@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.options import KeepTokens, Ratio
+from visprune.commands.options import KeepTokens, Ratio, RecipeFile, Then
 from visprune.commands.terminal import print_json, size
 
 if TYPE_CHECKING:
@@ -51,13 +51,8 @@ def plan(  # noqa: PLR0913 - a command line's options
     ] = None,
     ratio: Ratio = None,
     keep_tokens: KeepTokens = None,
-    then: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:RATIO]", help="A method inside the LLM after one before it: fastv:0.5."),
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
-    ] = None,
+    then: Then = None,
+    recipe: RecipeFile = None,
     precision: Annotated[
         str | None,
         typer.Option(
