@@ -40,6 +40,7 @@ from rounds import WARM_UP, Contestant, ContestantError, times
 import visprune
 from visprune.errors import UnsupportedError
 from visprune.targets import target as known_target
+from visprune.targets import tensorrt
 
 TOLERANCE = 0.02
 """Largest relative difference (L2) of the first token's logits between those that keep the same tokens."""
@@ -147,6 +148,8 @@ def made(checkpoint: Path, path: Path, target: str, gpu: Gpu | None) -> None:
     sms = known_target(target).sms
     if gpu is not None and sms and gpu.sm not in sms:
         raise UnsupportedError(f"{target} does not take SM{gpu.sm}.", f"It takes {', '.join(map(str, sms))}.")
+    if known_target(target).builds_engines:
+        tensorrt(target)
     print(f"making {path}", file=sys.stderr, flush=True)
     onnx = path if target == "onnxruntime" else path.with_name(f"{path.name}-onnx")
     options = {"method": "fopru-rank", "ratio": PRUNED, "dtype": "fp16", "target": target}

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import shutil
 import sys
 import time
@@ -25,6 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 _SHARD_BYTES = 2 * 10**9
+_POOL = 3 * 10**8  # numbers; the largest tensor has 131e6
 _OLD_NAMES = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -53,7 +56,8 @@ def make(path: Path, layers: int) -> Path:
     )
     with torch.device("meta"):
         shapes = transformers.LlavaForConditionalGeneration(config).state_dict()
-    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(0)).mul_(0.02).half()
+    offsets = random.Random(0)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, tensor in shapes.items():
@@ -67,7 +71,7 @@ def make(path: Path, layers: int) -> Path:
     files = {}
     for index, shard in enumerate(shards, 1):
         file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: _values(name, shape, generator) for name, shape in shard.items()}, path / file)
+        save_file({name: _values(name, shape, pool, offsets) for name, shape in shard.items()}, path / file)
         files |= dict.fromkeys(shard, file)
     index_file = path / "model.safetensors.index.json"
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": files}))
@@ -76,10 +80,15 @@ def make(path: Path, layers: int) -> Path:
     return path
 
 
-def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random numbers of a size that lets a signal through many layers; norms do not change it much."""
-    values = torch.randn(shape, generator=generator).mul_(0.02)
-    return (values.add_(1.0) if "norm" in name and name.endswith("weight") else values).half()
+def _values(name: str, shape: tuple[int, ...], pool: torch.Tensor, offsets: random.Random) -> torch.Tensor:
+    """Random numbers of a size that lets a signal through many layers; norms do not change it much.
+
+    A piece of the pool from anywhere: to draw 7e9 numbers anew takes minutes.
+    """
+    count = math.prod(shape)
+    begin = offsets.randrange(_POOL - count)
+    values = pool[begin : begin + count].reshape(shape).clone()
+    return values.add_(1.0) if "norm" in name and name.endswith("weight") else values
 
 
 def export_side(checkpoint: Path, output: Path) -> None:

@@ -62,7 +62,7 @@ def recording(recorder: Recorder | None) -> Iterator[None]:
 def _native(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The ONNX `Attention` operator: one output, no past (the cache is concatenated outside)."""
+    """The ONNX `Attention` operator: one output, no past (the cache is outside; see `merged_heads`)."""
     recorder = _wanted.get()
     if recorder is not None and recorder.rows == "all":
         return _primitive(module, query, key, value, attention_mask, **kwargs)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer, version_converter
-from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from visprune.errors import ExportError
+from visprune.export.fusions import fuse
+from visprune.export.merged_heads import merge_heads
 
 if TYPE_CHECKING:
     from visprune.export.weights import Weights
@@ -115,7 +116,9 @@ def trace(
         version_converter.convert_version(model, target.opset, fallback=True)
         optimizer.optimize(model)
     if target.flavour == "native":
-        onnx_fusions.fuse(model)
+        fuse(model)
+        if not target.builds_engines:
+            merge_heads(model)
     ir.passes.common.CommonSubexpressionEliminationPass()(model)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     _strip(model)

@@ -77,9 +77,9 @@ class Device:
         if not have("cuda.bindings.driver"):
             raise MissingExtraError(
                 "The package 'cuda-bindings' is not installed.",
-                'Install it with: pip install "visprune[engines]".',
+                'Install it with: pip install cuda-bindings; on a Jetson: pip install "visprune[jetson]".',
             )
-        self._driver = require("cuda.bindings.driver", extra="engines")
+        self._driver = require("cuda.bindings.driver", extra="tensorrt")
         self.make_room: Callable[[], bool] = lambda: False
         """Asked where memory is full; True if it freed some."""
         self._idle: dict[int, list[int]] = defaultdict(list)  # addresses by size; the last is taken first

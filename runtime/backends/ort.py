@@ -113,6 +113,8 @@ def _settings(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if gpu:  # weights go around the arena, which grows by doubling
+        settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if options.low_memory:
         _keep_weights_on_disk(ort, settings)
     # Each graph has its own pool of threads. Between two runs they must not spin against another graph's.

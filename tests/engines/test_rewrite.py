@@ -46,9 +46,11 @@ def exported(checkpoint, tmp_path_factory):
 
     def get(case):
         if case not in made:
-            tiny, options = CASES[case]
+            tiny, options = CASES[case][0], dict(CASES[case][1])
             output = tmp_path_factory.mktemp("exported") / case
-            made[case] = export(checkpoint(checkpoint.Tiny(**tiny)), output=output, verify=False, **options)
+            path = checkpoint(checkpoint.Tiny(**tiny))
+            options |= {"target": "rtx", "dtype": "fp32", "verify": False}
+            made[case] = export(path, output=output, **options)
         return made[case]
 
     return get

@@ -55,6 +55,30 @@ def test_flavours(bundles):
         assert found & SINGLE == (SINGLE if target == "onnxruntime" else set())
 
 
+def test_a_decoder_for_onnx_runtime_leaves_heads_and_cache_to_the_operator(bundles):
+    """Where each operator costs the same, as at one token a step on a GPU, there are few."""
+    decoder = dict(graphs(bundles["onnxruntime"]))["decoder_model_merged"]
+    assert not operators(decoder) & {"Transpose", "Reshape", "Concat"}
+    for node in decoder.graph.node:
+        if node.op_type == "Attention":
+            assert [name.partition(".")[0] for name in node.output[1:]] == ["present", "present"]
+            assert [name.partition(".")[0] for name in node.input[4:]] == ["past_key_values"] * 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "Qwen3Config"])
+def test_a_decoder_for_tensorrt_concatenates_outside(kind, checkpoint, tmp_path):
+    """In float16, where cosine and sine are cast, too."""
+    path = checkpoint(checkpoint.Tiny(text=kind))
+    made = export(path, method="uniform", ratio=0.5, target="rtx", verify=False, output=tmp_path / "made")
+    decoder = dict(graphs(made))["decoder_model_merged"]
+    kinds = [node.op_type for node in decoder.graph.node]
+    layers = kinds.count("Attention")
+    assert layers > 0
+    assert kinds.count("RotaryEmbedding") == kinds.count("Concat") == 2 * layers
+    assert not {"Neg", "Softmax"} & set(kinds)
+    assert all(len(node.output) == 1 for node in decoder.graph.node)
+
+
 def test_only_the_scored_layer_is_spelled_out(bundles):
     model = dict(graphs(bundles["onnxruntime"]))["vision_encoder"]
     kinds = [node.op_type for node in model.graph.node]

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from visprune.bundle import Bundle
-from visprune.errors import InputError, MissingExtraError, UnsupportedError
+from visprune.errors import InputError, MissingExtraError, UnsupportedError, VispruneError
+from visprune.runtime import load
 from visprune.runtime.backends import backend, ort
 from visprune.runtime.backends.ort_nvidia import RTX, TENSORRT, Bounded
 from visprune.runtime.profiles import Limits, profiles
@@ -169,3 +170,20 @@ def test_option_names_are_those_of_the_library(asked, bundle):
     content = library.read_bytes()
     names = asked("ort-tensorrt", bundle)[0][1]
     assert not [name for name in names if f"{name}\0".encode() not in content]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", CHAINS)
+def test_a_gpu_answers_as_the_cpu_does(provider, tiny_bundle, picture):
+    said = []
+    for name in ("cpu", provider):
+        try:
+            pipeline = load(tiny_bundle, provider=name)
+        except VispruneError as error:
+            pytest.skip(error.what)
+        with pipeline:
+            chat = pipeline.chat()
+            turns = chat.generate("ab", [picture(1)], max_new_tokens=8), chat.generate("cd", max_new_tokens=8)
+            said.append([turn.token_ids for turn in turns])
+    assert said[0] == said[1]
+    assert len(set(said[0][0])) > 1

@@ -102,7 +102,7 @@ class TestMachine:
 
     def test_no_bindings(self, made, gpu, monkeypatch):
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-        refused(made.path, MissingExtraError, "'cuda-bindings' is not installed", "visprune[engines]")
+        refused(made.path, MissingExtraError, "'cuda-bindings' is not installed", "visprune[jetson]")
 
     def test_no_tensorrt(self, made, gpu, monkeypatch, tiny_bundle, tmp_path):
         monkeypatch.setitem(sys.modules, "tensorrt", None)
