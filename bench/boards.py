@@ -5,7 +5,8 @@ is. Peaks follow from that and from what one SM does in a cycle: they are *dense
 ones, which are twice as high and reached by no LLaVA; those of a Jetson also count its DLAs, which run no
 language model. A multiply-accumulate is two operations.
 
-The figures were checked against public pages that quote these sheets, not against the sheets themselves.
+The figures were checked against public pages that quote these sheets, not against the sheets themselves; but
+the bandwidth of the Orin Nano 4GB in Super mode is half the 8GB's, whose memory is twice as wide.
 
 GeForce cards add fp16 and fp8 products in fp32 at half the rate of adding them in fp16: the table has the
 former, as attention and long sums need it.

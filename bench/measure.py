@@ -89,6 +89,7 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
             for done, index in enumerate(order.permutation(len(workers))):
                 progress(what, (turn - first) * len(workers) + done, count * len(workers))
                 time.sleep(_REST)
+                workers[index].repeat()  # does not count: caches are full of another row's weights
                 before = energy.joules()
                 found = workers[index].repeat()
                 after = energy.joules()

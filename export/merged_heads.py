@@ -1,8 +1,8 @@
 """Attention of tokens with their heads side by side, [B, S, H Dh], that appends to the cache itself.
 
 transformers lays heads out first, [B, H, S, Dh], and concatenates the cache outside. ONNX Runtime's
-`Attention` does both by itself; TensorRT's does not. At one token a step, where each operator costs the same
-whatever its size, a layer of Llama has 16 operators instead of 26.
+`Attention` does both by itself; TensorRT's does not. A layer of Llama has 16 operators this way instead of
+26, and is a little faster on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Merge:
         """Change it if all of its surroundings are known."""
         query, key, value = self._node.inputs[:3]
         split = self._split_again()
-        caches = [_producer(key, "Concat"), _producer(value, "Concat")]
+        caches = [_cache(key), _cache(value)]
         if any(caches):
             if not all(caches):
                 return
@@ -114,6 +114,13 @@ def _take_over(old: ir.Value, new: ir.Value) -> None:
 def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == kind else None
+
+
+def _cache(value: ir.Value | None) -> ir.Node | None:
+    """What appends to the cache of a layer."""
+    node = _producer(value, "Concat")
+    past = node.inputs[0] if node is not None else None
+    return node if past is not None and past.is_graph_input() else None
 
 
 def _consumer(value: ir.Value, kind: str) -> ir.Node | None:

@@ -6,12 +6,11 @@ like those that other backends give. Never run on a GPU so far.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType, TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +18,17 @@ from numpy.typing import NDArray
 from visprune.errors import BundleError, InputError, UnsupportedError
 from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
-from visprune.runtime.backends.device import Block, Device, DeviceMemoryError, Recording
+from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
 from visprune.runtime.backends.fit import choose
+from visprune.runtime.backends.recordings import Key, Recordings
 from visprune.runtime.kv_cache import PAST
 from visprune.runtime.runner import Runner, Specs, Value, to_numpy
 
 __all__ = ["TrtRunner", "room"]
 
-_RECORDINGS = 4  # of one engine, one for each of the conversations that take turns
 _SMALL = 1 << 20  # bytes of an input whose copy keeps its place
 _LENGTH, _TOKEN = "cache_length", "greedy_token"
 _PRESENT = "present."
-
-_Key: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class _Tensor:
         return self.memory.address if isinstance(self.memory, Block) else int(self.memory.ctypes.data)
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         """All that a recording depends on: where it is on the GPU, or what it is in host memory."""
         known = self.memory.address if isinstance(self.memory, Block) else self.memory.tobytes()
         return (self.shape, known)
@@ -96,11 +93,9 @@ class TrtRunner:
         device.scratch(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile
         self._copies: dict[str, Block] = {}  # where each input from the host was last copied to
-        self._sizes: tuple[_Key, dict[str, tuple[int, ...]]] = ((), {})  # of the last outputs, and for what
+        self._sizes: tuple[Key, dict[str, tuple[int, ...]]] = ((), {})  # of the last outputs, and for what
         self._given: dict[str, int] = {}  # addresses of the last outputs
-        self._last: _Key = ()
-        self._recordings: dict[_Key, tuple[Recording, Any]] = {}
-        self._records = True
+        self._recordings = Recordings(device, engine.graph)
 
     @property
     def specs(self) -> Specs:
@@ -136,9 +131,8 @@ class TrtRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._device.enter()
-        for recording, _ in self._recordings.values():
-            recording.close()
-        self._recordings, self._contexts, self._copies = {}, {}, {}
+        self._recordings.close()
+        self._contexts, self._copies = {}, {}
         self._engine = self._runtime = None
         self._device.release()
 
@@ -239,43 +233,19 @@ class TrtRunner:
         return self._device.take(prod(shape) * self._dtypes[name].itemsize, self._given.get(name, 0))
 
     def _run(self, profile: int, tensors: Mapping[str, _Tensor]) -> None:
-        """Put the work on the stream: captured work where the same was done before, at the same addresses.
-
-        A second run like the one before it is captured, in a context that is never changed afterwards: what
-        was captured refers to the context. That run itself is done as always, since a context prepares things
-        when it runs first, which cannot be captured.
-        """
+        """Put the work on the stream: captured work where the same was done before, at the same addresses."""
         scratch = self._device.scratch(self._scratch_size)
-        key: _Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
-        if key in self._recordings:
-            self._recordings[key][0].launch()
+        key: Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
+        if self._recordings.launch(key):
             return
-        again, self._last = self._records and key == self._last, key
+        again = self._recordings.repeats(key)
         context = self._new_context(profile) if again else self._context(profile)
         self._tell(context, tensors)
         if self._scratch_size:
             context.set_device_memory(scratch.address, scratch.size)
         self._execute(context)
         if again:
-            self._capture(key, context)
-
-    def _capture(self, key: _Key, context: Any) -> None:
-        self._device.synchronize()
-        try:
-            if not getattr(context, "is_stream_capturable", lambda _: True)(self._device.stream):
-                raise UnsupportedError("TensorRT says that this engine cannot be captured.", "")
-            recording = self._device.record(lambda: self._execute(context))
-        except UnsupportedError as error:
-            self._records = False
-            warnings.warn(
-                f"{self._record.graph} runs without a CUDA graph, which is slower: {error.what}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return
-        while len(self._recordings) >= _RECORDINGS:  # the oldest makes room
-            self._recordings.pop(next(iter(self._recordings)))[0].close()
-        self._recordings[key] = (recording, context)
+            self._recordings.capture(key, context, lambda: self._execute(context))
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):

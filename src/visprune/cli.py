@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
@@ -131,6 +132,8 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         The exit code: 0; 2 for what the user can put right; 130 for Ctrl-C, and likewise 128 and its number
         for another signal that ends a program; 141 where the reader of the output went away.
     """
+    # What libraries are going to change is not for those who run a command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character of the answer should not end the answer.
         if hasattr(stream, "reconfigure"):
