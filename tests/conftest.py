@@ -395,6 +395,11 @@ def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: files are handed to processes in this order, and none should wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle. Tests that change it take `tiny_copy`."""
