@@ -19,6 +19,7 @@ from visprune.bench.energy import counter
 from visprune.bench.gpu import Gpu
 from visprune.bench.report import Repetition, Work
 from visprune.bench.worker import Contender, Done
+from visprune.errors import UsageError
 
 __all__ = ["Measured", "Progress", "Timed", "measure"]
 
@@ -93,6 +94,8 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
                 before = energy.joules()
                 found = workers[index].repeat()
                 after = energy.joules()
+                if found.new_tokens < work.max_new_tokens:
+                    raise _too_many(workers[index].contender.name, found.new_tokens, work)
                 row, repetition = rows[index], found.repetition
                 if before is not None and after is not None:
                     repetition = replace(repetition, energy=after - before)
@@ -106,6 +109,13 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
         for row, worker in zip(rows, workers, strict=True):
             row.pictures = worker.pictures()
         return Measured(tuple(rows), gpu.name if gpu else None, energy.about)
+
+
+def _too_many(name: str, generated: int, work: Work) -> UsageError:
+    return UsageError(
+        f"{name} has room for {generated} new tokens, and {work.max_new_tokens} are to be generated.",
+        f"Give --max-new-tokens {generated}, or less.",
+    )
 
 
 def _made(folder: Path) -> Path:

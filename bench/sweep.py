@@ -33,6 +33,7 @@ from visprune.export.checkpoint import Checkpoint, find
 from visprune.pruning.fitprune import FitPrune
 from visprune.quantize.options import QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
+from visprune.records import sha256
 from visprune.registry import load_method
 from visprune.runtime.conversation import check_prompt
 from visprune.runtime.samples import read_samples
@@ -119,7 +120,7 @@ def sweep(
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
     check_work(work, against)
-    _claim(output, checkpoint)
+    _claim(output, checkpoint, plan.calibration)
     maker = _Maker(model, checkpoint, plan, output / "bundles", report)
     rows = LineUp()
     for precision in plan.precisions:
@@ -150,17 +151,24 @@ def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
             prepare(options, "onnxruntime", "float32", checkpoint.name)
 
 
-def _claim(output: Path, checkpoint: Checkpoint) -> None:
-    """Make the directory, or find it to be an earlier sweep of this model."""
+def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> None:
+    """Make the directory, or find it to be an earlier sweep of this model with this calibration."""
     marker = output / _MARKER
-    facts = {"model": checkpoint.name, "weights_sha256": checkpoint.weights_sha256()}
+    facts = {
+        "model": checkpoint.name,
+        "weights_sha256": checkpoint.weights_sha256(),
+        "calibration_sha256": sha256(calibration) if calibration is not None else None,
+    }
     if marker.is_file():
         try:
             earlier = json.loads(marker.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             earlier = None
         if earlier != facts:
-            raise UsageError(f"{output} is a sweep of another model.", "Choose another directory with -o.")
+            raise UsageError(
+                f"{output} is a sweep of another model, or with another calibration.",
+                "Choose another directory with -o.",
+            )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not a sweep.", "Choose another directory with -o.")
     try:

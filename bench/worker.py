@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from visprune.bench.report import Repetition, Role, Work
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
+from visprune.runtime.backends import ENGINES
 
 if TYPE_CHECKING:
     from visprune.manifest import Manifest
@@ -114,7 +115,8 @@ class BundleModel:
         from visprune.runtime.pipeline import load
 
         start = time.perf_counter()
-        self._pipeline: Pipeline = load(contender.path, provider=work.provider, threads=work.threads)
+        threads = None if work.provider in ENGINES else work.threads
+        self._pipeline: Pipeline = load(contender.path, provider=work.provider, threads=threads)
         self.load = elapsed(start)
         manifest = self._pipeline.manifest
         self._keep = keep_for(manifest, ratio=contender.ratio, keep_tokens=contender.keep_tokens)

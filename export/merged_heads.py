@@ -8,6 +8,7 @@ transformers lays heads out first, [B, H, S, Dh], and concatenates the cache out
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 __all__ = ["merge_heads"]
 
@@ -17,7 +18,7 @@ def merge_heads(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Attention" and len(node.outputs) == 1:
             _Merge(model.graph, node).apply()
-    ir.passes.common.RemoveUnusedNodesPass()(model)
+    RemoveUnusedNodesPass()(model)
 
 
 class _Merge:
@@ -117,10 +118,11 @@ def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
 
 
 def _cache(value: ir.Value | None) -> ir.Node | None:
-    """What appends to the cache of a layer."""
+    """What appends to the cache of a layer, for this attention alone."""
     node = _producer(value, "Concat")
     past = node.inputs[0] if node is not None else None
-    return node if past is not None and past.is_graph_input() else None
+    alone = node is not None and len(node.outputs[0].consumers()) == 1
+    return node if alone and past is not None and past.is_graph_input() else None
 
 
 def _consumer(value: ir.Value, kind: str) -> ir.Node | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from visprune.bench.evaluation.questions import Question
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError
+from visprune.runtime.backends import ENGINES
 from visprune.runtime.generation import Limits
 from visprune.runtime.keep import keep_for
 from visprune.runtime.pipeline import Pipeline, check_threads, load
@@ -168,7 +169,8 @@ def _opened(job: Job) -> Pipeline:
     if key not in _open:
         close()
         check(job)
-        _open[key] = load(job.path, provider=settings.provider, threads=settings.threads)
+        threads = None if settings.provider in ENGINES else settings.threads
+        _open[key] = load(job.path, provider=settings.provider, threads=threads)
     return _open[key]
 
 

@@ -45,7 +45,7 @@ def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
         _join(ray)
     try:
         threads = jobs[0].settings.threads
-        needs = {"num_cpus": threads, "num_gpus": int(jobs[0].settings.provider == "cuda")}
+        needs = {"num_cpus": threads, "num_gpus": int(jobs[0].settings.provider != "cpu")}
         nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= threads]
         if not nodes:
             raise UsageError(

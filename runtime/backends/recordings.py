@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from visprune.errors import UnsupportedError
+from visprune.errors import UnsupportedError, VispruneError
 from visprune.runtime.backends.device import Device, Recording
 
 __all__ = ["Key", "Recordings"]
@@ -34,10 +34,11 @@ class Recordings:
 
     def launch(self, key: Key) -> bool:
         """Put a run on the stream if it was captured; whether it was."""
-        if key in self._made:
-            self._made[key][0].launch()
-            return True
-        return False
+        if key not in self._made:
+            return False
+        self._made[key] = found = self._made.pop(key)  # the last one used is the last to go
+        found[0].launch()
+        return True
 
     def repeats(self, key: Key) -> bool:
         """Whether a run that was not captured is like the one before it, so that it should be."""
@@ -58,7 +59,7 @@ class Recordings:
             if not getattr(context, "is_stream_capturable", lambda _: True)(self._device.stream):
                 raise UnsupportedError("TensorRT says that this engine cannot be captured.", "")
             recording = self._device.record(work)
-        except UnsupportedError as error:
+        except VispruneError as error:
             self._able = False
             warnings.warn(
                 f"{self._graph} runs without a CUDA graph, which is slower: {error.what}",
@@ -66,7 +67,7 @@ class Recordings:
                 stacklevel=2,
             )
             return
-        while len(self._made) >= _MOST:  # the oldest makes room
+        while len(self._made) >= _MOST:  # the one not used for longest makes room
             self._made.pop(next(iter(self._made)))[0].close()
         self._made[key] = (recording, context)
 

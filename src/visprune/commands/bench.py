@@ -102,6 +102,8 @@ def bench(  # noqa: PLR0913 - a command line's options
     for file in (json_file, html_file):
         if file is not None:
             check_file(file, force=force)
+    if json_file is not None and html_file is not None and json_file.resolve() == html_file.resolve():
+        raise UsageError("--json and --html name the same file.", "Give each its own.")
     plan = _plan(methods, ratios, precisions, calibration) if sweep else None
     if plan is not None and (output is None or len(given) > 1):
         raise UsageError("A sweep is of one model, into a directory.", "Give one model or none, and -o DIR.")
