@@ -51,6 +51,7 @@ def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, caps
         (["--json", "nowhere/r.json"], "no directory nowhere"),
         (["--html", "there.html"], "there.html exists"),
         (["--html", "."], "is a directory"),
+        (["--html", "new", "--json", "./new"], "the same file"),
         (["--methods", "random"], "belong to a sweep"),
         (["-o", "new"], "belong to a sweep"),
         (["--sweep"], "one model"),
@@ -77,6 +78,23 @@ def test_what_cannot_be_is_refused_in_two_lines_before_anything_runs(
     assert len([line for line in said if not line.endswith("...")]) == 2
     assert [path.name for path in somewhere_else.iterdir()] == ["there.html"]
     assert (somewhere_else / "there.html").read_text() == "mine"
+
+
+def test_more_tokens_than_a_row_has_room_for_are_refused(tiny_bundle, picture_file, somewhere_else, capsys):
+    options = ["-i", picture_file, "-p", "What?", "--max-new-tokens", "100000", "--json", "r.json"]
+    assert run_command("bench", [str(tiny_bundle), *options]) == 2
+    said = capsys.readouterr().err
+    assert "has room for" in said
+    assert "Give --max-new-tokens" in said
+    assert not list(somewhere_else.iterdir())
+
+
+def test_engines_are_asked_for_without_processor_threads(tiny_bundle, picture_file, capsys):
+    """What is missing is the engines, or what runs them."""
+    assert run_command("bench", [str(tiny_bundle), "-i", picture_file, "--provider", "tensorrt"]) == 2
+    said = capsys.readouterr().err
+    assert "threads" not in said
+    assert "visprune-export" in said or "pip install" in said
 
 
 def test_no_bundle_and_what_is_no_bundle_are_refused(somewhere_else, capsys):

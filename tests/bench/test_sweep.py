@@ -15,10 +15,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from visprune.bench.sweep import Plan, sweep
+from visprune.bench.sweep import Plan, _claim, sweep
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import UsageError
+from visprune.export.checkpoint import find
 from visprune.runtime import load
 
 
@@ -79,6 +80,13 @@ def test_another_directory_or_another_model_is_refused_and_left_alone(model, wor
     (tmp_path / "other" / "sweep.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="another model"):
         sweep(model, plan, work, tmp_path / "other")
+    found = find(str(model))
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("{}")
+    _claim(tmp_path / "own", found, None)
+    _claim(tmp_path / "own", found, None)
+    with pytest.raises(UsageError, match="with another calibration"):
+        _claim(tmp_path / "own", found, samples)
 
 
 def test_quantizing_without_samples_is_refused_before_anything_is_made(model, work, tmp_path):
