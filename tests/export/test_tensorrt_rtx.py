@@ -28,14 +28,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_graph_builds(case, tmp_path):
-    bundle = export(output=tmp_path / "bundle", dtype="fp16", verify=False, **CASES[case])
+    bundle = export(output=tmp_path / "bundle", target="rtx", verify=False, **CASES[case])
     check(bundle, bundle.manifest.graphs)
 
 
 @pytest.mark.parametrize("method", ["fastv", FitPrune((6, 0, 0), 16, 0.7)], ids=["last-row", "all-rows"])
 def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
-    bundle = export(path, method=method, output=tmp_path / "bundle", dtype="fp16", verify=False)
+    bundle = export(path, method=method, output=tmp_path / "bundle", target="rtx", verify=False)
     check(bundle, [name for name in bundle.manifest.graphs if name.startswith(("decoder", "segment"))])
 
 
@@ -66,5 +66,5 @@ def test_every_graph_of_every_family_builds(family, checkpoint, tmp_path):
     settings, options = FAMILIES[family]
     layers = 3 if options.keys() & {"then", "segments"} else 1
     path = checkpoint(checkpoint.Tiny(layers=layers, head_dim=64, tower_hidden=64, **settings))
-    bundle = export(path, output=tmp_path / "bundle", dtype="fp16", verify=False, **options)
+    bundle = export(path, output=tmp_path / "bundle", target="rtx", verify=False, **options)
     check(bundle, bundle.manifest.graphs)
