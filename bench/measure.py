@@ -90,19 +90,20 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
             for done, index in enumerate(order.permutation(len(workers))):
                 progress(what, (turn - first) * len(workers) + done, count * len(workers))
                 time.sleep(_REST)
-                workers[index].repeat()  # does not count: caches are full of another row's weights
+                worker = workers[index]
+                uncounted = worker.repeat()  # caches are full of another row's weights
+                if uncounted.new_tokens < work.max_new_tokens:
+                    raise _too_many(worker.contender.name, uncounted.new_tokens, work)
                 before = energy.joules()
-                found = workers[index].repeat()
+                found = worker.repeat()
                 after = energy.joules()
-                if found.new_tokens < work.max_new_tokens:
-                    raise _too_many(workers[index].contender.name, found.new_tokens, work)
                 row, repetition = rows[index], found.repetition
                 if before is not None and after is not None:
                     repetition = replace(repetition, energy=after - before)
                 row.last = found
                 if turn >= work.warm_up:
                     row.repetitions.append(repetition)
-                used = gpu.process_bytes(workers[index].pid) if gpu else None
+                used = gpu.process_bytes(worker.pid) if gpu else None
                 row.device_bytes = used if row.device_bytes is None else max(row.device_bytes, used or 0)
             if turn == work.warm_up - 1 or turn == total - 1:
                 progress(what, count * len(workers), count * len(workers))

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from visprune.bench.report import Repetition, Role, Work
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
-from visprune.runtime.backends import ENGINES
 
 if TYPE_CHECKING:
     from visprune.manifest import Manifest
@@ -112,10 +111,10 @@ class BundleModel:
 
     def __init__(self, contender: Contender, work: Work) -> None:
         from visprune.runtime.keep import keep_for
-        from visprune.runtime.pipeline import load
+        from visprune.runtime.pipeline import load, threads_for
 
         start = time.perf_counter()
-        threads = None if work.provider in ENGINES else work.threads
+        threads = threads_for(work.provider, work.threads)
         self._pipeline: Pipeline = load(contender.path, provider=work.provider, threads=threads)
         self.load = elapsed(start)
         manifest = self._pipeline.manifest

@@ -145,10 +145,11 @@ def made(checkpoint: Path, path: Path, target: str, gpu: Gpu | None) -> None:
     """
     if path.is_dir():
         return
-    sms = known_target(target).sms
-    if gpu is not None and sms and gpu.sm not in sms:
-        raise UnsupportedError(f"{target} does not take SM{gpu.sm}.", f"It takes {', '.join(map(str, sms))}.")
-    if known_target(target).builds_engines:
+    known = known_target(target)
+    if gpu is not None and known.sms and gpu.sm not in known.sms:
+        takes = ", ".join(map(str, known.sms))
+        raise UnsupportedError(f"{target} does not take SM{gpu.sm}.", f"It takes {takes}.")
+    if known.builds_engines:
         tensorrt(target)
     print(f"making {path}", file=sys.stderr, flush=True)
     onnx = path if target == "onnxruntime" else path.with_name(f"{path.name}-onnx")

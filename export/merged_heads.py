@@ -34,15 +34,13 @@ class _Merge:
         query, key, value = self._node.inputs[:3]
         split = self._split_again()
         caches = [_cache(key), _cache(value)]
-        if any(caches):
-            if not all(caches):
-                return
-            past = [cache.inputs[0] for cache in caches if cache]
+        if split is None or any(caches) != all(caches):
+            return
+        past = [cache.inputs[0] for cache in caches if cache]
+        if past:
             key, value = (cache.inputs[1] for cache in caches if cache)
-        else:
-            past = []
         merged = [self._merged(one) for one in (query, key, value)]
-        if split is None or not all(merged):
+        if not all(merged):
             return
         attributes = dict(self._node.attributes)
         for name, heads in (("q_num_heads", _heads(query)), ("kv_num_heads", _heads(key))):

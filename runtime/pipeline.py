@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from visprune.runtime.conversation import ImageSource, VisualInput
 
-__all__ = ["Pipeline", "check_threads", "load"]
+__all__ = ["Pipeline", "check_threads", "load", "threads_for"]
 
 _GREEDY = Sampling()
 _MAX_THREADS = 1024  # far past any machine this is for; ONNX Runtime starts every thread it is told to
@@ -94,6 +94,11 @@ def load(
         pipeline = Pipeline(bundle, runners, options)
         stack.pop_all()  # all is well: the pipeline closes them
     return pipeline
+
+
+def threads_for(provider: str, threads: int) -> int | None:
+    """What `load` is to be given of a number that stands for any provider: engines take none."""
+    return None if provider in ENGINES else threads
 
 
 def check_threads(threads: int) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from visprune.bench.evaluation.questions import Question
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError
-from visprune.runtime.backends import ENGINES
 from visprune.runtime.generation import Limits
 from visprune.runtime.keep import keep_for
-from visprune.runtime.pipeline import Pipeline, check_threads, load
+from visprune.runtime.pipeline import Pipeline, check_threads, load, threads_for
 
 __all__ = ["Answer", "Candidate", "Job", "Settings", "answer", "check", "close", "identity"]
 
@@ -169,7 +168,7 @@ def _opened(job: Job) -> Pipeline:
     if key not in _open:
         close()
         check(job)
-        threads = None if settings.provider in ENGINES else settings.threads
+        threads = threads_for(settings.provider, settings.threads)
         _open[key] = load(job.path, provider=settings.provider, threads=threads)
     return _open[key]
 

@@ -46,11 +46,10 @@ def exported(checkpoint, tmp_path_factory):
 
     def get(case):
         if case not in made:
-            tiny, options = CASES[case][0], dict(CASES[case][1])
+            tiny, options = CASES[case]
             output = tmp_path_factory.mktemp("exported") / case
             path = checkpoint(checkpoint.Tiny(**tiny))
-            options |= {"target": "rtx", "dtype": "fp32", "verify": False}
-            made[case] = export(path, output=output, **options)
+            made[case] = export(path, output=output, target="rtx", dtype="fp32", verify=False, **options)
         return made[case]
 
     return get

@@ -56,7 +56,7 @@ def test_flavours(bundles):
 
 
 def test_a_decoder_for_onnx_runtime_leaves_heads_and_cache_to_the_operator(bundles):
-    """Where each operator costs the same, as at one token a step on a GPU, there are few."""
+    """Nothing is left to be laid out or appended around it."""
     decoder = dict(graphs(bundles["onnxruntime"]))["decoder_model_merged"]
     assert not operators(decoder) & {"Transpose", "Reshape", "Concat"}
     for node in decoder.graph.node:
