@@ -46,7 +46,7 @@ class Prompt:
             raise UsageError(
                 f"There is no prompt of {self.text_tokens} text tokens and {self.new_tokens} new ones"
                 f"{f' with an image of {self.size[1]} x {self.size[0]}' if self.size else ''}.",
-                "Give at least one new token, and an image of at least one pixel.",
+                "Give no less than 0 text tokens, one new one, and an image of one pixel.",
             )
 
 
@@ -218,7 +218,7 @@ class Choice:
     """One ratio in one precision.
 
     Attributes:
-        ratio: Asked for; None where a recipe fixes it.
+        ratio: Asked for; None where there is only one: a recipe fixes it, or nothing is pruned.
         precision: Of linear layers.
         prompt_tokens: That enter the LLM.
         first_token_ms: Expected.

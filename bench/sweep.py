@@ -263,11 +263,12 @@ class _Maker:
             return self._once(name, precision, lambda place: self._export(place, method, precision, ratio))
         width = next((width for width in FLOATS if width in self.plan.precisions), FLOATS[0])
         source = self._once(name, width, lambda place: self._export(place, method, width, ratio))
-        return self._once(name, precision, lambda place: self._quantize(source, place, precision))
+        kind = precision if width == FLOATS[0] else f"{precision}-{width}"
+        return self._once(name, kind, lambda place: self._quantize(source, place, precision))
 
-    def _once(self, name: str, precision: str, make: Callable[[Path], Bundle]) -> Bundle:
+    def _once(self, name: str, kind: str, make: Callable[[Path], Bundle]) -> Bundle:
         """A bundle that is there and whole, or a new one in its place."""
-        place = self.folder / f"{name}-{precision}"
+        place = self.folder / f"{name}-{kind}"
         if place.exists():
             try:
                 found = Bundle.open(place)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from visprune.pruning.base import VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention
 
-__all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder"]
+__all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder", "size"]
 
 
 class VisionEncoder(nn.Module):
@@ -94,13 +94,22 @@ class TokenPruner(Pruner):
     ) -> tuple[Tensor, Tensor]:
         """Prune and project."""
         layout, always_kept = self.features.layout, self.features.always_kept
-        count = int(keep_tokens.item())
-        torch._check(count >= 1)
-        torch._check(count <= layout.visual_tokens)
+        count = size(keep_tokens, layout.visual_tokens)
         tokens = self.projector(vision_features) if self.projects_first else vision_features
         indices = self.pruner.select(tokens[:, always_kept:], self.known(signals), count, layout)  # [T, K]
         kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
         return (kept if self.projects_first else self.projector(kept)), indices
+
+
+def size(tensor: Tensor, most: int) -> int:
+    """The number in a scalar, 1 to `most`; while it is traced, a symbol, which sizes may depend on.
+
+    `int(tensor)` would ask for a number, and have the tracer follow Python's bytecode instead.
+    """
+    number = cast("int", tensor.item())
+    torch._check(number >= 1)
+    torch._check(number <= most)
+    return number
 
 
 class Embedding(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from visprune.errors import UsageError
 from visprune.export.attention import Recorder
+from visprune.export.graphs import size
 from visprune.export.layers import GraphCache, attend, causal_mask, feed_forward
 from visprune.export.parts import Parts
 from visprune.pruning.base import LayerPruner
@@ -133,9 +134,7 @@ class SegmentPruner(nn.Module):
         keep_tokens: Tensor,
     ) -> tuple[Tensor, ...]:
         """Select and gather."""
-        count = int(keep_tokens.item())
-        torch._check(count >= 1)
-        torch._check(count <= hidden_states.shape[1])
+        count = size(keep_tokens, hidden_states.shape[1])
         highest = torch.finfo(token_scores.dtype).max
         scores = torch.where(is_visual, token_scores, highest)
         indices = top_indices(scores, count)  # [B, S'], B = 1

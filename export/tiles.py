@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from visprune.export.graphs import Pruner
+from visprune.export.graphs import Pruner, size
 from visprune.export.parts import Features, Parts
 from visprune.pruning.base import VisionPruner
 
@@ -94,20 +94,15 @@ class TilePruner(Pruner):
         if self.scope == "image":
             tokens, valid = tokens.reshape(1, -1, tokens.shape[-1]), valid.reshape(1, -1)
             known = {name: value.reshape(1, -1) for name, value in known.items()}
-        number = int(keep_tokens.item())
-        torch._check(number >= 1)
-        torch._check(number <= (valid.shape[1] if self.scope == "image" else layout.visual_tokens))
+        number = size(keep_tokens, valid.shape[1] if self.scope == "image" else layout.visual_tokens)
         return self.pruner.select(tokens, known, number, layout, valid)
 
     def _ordered(self, kept: Tensor, places: Tensor, newline_places: Tensor, image_tokens: Tensor) -> Tensor:
         """Kept tokens and newlines by their places; padding, which comes last, is left out."""
-        length = int(image_tokens.item())
         newlines = self.image_newline.expand(newline_places.shape[0], -1)  # [R, D]
         rows = torch.cat([kept, newlines])
         keys = torch.cat([torch.where(places < 0, _BEHIND, places), newline_places]).float()
-        torch._check(length >= 1)
-        torch._check(length <= keys.shape[0])
-        order = keys.topk(length, largest=False).indices  # ascending by place
+        order = keys.topk(size(image_tokens, keys.shape[0]), largest=False).indices  # ascending by place
         return rows.index_select(0, order)
 
 

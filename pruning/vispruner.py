@@ -98,7 +98,7 @@ class VisPruner:
         import torch
 
         important = part(keep_tokens, self.important_share)  # [1, 1]
-        diverse = float(keep_tokens) - important
+        diverse = torch.full((1, 1), keep_tokens, dtype=torch.float32) - important
         is_important = ranks(last(signals["cls_attention"], valid)) < important  # [T, N]
         unit = torch.nn.functional.normalize(features.float(), dim=-1)
         cosine = unit @ unit.transpose(1, 2)  # [T, N, N]

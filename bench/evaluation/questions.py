@@ -202,8 +202,7 @@ def check(questions: Questions, *, strict: bool) -> None:
     """
     if questions.skipped and (strict or not questions.usable):
         more = f" (and {len(questions.skipped) - 1} more)" if len(questions.skipped) > 1 else ""
-        raise InputError(
-            f"{questions.skipped[0]}{more}", "Mend the data, or leave such lines out without --strict."
-        )
+        lenient = ", or leave such lines out without --strict" if questions.usable else ""
+        raise InputError(f"{questions.skipped[0]}{more}", f"Mend the data{lenient}.")
     if not questions.usable:
         raise UsageError(f"{questions.name} has no question.", FORM)

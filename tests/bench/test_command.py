@@ -40,8 +40,8 @@ def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--rounds", "9"], "fewer than 10"),
-        (["--rounds", "1001"], "1001 rounds"),
+        (["--rounds", "9"], "9 rounds are too few"),
+        (["--rounds", "1001"], "1001 rounds are too many"),
         (["--threads", "0"], "0 threads"),
         (["--max-new-tokens", "1"], "1 new tokens"),
         (["--image", "nowhere.png"], "nowhere.png"),

@@ -163,6 +163,10 @@ class TestCommand:
         ):
             assert said in out
 
+    def test_where_nothing_is_pruned_there_is_one_ratio(self, call):
+        _, out, _ = call(SEVEN, "--device", "orin-nx-16gb", "--ttft", 400)
+        assert out.count("as it is") == len(ORIN.precisions)
+
     def test_needs_neither_torch_nor_onnx(self):
         code = (
             "import sys; from visprune.cli import run_command;"

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from visprune.bench.sweep import Plan, _claim, sweep
+from visprune.bench.sweep import FLOATS, Plan, _claim, _Maker, sweep
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import UsageError
@@ -66,6 +66,16 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
     broken = next(one for one in again.not_made if one.what == "fastv 50%, fp32")
     assert "is not whole" in broken.reason
     assert "rm -r" in broken.reason
+
+
+
+@pytest.mark.parametrize("width", FLOATS)
+def test_what_is_quantized_of_each_float_has_a_place_of_its_own(width, monkeypatch, tmp_path):
+    places = []
+    monkeypatch.setattr(_Maker, "_once", lambda maker, name, kind, make: places.append(f"{name}-{kind}"))
+    plan = Plan(("fastv",), (0.5,), (width, "int8"))
+    _Maker(None, find(None), plan, tmp_path, print).bundle("fastv", "int8")
+    assert places == [f"fastv-{width}", {"fp32": "fastv-int8", "fp16": "fastv-int8-fp16"}[width]]
 
 
 def test_another_directory_or_another_model_is_refused_and_left_alone(model, work, tmp_path, checkpoint):

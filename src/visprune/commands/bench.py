@@ -137,7 +137,7 @@ def _work(image: list[Path] | None, prompt: str, threads: int | None, **numbers:
 
     if not _LEAST_ROUNDS <= numbers["rounds"] <= _MOST_ROUNDS:
         raise UsageError(
-            f"{numbers['rounds']} rounds are not offered: fewer than {_LEAST_ROUNDS} tell too little.",
+            f"{numbers['rounds']} rounds are too {'few' if numbers['rounds'] < _LEAST_ROUNDS else 'many'}.",
             f"Give --rounds from {_LEAST_ROUNDS} to {_MOST_ROUNDS}.",
         )
     if threads is not None and threads < 1:

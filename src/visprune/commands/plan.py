@@ -250,7 +250,7 @@ def _print_choices(table: tuple[Choice, ...], chosen: Choice | None, ttft: float
     columns = ("ratio", "precision", "tokens", "first token, ms", "a token, ms", "memory", "")
     shown = Table(*columns, box=None, pad_edge=False)
     for choice in table:
-        ratio = "recipe" if choice.ratio is None else f"{choice.ratio:g}"
+        ratio = "as it is" if choice.ratio is None else f"{choice.ratio:g}"
         mark = "does not fit" if choice.fits is False else "in time" if choice.reached else "too late"
         shown.add_row(
             ratio,

@@ -269,8 +269,9 @@ def test_jsonl(write):
     for said, (number, why) in zip(found.skipped, numbered.items(), strict=True):
         assert said.startswith(f"Line {number} of {data}")
         assert why in said
-    with pytest.raises(InputError, match=rf"Line 3 of .* \(and {len(numbered) - 1} more\)"):
+    with pytest.raises(InputError, match=rf"Line 3 of .* \(and {len(numbered) - 1} more\)") as caught:
         check(found, strict=True)
+    assert "without --strict" in caught.value.hint
     check(found, strict=False)
 
 
@@ -319,5 +320,6 @@ def test_a_record_cannot_name_a_picture_elsewhere(folder):
     data = put(folder, "gqa.json", {"1": record, "2": "text"})
     found = read_questions(Files(data, images=folder / "images"), "gqa")
     assert "outside" in found.skipped[0]
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match="outside") as caught:
         check(found, strict=False)
+    assert caught.value.hint == "Mend the data."
