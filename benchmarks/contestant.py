@@ -53,9 +53,12 @@ def bundle(args: argparse.Namespace) -> Repeat:
     import visprune
     from visprune.runtime.keep import keep_for
     from visprune.runtime.pictures import Picture
+    from visprune.runtime.pipeline import threads_for
+    from visprune.runtime.runner import to_numpy
     from visprune.runtime.session import Session
 
-    pipeline = visprune.load(args.path, provider=args.provider, threads=args.threads)
+    threads = threads_for(args.provider, args.threads)
+    pipeline = visprune.load(args.path, provider=args.provider, threads=threads)
     manifest, executor = pipeline.manifest, pipeline._model.executor
     keep, picture = keep_for(manifest, ratio=args.ratio), Picture(pixels())
 
@@ -72,7 +75,8 @@ def bundle(args: argparse.Namespace) -> Repeat:
         start = time.perf_counter()
         for _ in range(args.steps):
             tokens.append(int(session.decode(tokens[-1]).argmax()))
-        return Repetition(done.logits, tokens, ms | {"decode": elapsed(start) / args.steps})
+        ms["decode"] = elapsed(start) / args.steps
+        return Repetition(to_numpy(done.logits).reshape(-1), tokens, ms)
 
     return repeat
 

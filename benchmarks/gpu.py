@@ -157,7 +157,7 @@ def made(checkpoint: Path, path: Path, target: str, gpu: Gpu | None) -> None:
     visprune.export(checkpoint, output=onnx, force=True, verify=False, **options)
     if gpu is not None and onnx != path:
         try:
-            visprune.build(onnx, path, target=target, sm=(gpu.sm,))
+            visprune.build(onnx, path, target=target, sm=(gpu.sm,) if known.anywhere else None)
         finally:
             shutil.rmtree(onnx)
 

@@ -8,12 +8,13 @@ process of its own, see `child`: in one process Polygraphy drives one of the two
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from visprune.errors import EngineError, UsageError
 from visprune.manifest import EngineProfile
@@ -77,7 +78,7 @@ def build_engine(request: Request) -> None:
     """Parse, set profiles, build, write.
 
     Raises:
-        EngineError: The graph cannot be read, or not be built.
+        EngineError: The graph cannot be read, or not be built, or the engine not be written.
         MissingExtraError: A package is not installed.
     """
     package = PACKAGES[request.flavour]
@@ -87,7 +88,7 @@ def build_engine(request: Request) -> None:
     polygraphy = require("polygraphy.backend.trt", extra=package.extra)
     failed = require("polygraphy.exception", extra=package.extra).PolygraphyException
     name = f"{package.name} {trt.__version__}"
-    with _errors() as errors:
+    with _errors() as errors, _measured(request.timing_cache) or nullcontext() as measured:
         try:
             builder, network = polygraphy.create_network(strongly_typed=True)
             parser = trt.OnnxParser(network, polygraphy.get_trt_logger())
@@ -98,18 +99,47 @@ def build_engine(request: Request) -> None:
                 network,
                 profiles=[_profile(polygraphy.Profile(), network, wanted) for wanted in request.profiles],
                 memory_pool_limits={trt.MemoryPoolType.WORKSPACE: request.workspace},
-                load_timing_cache=request.timing_cache,
+                load_timing_cache=measured,
                 profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
                 tf32=True,  # TensorRT's own default, which Polygraphy would turn off
             )
             if request.flavour == "tensorrt_rtx":
                 _build_for(trt, config, request.sm, name)
-            built = polygraphy.engine_bytes_from_network(
-                (builder, network), config, save_timing_cache=request.timing_cache
-            )
+            built = polygraphy.engine_bytes_from_network((builder, network), config)
         except failed:
             raise _not_built(request, name, errors) from None
-    Path(request.output).write_bytes(memoryview(built))
+    _write(request, built)
+    if request.timing_cache:
+        with suppress(OSError):  # then it is measured again
+            _replace(Path(request.timing_cache), config.get_timing_cache().serialize())
+
+
+def _measured(timing_cache: str | None) -> BinaryIO | None:
+    """What was measured before, opened; by a path, Polygraphy would fail where it may not lock the file."""
+    if timing_cache is not None:
+        with suppress(OSError):
+            return Path(timing_cache).open("rb")
+    return None
+
+
+def _write(request: Request, built: Any) -> None:
+    try:
+        _replace(Path(request.output), built)
+    except OSError as error:
+        raise EngineError(
+            f"The engine of {request.graph} cannot be written: {error.strerror or error}.",
+            "Free some space, or choose another disk with -o.",
+        ) from None
+
+
+def _replace(path: Path, content: Any) -> None:
+    """Write a file that is whole as soon as it is there, since other processes may read it."""
+    temporary = path.with_name(f".new-{os.getpid()}-{path.name}")
+    try:
+        temporary.write_bytes(memoryview(content))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -178,9 +208,7 @@ def _build_for(trt: Any, config: Any, sm: int, name: str) -> None:
     """Have TensorRT-RTX build for GPUs that need not be here; of this Polygraphy knows nothing."""
     capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
     if capability is None:
-        raise EngineError(
-            f"{name} does not know SM{sm}.", 'Update it: pip install -U "visprune[tensorrt-rtx]".'
-        )
+        raise EngineError(f"{name} does not know SM{sm}.", "Update it: pip install -U tensorrt-rtx.")
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # else its runs may not be captured: CUDA graphs

@@ -24,14 +24,20 @@ from visprune.runtime.verified import cache_dir
 __all__ = ["fetch", "key", "store", "timing_cache"]
 
 
-def key(manifest: Manifest, request: Request, version: str) -> str:
+_FORM = 1  # one more where `build_engine` sets other options
+
+
+def key(manifest: Manifest, request: Request, version: str, gpu: str = "") -> str:
     """The name of an engine: the hash of all that it depends on.
 
     The ONNX file that is built says how the graph is spelled, how its cache is written and for how many
-    tokens it has room; its weights have the hash that the manifest has for them.
+    tokens it has room; its weights have the hash that the manifest has for them. `gpu` is the name of the
+    one that is here, where engines are built for that alone.
     """
     data = manifest.graphs[request.graph].data
     parts = {
+        "form": _FORM,
+        "gpu": gpu,
         "onnx": sha256(Path(request.onnx)),
         "weights": manifest.files[data].sha256 if data else "",
         "flavour": request.flavour,

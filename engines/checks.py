@@ -10,7 +10,16 @@ from visprune.machine import Gpu
 from visprune.manifest import Manifest
 from visprune.optional import require
 from visprune.runtime.profiles import Limits, profiles
-from visprune.targets import PACKAGES, TARGETS, Target, check_sm, no_engines, refuse_other_target, tensorrt
+from visprune.targets import (
+    PACKAGES,
+    TARGETS,
+    Target,
+    check_sm,
+    export_for,
+    no_engines,
+    refuse_other_target,
+    tensorrt,
+)
 from visprune.targets import target as known_target
 
 __all__ = ["kinds", "problems"]
@@ -91,13 +100,8 @@ def _right_gpu(known: Target, asked: Sequence[int] | None, here: Gpu | None) -> 
     if here.sm not in known.sms:
         raise UnsupportedError(
             f"This GPU is SM{here.sm} ({here.name}), and {known.name} is for {_listed(known.sms)}.",
-            _for_gpu(here.sm),
+            export_for(here.sm),
         )
-
-
-def _for_gpu(sm: int) -> str:
-    fits = [one.name for one in TARGETS.values() if sm in one.sms]
-    return f"Export for {' or '.join(fits)}." if fits else "No target of this visprune is for this GPU."
 
 
 def _right_sm(known: Target, sm: int, times: int) -> None:

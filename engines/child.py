@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def build_in_child(request: Request, folder: Path, most: int | None = None) -> N
         finally:
             process.kill()
             process.communicate()
-    outcome = folder / _OUTCOME
-    if outcome.is_file():
-        found = json.loads(outcome.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):  # it wrote none, or had no room for it
+        found = json.loads((folder / _OUTCOME).read_text(encoding="utf-8"))
         raise getattr(errors, found["kind"])(found["what"], found["hint"])
     if code != 0:
         raise _died(request, code, (folder / _SAID).read_text(encoding="utf-8", errors="replace"))
@@ -115,14 +115,6 @@ def main(folder: Path) -> int:
         build_engine(request)
     except VispruneError as error:
         outcome = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
-        (folder / _OUTCOME).write_text(json.dumps(outcome), encoding="utf-8")
-        return 1
-    except OSError as error:
-        outcome = {
-            "kind": "EngineError",
-            "what": f"The engine of {request.graph} cannot be written: {error.strerror or error}.",
-            "hint": "Free some space, or choose another disk with -o.",
-        }
         (folder / _OUTCOME).write_text(json.dumps(outcome), encoding="utf-8")
         return 1
     return 0

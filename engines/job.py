@@ -166,6 +166,7 @@ def _engines(
         )
         for graph in planned.profiles
     }
+    here = "" if TARGETS[planned.target].anywhere or planned.gpu is None else planned.gpu.name
     engines = []
     for sm in planned.sms:
         timings = cache.timing_cache(version, sm) if flavour == "tensorrt" else None  # the other has none
@@ -176,7 +177,7 @@ def _engines(
             engine = Engine(graph, file, sm, flavour, version, made, room)
             onnx, place = str(forms[graph]), (folder / file).absolute()
             request = Request(graph, onnx, str(place), flavour, sm, made, timings, caps.workspace)
-            name = cache.key(manifest, request, version)
+            name = cache.key(manifest, request, version, here)
             if not cache.fetch(name, place):
                 with scratch(folder) as talk:
                     build_in_child(request, talk, caps.host)

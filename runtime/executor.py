@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from visprune.errors import BundleError
+from visprune.errors import BundleError, UsageError
 from visprune.manifest import Graph, Stage, TensorSpec
 from visprune.runtime.runner import Runner, Value, to_numpy
 
@@ -119,7 +119,12 @@ class Executor:
                 first axis for the stages after them. Without images, stages marked `image` or `visual` do not
                 run, and the values they would have assigned are those of their `bypass`, or empty, their
                 symbolic dimensions being 0.
+
+        Raises:
+            UsageError: The pipeline was closed.
         """
+        if not self._runners:
+            raise UsageError("The pipeline is closed.", "Load the bundle again.")
         timings: dict[str, float] = {}
         seen = []
         for image in images:

@@ -247,6 +247,7 @@ class Pipeline:
         """Free the graphs. Nothing can be generated after that."""
         for runner in self._runners.values():
             runner.__exit__(None, None, None)
+        self._runners.clear()  # the executor's too
 
     def __enter__(self) -> Pipeline:
         return self

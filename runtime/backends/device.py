@@ -26,11 +26,12 @@ _LEAST = 512  # bytes of a block: an address is needed even for nothing
 
 
 class DeviceMemoryError(UnsupportedError):
-    """The GPU has too little free memory."""
+    """The GPU has too little free memory; `needed` is None where how much is needed is not known."""
 
-    def __init__(self, needed: int, free: int) -> None:
+    def __init__(self, needed: int | None, free: int) -> None:
+        lacking = "which is too little" if needed is None else f"and {_readable(needed)} more are needed"
         super().__init__(
-            f"The GPU has {_readable(free)} of free memory, and {_readable(needed)} more are needed.",
+            f"The GPU has {_readable(free)} of free memory, {lacking}.",
             "Load with --low-memory, build with a smaller --max-cache, or quantize the bundle.",
         )
 
@@ -108,6 +109,7 @@ class Device:
 
     def free_memory(self) -> int:
         """Bytes that can be had, those that are kept for later use included."""
+        self.enter()
         idle = sum(size * len(addresses) for size, addresses in self._idle.items())
         free = int(self.call("cuMemGetInfo")[0])
         if self._shares_memory:  # CUDA does not count what the system would give back, such as cached files
@@ -223,6 +225,7 @@ class Device:
             self.release()
             self.call("cuMemFreeHost", self._pinned)
             self.call("cuStreamDestroy", self._stream)
+            self.call("cuDevicePrimaryCtxRelease", self._gpu)
 
     def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         """Call the driver API; what it returns beside the error code.

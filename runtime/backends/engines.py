@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import mmap
 import platform
+from contextlib import suppress
 from math import prod
 
 import numpy as np
 
+from visprune import machine
 from visprune.bundle import Bundle
-from visprune.errors import BundleError, UnsupportedError
+from visprune.errors import BundleError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph, Manifest
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.trt import TrtRunner, room
 from visprune.runtime.kv_cache import PAST
 from visprune.runtime.runner import BackendOptions, Runner, Specs
-from visprune.targets import PACKAGES, TARGETS, export_command, tensorrt
+from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
 
 __all__ = ["Engines"]
 
@@ -46,9 +48,10 @@ class Engines:
         self._device = Device()
         self._engines = _fitting(bundle, flavour, str(self._trt.__version__), self._device.sm)
         self._check_memory()
-        self._residents = Residents(self._open, self._size, self._device.free_memory)
-        if options.low_memory:
-            self._device.make_room = self._residents.make_room
+        self._residents = Residents(
+            self._open, self._size, self._device.free_memory, evict=options.low_memory
+        )
+        self._device.make_room = self._residents.make_room
 
     def __call__(self, graph: str) -> Runner:
         """The runner of a graph.
@@ -66,6 +69,7 @@ class Engines:
     def _open(self, graph: str) -> Runner:
         engine, interface = self._engines[graph], self._bundle.manifest.graphs[graph]
         self._device.enter()
+        self._device.trim()  # TensorRT takes memory of its own, and finds none that is kept for later use
         # Mapped: where the GPU has the machine's own memory, there is no room for a copy.
         with (
             self._bundle.file(engine.file).open("rb") as file,
@@ -92,19 +96,34 @@ def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
     manifest, name = bundle.manifest, PACKAGES[flavour].name
     built_for = TARGETS[manifest.target].engines if manifest.target in TARGETS else ""
     if built_for != flavour:
-        on_jetson = platform.machine() == "aarch64"
-        fitting = [t for t in TARGETS.values() if t.engines == flavour]
-        best = min(fitting, key=lambda target: target.jetson != on_jetson)
         other = next((p for p, of in _FLAVOURS.items() if of == built_for), None)
         raise UnsupportedError(
             f"This bundle was exported for {manifest.target}, and {provider} needs engines of {name}.",
             (f"Use --provider {other}, or export" if other else "Export")
-            + f" again and build: {export_command(manifest, best.name)}.",
+            + f" again and build: {export_command(manifest, _best(flavour))}.",
         )
     if not any(engine.flavour == flavour for engine in manifest.engines):
         raise UnsupportedError(
             "This bundle has no engines.", f"Build them: {_build_command(manifest, bundle.path)}."
         )
+
+
+def _best(flavour: str) -> str:
+    """The target of a package that is most likely this machine's: by its GPU, its TensorRT, its processor."""
+    here = machine.gpu()
+
+    def unlike(target: Target) -> tuple[bool, ...]:
+        installed = False
+        with suppress(VispruneError):
+            installed = bool(tensorrt(target.name))
+        return (
+            here is not None and here.sm not in target.sms,
+            not installed,
+            target.jetson != (platform.machine() == "aarch64"),
+            installed and target.flavour != "native",  # the better form, where its version is there
+        )
+
+    return min((t for t in TARGETS.values() if t.engines == flavour), key=unlike).name
 
 
 def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
@@ -114,7 +133,10 @@ def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, E
     again = f"Build engines again, from the bundle without any: {_build_command(manifest, 'DIR', sm)}."
     if sm not in (sms := sorted({engine.sm for engine in engines})):
         listed = ", ".join(f"SM{one}" for one in sms)
-        raise UnsupportedError(f"This bundle has engines for {listed}, and this GPU is SM{sm}.", again)
+        raise UnsupportedError(
+            f"This bundle has engines for {listed}, and this GPU is SM{sm}.",
+            again if sm in TARGETS[manifest.target].sms else export_for(sm),
+        )
     found = {engine.graph: engine for engine in engines if engine.sm == sm}
     for graph in {stage.graph: None for stage in manifest.stages}:
         if graph not in found:

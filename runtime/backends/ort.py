@@ -138,7 +138,7 @@ def _session(
             raise _no_memory(graph) from None
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load the graph {graph!r}: {text}",
-            "Update it with: pip install -U onnxruntime; or export the model again.",
+            "Update ONNX Runtime, or export the model again.",
         ) from None
 
 
@@ -256,7 +256,8 @@ def _first_line(error: Exception) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "failed to allocate memory" in text or "bad_alloc" in text
+    said = ("failed to allocate memory", "bad_alloc", "out of memory")  # the last by CUDA
+    return isinstance(error, MemoryError) or any(words in text for words in said)
 
 
 def _no_memory(graph: str) -> UnsupportedError:

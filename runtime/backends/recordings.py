@@ -60,16 +60,20 @@ class Recordings:
                 raise UnsupportedError("TensorRT says that this engine cannot be captured.", "")
             recording = self._device.record(work)
         except VispruneError as error:
-            self._able = False
-            warnings.warn(
-                f"{self._graph} runs without a CUDA graph, which is slower: {error.what}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self.give_up(error)
             return
         while len(self._made) >= _MOST:  # the one not used for longest makes room
             self._made.pop(next(iter(self._made)))[0].close()
         self._made[key] = (recording, context)
+
+    def give_up(self, error: VispruneError) -> None:
+        """Capture nothing from here on, and say why."""
+        self._able = False
+        warnings.warn(
+            f"{self._graph} runs without a CUDA graph, which is slower: {error.what}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def close(self) -> None:
         """Free them."""

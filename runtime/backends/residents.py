@@ -40,12 +40,18 @@ class Residents:
         open_runner: Opens that of a graph.
         needs: About how many bytes it takes.
         free: How many there are.
+        evict: Whether others may be closed for one that is used.
     """
 
     def __init__(
-        self, open_runner: Callable[[str], Runner], needs: Callable[[str], int], free: Callable[[], int]
+        self,
+        open_runner: Callable[[str], Runner],
+        needs: Callable[[str], int],
+        free: Callable[[], int],
+        *,
+        evict: bool,
     ) -> None:
-        self._open_runner, self._needs, self._free = open_runner, needs, free
+        self._open_runner, self._needs, self._free, self._evict = open_runner, needs, free, evict
         self._open: dict[str, Runner] = {}
 
     @property
@@ -54,7 +60,7 @@ class Residents:
         return tuple(self._open)
 
     def use(self, graph: str) -> Runner:
-        """The runner of a graph; opens it, and closes others for it.
+        """The runner of a graph; opens it, and closes others for it where that is allowed.
 
         Raises:
             DeviceMemoryError: It does not fit, even alone.
@@ -85,7 +91,7 @@ class Residents:
                     raise
 
     def _close_oldest(self, left: int) -> bool:
-        if len(self._open) <= left:
+        if not self._evict or len(self._open) <= left:
             return False
         self.close(next(iter(self._open)))
         return True

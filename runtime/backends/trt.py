@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.errors import BundleError, InputError, UnsupportedError
+from visprune.errors import BundleError, InputError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
 from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
@@ -79,11 +79,11 @@ class TrtRunner:
         self, trt: ModuleType, device: Device, engine: Engine, interface: Graph, content: Any
     ) -> None:
         self._trt, self._device, self._record, self._interface = trt, device, engine, interface
-        self._size, self._log = len(content), _log(trt)
+        self._log = _log(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise self._failure(f"cannot load {engine.file}")
+            raise self._failure(f"cannot load {engine.file}", len(content))
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if name not in self._inputs]
@@ -217,8 +217,11 @@ class TrtRunner:
         if asked != self._sizes[0]:
             context = self._context(profile)
             self._tell(context, tensors)
-            missing = context.infer_shapes()
-            found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+            try:
+                missing = context.infer_shapes()
+            except RuntimeError:  # what its bindings make of a failure
+                missing = list(tensors)
+            found = {} if missing else {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             if missing or any(dim < 0 for shape in found.values() for dim in shape):
                 raise self._failure(f"cannot tell what {self._record.file} puts out")
             self._sizes = (asked, found)
@@ -238,14 +241,14 @@ class TrtRunner:
         key: Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
         if self._recordings.launch(key):
             return
-        again = self._recordings.repeats(key)
-        context = self._new_context(profile) if again else self._context(profile)
+        own = self._own_context(profile) if self._recordings.repeats(key) else None
+        context = own or self._context(profile)
         self._tell(context, tensors)
         if self._scratch_size:
             context.set_device_memory(scratch.address, scratch.size)
         self._execute(context)
-        if again:
-            self._recordings.capture(key, context, lambda: self._execute(context))
+        if own:
+            self._recordings.capture(key, own, lambda: self._execute(own))
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):
@@ -258,6 +261,14 @@ class TrtRunner:
             if not shaped or not context.set_tensor_address(name, tensor.address):
                 raise self._failure(f"gives {self._record.file} no {name} {list(tensor.shape)}")
 
+    def _own_context(self, profile: int) -> Any:
+        """A context for a recording; None where there is no room for one more."""
+        try:
+            return self._new_context(profile)
+        except VispruneError as error:
+            self._recordings.give_up(error)
+            return None
+
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:
             self._contexts[profile] = self._new_context(profile)
@@ -267,7 +278,15 @@ class TrtRunner:
         """A context without memory of its own: all share the device's scratch memory."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy=strategy)
-        if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
+        if context is None and self._device.trim():
+            context = self._engine.create_execution_context(strategy=strategy)
+        if context is None:
+            raise self._failure(f"cannot begin {self._record.file}")
+        try:
+            begun = context.set_optimization_profile_async(profile, self._device.stream)
+        except RuntimeError:  # what its bindings make of False
+            begun = False
+        if not begun:
             raise self._failure(f"cannot begin {self._record.file}")
         return context
 
@@ -286,11 +305,11 @@ class TrtRunner:
             found["logits"] = RankedLogits(logits, token)
         return found
 
-    def _failure(self, what: str) -> BundleError | UnsupportedError:
-        """What TensorRT said last, as an error of ours."""
+    def _failure(self, what: str, needed: int | None = None) -> BundleError | UnsupportedError:
+        """What TensorRT said since it was asked last, as an error of ours; `needed` are bytes."""
         said = self._log.said() or "it did not say why"
         if "out of memory" in said.lower() or "outofmemory" in said.lower():
-            return DeviceMemoryError(self._size, self._device.free_memory())
+            return DeviceMemoryError(needed, self._device.free_memory())
         return BundleError(
             f"{self._trt.__name__} {self._trt.__version__} {what}: {said}.",
             "Build the engines of this bundle again; if that does not help, report this message.",
@@ -319,6 +338,7 @@ def _log(trt: ModuleType) -> Any:
                 self._errors = [*self._errors[-3:], " ".join(message.split()).rstrip(".")]
 
         def said(self) -> str:
-            return "; ".join(self._errors)
+            said, self._errors = self._errors, []
+            return "; ".join(said)
 
     return Log()

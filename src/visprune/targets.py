@@ -29,6 +29,7 @@ __all__ = [
     "check_sm",
     "check_version",
     "export_command",
+    "export_for",
     "in_place",
     "no_engines",
     "refuse_other_target",
@@ -50,7 +51,7 @@ class Package:
 
     Attributes:
         name: For people.
-        extra: Of visprune, that installs it.
+        extra: Of visprune, that installs it; the name of its own project too.
         in_place: The first version tried or documented to write a cache in place (ONNX `TensorScatter`).
     """
 
@@ -182,7 +183,7 @@ def check_version(name: str, version: str) -> None:
     elif known.jetson:
         hint = "Use the TensorRT of the JetPack that the target is for."
     else:
-        hint = f'Install another: pip install -U "visprune[{package.extra}]".'
+        hint = f'Install another: pip install "{package.extra}>={least},<{beyond}".'
     raise UnsupportedError(
         f"This is {package.name} {version}, and the target {name} takes {least} and newer, below {beyond}.",
         hint,
@@ -263,6 +264,12 @@ def export_command(manifest: Manifest, name: str) -> str:
         words += f" --keep-tokens {before.keep_tokens}"
         words += f" --then {inside.method}" if inside else ""
     return f"{words} --target {name}"
+
+
+def export_for(sm: int) -> str:
+    """What to do where a target does not take a kind of GPU."""
+    fits = [one.name for one in TARGETS.values() if sm in one.sms]
+    return f"Export for {' or '.join(fits)}." if fits else "No target of this visprune is for this GPU."
 
 
 def _other(known: Target, version: str) -> str | None:

@@ -68,7 +68,6 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
     assert "rm -r" in broken.reason
 
 
-
 @pytest.mark.parametrize("width", FLOATS)
 def test_what_is_quantized_of_each_float_has_a_place_of_its_own(width, monkeypatch, tmp_path):
     places = []

@@ -70,8 +70,8 @@ def test_versions_that_a_target_takes(name, version):
         ("jetpack7-orin", "10.3.0", "takes 10.15 and newer, below 12. Export for jetpack6, which"),
         ("jetpack7-thor", "10.13.3", "Export for jetpack7.0-thor, which"),
         ("jetpack7.0-thor", "10.16.1", "Export for jetpack7-thor, which"),
-        ("tensorrt", "10.3.0", r'pip install -U "visprune\[tensorrt\]"'),
-        ("rtx", "1.3.0", r'TensorRT-RTX 1.3.0.*pip install -U "visprune\[tensorrt-rtx\]"'),
+        ("tensorrt", "10.3.0", r'pip install "tensorrt>=10.15,<12"'),
+        ("rtx", "1.3.0", r'TensorRT-RTX 1.3.0.*pip install "tensorrt-rtx>=1.4,<2"'),
         ("onnxruntime", "1.31", "has no engines"),
     ],
 )

@@ -253,6 +253,19 @@ class TestChild:
             child.build_in_child(token_pruner(bundle, tmp_path / "engine"), tmp_path / "talk")
         assert "likely has no Ungather" in caught.value.hint
 
+    def test_an_engine_that_cannot_be_written(self, rtx, tmp_path):
+        (tmp_path / "talk").mkdir()
+        request = token_pruner(rtx, tmp_path / "nowhere" / "engine")
+        with pytest.raises(EngineError, match="token_pruner cannot be written: No such file") as caught:
+            child.build_in_child(request, tmp_path / "talk")
+        assert "Free some space" in caught.value.hint
+
+    def test_half_an_outcome_is_that_of_one_that_died(self, rtx, tmp_path, monkeypatch):
+        (tmp_path / "outcome.json").write_text('{"kind": "Eng')
+        monkeypatch.setattr(child, "_wait", lambda *_: 1)
+        with pytest.raises(EngineError, match="token_pruner for SM86 failed with exit code 1"):
+            child.build_in_child(token_pruner(rtx, tmp_path / "engine"), tmp_path)
+
     def test_its_last_words_are_told(self, tmp_path, rtx):
         request = token_pruner(rtx, tmp_path / "engine")
         assert "said last: b c d" in str(child._died(request, 3, "a\nb\nc\nd\n"))
@@ -297,6 +310,7 @@ def test_a_key_depends_on_all_that_an_engine_does(rtx, tmp_path):
     keys = [cache.key(rtx.manifest, replace(request, **change), "1.7") for change in changes]
     keys.append(cache.key(rtx.manifest, request, "1.8"))
     keys.append(cache.key(replace(rtx.manifest, dtype="float32"), request, "1.7"))
-    assert len(set(keys)) == len(changes) + 2
+    keys.append(cache.key(rtx.manifest, request, "1.7", "RTX A2000"))
+    assert len(set(keys)) == len(changes) + 3
     elsewhere = replace(request, output="elsewhere", timing_cache="other")
     assert cache.key(rtx.manifest, elsewhere, "1.7") == keys[0]

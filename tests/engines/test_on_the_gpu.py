@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx")
 
 from visprune import cli
 from visprune.bundle import Bundle
-from visprune.engines import build
+from visprune.engines import build, builder
 from visprune.errors import MissingExtraError, UnsupportedError, UsageError
 from visprune.machine import Gpu
 
@@ -72,6 +72,16 @@ def test_on_an_orin(jetpack6, tmp_path, monkeypatch, gpu, tensorrt, capsys):
     assert {(e.flavour, e.version, e.sm) for e in engines} == {("tensorrt", "10.3.0", 87)}
     assert engines[0].file == "engines/vision_encoder.sm87.engine"
     assert timings.read_bytes() != b"damaged"
+
+
+def test_what_was_measured_may_be_out_of_reach(tmp_path):
+    """It only saves time: an engine is built without."""
+    (tmp_path / "timings").mkdir()
+    assert builder._measured(str(tmp_path / "timings")) is None
+    assert builder._measured(None) is None
+    (tmp_path / "file").write_bytes(b"seconds")
+    with builder._measured(str(tmp_path / "file")) as file:
+        assert file.read() == b"seconds"
 
 
 REFUSED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +23,9 @@ from visprune.bundle import Bundle
 from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load
+from visprune.runtime.backends.engines import Engines
 from visprune.runtime.profiles import Limits
-from visprune.runtime.runner import to_numpy
+from visprune.runtime.runner import BackendOptions, to_numpy
 
 STEPS = 8
 NEVER = 1  # ends no answer
@@ -186,6 +188,22 @@ class TestCudaGraphs:
         assert len(told) == len({str(one.message) for one in told})
         assert gpu.launches == 0
 
+    def test_no_room_for_what_is_captured_leaves_the_answers(self, inside, inside_engines, gpu, monkeypatch):
+        create, made = fake_tensorrt.CudaEngine.create_execution_context, []
+
+        def one_for_each_profile(self, strategy):
+            made.append(self)
+            if made.count(self) > self.num_optimization_profiles:
+                return self.runtime.log.log(fake_tensorrt.ILogger.ERROR, "OutOfMemory")
+            return create(self, strategy)
+
+        monkeypatch.setattr(fake_tensorrt.CudaEngine, "create_execution_context", one_for_each_profile)
+        with load(inside.path) as cpu, load(inside_engines.path, provider="tensorrt") as engines:
+            with pytest.warns(RuntimeWarning, match="without a CUDA graph.*too little"):
+                said = turns(engines)
+            assert said == turns(cpu)
+        assert gpu.captures == 0
+
     def test_a_failing_capture_leaves_the_answers(self, inside, inside_engines, gpu, monkeypatch):
         begin = gpu.__class__.put
 
@@ -236,6 +254,22 @@ class TestMemory:
         with load(inside_engines.path, provider="tensorrt", low_memory=True) as pipeline:
             assert turns(pipeline) == wanted
         assert gpu.peak <= gpu.total
+
+    def test_low_memory_in_another_thread(self, inside_engines, gpu):
+        with (
+            load(inside_engines.path, provider="tensorrt", low_memory=True) as pipeline,
+            ThreadPoolExecutor(1) as threads,
+        ):
+            wanted = turns(pipeline)
+            assert threads.submit(turns, pipeline).result() == wanted
+
+    def test_an_engine_gets_the_memory_that_is_kept_for_later(self, inside_engines, gpu):
+        engines = Engines(inside_engines, BackendOptions("tensorrt", 1, low_memory=True))
+        before = gpu.used
+        engines._device.take(10 << 20)
+        assert gpu.used >= before + (10 << 20)
+        engines._residents.use("embedding")
+        assert gpu.used < before + (10 << 20)
 
     def test_too_little_is_refused_before_loading(self, inside_engines, gpu):
         gpu.total = 250_000

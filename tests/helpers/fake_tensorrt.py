@@ -2,7 +2,7 @@
 
 An engine file says which ONNX graph it is of, and what its profiles are. What runs reads its inputs from the
 addresses that were set, and writes its outputs to those that were set. What the real one reports is reported
-as it does, by False or None and a line in the log; what it would not notice is a `Fault`.
+as it does, by False, None or a RuntimeError, and a line in the log; what it would not notice is a `Fault`.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ class ExecutionContext:
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
         if not 0 <= profile_index < self.engine.num_optimization_profiles:
-            return self._refuse(f"there is no profile {profile_index}")
+            self._refuse(f"there is no profile {profile_index}")
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile, self.shapes = profile_index, {}
         return self._changed()
 

@@ -108,9 +108,17 @@ def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):
     assert "visprune[cpu]" in caught.value.hint
 
 
-def test_running_out_of_memory_is_said(embedding):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BFCArena: Failed to allocate memory for requested buffer of size 123",
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=h",
+        "std::bad_alloc",
+    ],
+)
+def test_running_out_of_memory_is_said(embedding, said):
     def fail(binding):
-        raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
+        raise RuntimeError(said)
 
     embedding._session = SimpleNamespace(io_binding=embedding._session.io_binding, run_with_iobinding=fail)
     with pytest.raises(UnsupportedError, match="not enough memory for the graph 'embedding'"):

@@ -85,6 +85,13 @@ def test_closed_stream_has_no_result(pipeline):
         _ = stream.result
 
 
+def test_a_closed_pipeline_answers_nothing(tiny_bundle):
+    with load(tiny_bundle) as pipeline:
+        pass
+    with pytest.raises(UsageError, match="pipeline is closed"):
+        pipeline.generate(None, "Say it", max_new_tokens=2)
+
+
 def test_stop_string_ends_the_answer(pipeline):
     whole = pipeline.generate(None, "Say it", max_new_tokens=30).text
     stop = whole[3:5]

@@ -15,6 +15,7 @@ import fake_tensorrt
 from engine_bundles import VERSION, with_engines
 from fake_cuda import Gpu
 
+from visprune import machine
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError, MissingExtraError, UnsupportedError, UsageError
 from visprune.manifest import MANIFEST, EngineProfile, FileRecord, Graph, InputRange, TensorSpec
@@ -124,6 +125,14 @@ class TestMachine:
             made.path, UnsupportedError, "has engines for SM86, and this GPU is SM90", "visprune-build DIR"
         )
 
+    def test_a_gpu_that_the_target_does_not_take(self, tiny_bundle, gpu, monkeypatch, tmp_path):
+        fake_tensorrt.install(monkeypatch, gpu, "tensorrt_rtx", "1.7.1")
+        options = {"in_place": False, "target": "rtx", "version": "1.7.1"}
+        bundle = with_engines(Bundle.open(tiny_bundle), tmp_path / "rtx", **options)
+        gpu.sm = 90
+        what = "has engines for SM86, and this GPU is SM90"
+        refused(bundle.path, UnsupportedError, what, "Export for tensorrt.", "tensorrt-rtx")
+
     def test_another_version(self, made, gpu, monkeypatch):
         fake_tensorrt.install(monkeypatch, gpu, version="10.15.3")
         refused(
@@ -141,6 +150,44 @@ class TestMachine:
         refused(made.path, UnsupportedError, "needs engines of TensorRT-RTX", "Use --provider tensorrt", rtx)
 
 
+class TestFailures:
+    """What TensorRT reports by exceptions and by the log comes out as one sentence."""
+
+    def test_of_a_profile(self, made, gpu, monkeypatch):
+        kind = fake_tensorrt.ExecutionContext
+        choose = kind.set_optimization_profile_async
+        monkeypatch.setattr(
+            kind, "set_optimization_profile_async", lambda self, _, stream: choose(self, 7, stream)
+        )
+        with (
+            load(made.path, provider="tensorrt") as pipeline,
+            pytest.raises(BundleError, match=r"cannot begin engines/.*: there is no profile 7\."),
+        ):
+            pipeline.generate(None, "a", max_new_tokens=2)
+
+    def test_of_shapes(self, made, gpu, monkeypatch):
+        def fail(self):
+            raise RuntimeError("infer_shapes error code: 3")
+
+        monkeypatch.setattr(fake_tensorrt.ExecutionContext, "infer_shapes", fail)
+        with (
+            load(made.path, provider="tensorrt") as pipeline,
+            pytest.raises(BundleError, match="cannot tell what engines/.* puts out"),
+        ):
+            pipeline.generate(None, "a", max_new_tokens=2)
+
+    def test_of_memory_after_loading(self, made, gpu, monkeypatch):
+        def fail(self, strategy):
+            self.runtime.log.log(fake_tensorrt.ILogger.ERROR, "OutOfMemory")
+
+        monkeypatch.setattr(fake_tensorrt.CudaEngine, "create_execution_context", fail)
+        with (
+            load(made.path, provider="tensorrt") as pipeline,
+            pytest.raises(DeviceMemoryError, match="of free memory, which is too little"),
+        ):
+            pipeline.generate(None, "a", max_new_tokens=2)
+
+
 class TestBundle:
     def test_no_engines(self, tiny_copy, gpu, edit_manifest):
         edit_manifest(tiny_copy, None, target="jetpack6")
@@ -152,9 +199,27 @@ class TestBundle:
         wanted = "visprune-export tiny --method fopru-rank --keep-tokens 4 --target rtx"
         what = "was exported for onnxruntime, and tensorrt-rtx needs"
         refused(tiny_bundle, UnsupportedError, what, wanted, "tensorrt-rtx")
-        for machine, target in (("x86_64", "tensorrt"), ("aarch64", "jetpack6")):
-            monkeypatch.setattr(platform, "machine", lambda name=machine: name)
-            refused(tiny_bundle, UnsupportedError, "was exported for", f"--target {target}")
+        for processor, target in (("x86_64", "tensorrt"), ("aarch64", "jetpack7-orin")):
+            monkeypatch.setattr(platform, "machine", lambda name=processor: name)
+            refused(tiny_bundle, UnsupportedError, "was exported for", f"--target {target}.")
+
+    @pytest.mark.parametrize(
+        ("sm", "version", "target"),
+        [
+            (87, "10.3.0", "jetpack6"),
+            (87, "10.16.1", "jetpack7-orin"),
+            (110, "10.13.3", "jetpack7.0-thor"),
+            (110, "10.16.1", "jetpack7-thor"),
+            (90, "10.16.1", "tensorrt"),
+        ],
+    )
+    def test_another_target_is_told_by_gpu_and_version(
+        self, tiny_bundle, gpu, monkeypatch, sm, version, target
+    ):
+        fake_tensorrt.install(monkeypatch, gpu, version=version)
+        monkeypatch.setattr(machine, "gpu", lambda: machine.Gpu("Orin", sm))
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+        refused(tiny_bundle, UnsupportedError, "was exported for", f"--target {target}.")
 
     def test_a_graph_without_an_engine(self, made, changed, gpu):
         left = tuple(one for one in made.manifest.engines if one.graph != "embedding")
@@ -240,9 +305,9 @@ class Fake:
 
 
 class TestResidents:
-    def residents(self, guess=lambda name: 4, **memory):
+    def residents(self, guess=lambda name: 4, evict=True, **memory):
         memory = {"a": 4, "b": 4, "c": 4, **memory}
-        return Residents(lambda name: Fake(name, memory), guess, lambda: memory["free"])
+        return Residents(lambda name: Fake(name, memory), guess, lambda: memory["free"], evict=evict)
 
     def test_the_last_used_stay(self):
         among = self.residents(free=9)
@@ -257,6 +322,14 @@ class TestResidents:
         assert among.open == ("b",)
         with pytest.raises(DeviceMemoryError):
             self.residents(free=3).use("a")
+
+    def test_none_is_closed_where_that_was_not_asked_for(self):
+        among = self.residents(free=7, evict=False)
+        among.use("a")
+        with pytest.raises(DeviceMemoryError):
+            among.use("b")
+        assert not among.make_room()
+        assert among.open == ("a",)
 
     def test_room_is_made_but_not_of_what_runs(self):
         among = self.residents(free=9)

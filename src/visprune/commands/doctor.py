@@ -66,7 +66,7 @@ def _here() -> dict[str, Any]:
     from visprune.runtime.verified import cache_dir
 
     cache = cache_dir()
-    existing = next((place for place in (cache, *cache.parents) if place.exists()), cache)
+    existing = next((place for place in (cache, *cache.parents) if os.path.exists(place)), cache)  # noqa: PTH110 - a Path would raise where it may not look
     writable = os.access(existing, os.W_OK)
     return {
         "visprune": __version__,
