@@ -116,8 +116,8 @@ def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
         gpu: The GPU that computes; None on the CPU.
         powercap: Where Linux has the processor's counters.
     """
-    if gpu is not None:
-        yield _Nvml(gpu) if gpu.joules() is not None else NoCounter("no counter: this GPU has none")
+    if gpu is not None and gpu.joules() is not None:
+        yield _Nvml(gpu)
         return
     if shutil.which("tegrastats"):
         command = ["tegrastats", "--interval", str(_TEGRASTATS_MS)]
@@ -126,6 +126,9 @@ def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
                 yield Tegrastats(process.stdout) if process.stdout else NoCounter("no counter")
             finally:
                 process.kill()
+        return
+    if gpu is not None:
+        yield NoCounter("no counter: this GPU has none")
         return
     zones = sorted(zone for zone in powercap.glob("intel-rapl:*") if zone.name.count(":") == 1)
     zones = [zone for zone in zones if _name(zone).startswith("package")]

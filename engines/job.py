@@ -41,7 +41,8 @@ class Plan:
         profiles: Of each graph; empty where they cannot be told.
         capacities: Tokens that caches have room for, of each graph that writes its own in place.
         graph_bytes: Of each graph and its weights; an engine has these, and its kernels.
-        cache_bytes: Of keys and values, where the cache is full.
+        cache_bytes: Of keys and values, where the cache is full; of two where a step reads one and writes
+            the next.
         problems: Why it would be refused; empty if it would not.
     """
 
@@ -133,7 +134,7 @@ def plan(
             name: sum(manifest.files[file].size for file in (graph.file, graph.data) if file)
             for name, graph in manifest.graphs.items()
         },
-        2 * decoder.num_kv_heads * decoder.head_dim * width * sum(held),
+        (1 if rooms else 2) * 2 * decoder.num_kv_heads * decoder.head_dim * width * sum(held),
         refused,
     )
 

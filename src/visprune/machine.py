@@ -30,12 +30,14 @@ class Gpu:
         sm: Its compute capability times ten, such as 87.
         memory: Bytes; those of the machine where the two share it. None: not told.
         driver: Its version, such as "570.86.15"; None: not told.
+        answers: Whether its driver told of it; a Jetson's is known by its chip too.
     """
 
     name: str
     sm: int
     memory: int | None = None
     driver: str | None = None
+    answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _chip(system: System) -> Gpu | None:
     for compatible in system.text("proc/device-tree/compatible").split("\0"):
         if compatible in _CHIPS:
             name, sm = _CHIPS[compatible]
-            return Gpu(name, sm, memory(system))
+            return Gpu(name, sm, memory(system), answers=False)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +81,19 @@ def test_tegrastats_is_added_up_while_it_runs(monkeypatch, tmp_path):
         time.sleep(0.2)
         assert 0 < found.joules() <= 5.128 * (time.perf_counter() - start + 5)
         assert "tegrastats" in found.about
+
+
+@pytest.mark.usefixtures("no_tegrastats")
+def test_a_gpu_that_counts_no_energy(monkeypatch, tmp_path):
+    silent = SimpleNamespace(joules=lambda: None, name="a GPU")
+    with counter(silent, tmp_path / "none") as found:
+        assert found.about == "no counter: this GPU has none"
+    program = tmp_path / "tegrastats"
+    program.write_text(f"#!/bin/sh\necho '{ORIN_NX}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with counter(silent, tmp_path / "none") as found:
+        assert isinstance(found, Tegrastats)  # a Jetson, where NVML may know the GPU
 
 
 def test_the_energy_of_lines_is_power_by_time():

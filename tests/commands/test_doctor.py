@@ -117,8 +117,14 @@ def test_a_jetson_whose_tensorrt_is_hidden(on, monkeypatch):
     assert made["build engines for jetpack6"] == hidden
     assert "SM87" in made["run on tensorrt-rtx"]
     assert "--provider tensorrt" in on("orin-nano-jetpack6", providers=EVERYTHING[:1])["run on cuda"]
-    seen = on("orin-nano-jetpack6", "tensorrt", "cuda-bindings", *BUILD)
+    seen = on("orin-nano-jetpack6", "tensorrt", "cuda-bindings", *BUILD, gpu=Gpu("Orin", 87))
     assert seen["run on tensorrt"] == seen["build engines for jetpack6"] == ""
+
+
+def test_a_jetson_whose_driver_does_not_answer(on):
+    made = on("orin-nano-jetpack6", "tensorrt", "cuda-bindings", *BUILD)
+    for name in ("run on tensorrt", "run on cuda", "build engines for jetpack6"):
+        assert "--runtime nvidia" in made[name]
 
 
 def test_a_tensorrt_of_another_version(on, monkeypatch):

@@ -19,7 +19,7 @@ from visprune.machine import Gpu, Jetson, System
         ("rtx4090", Gpu("NVIDIA GeForce RTX 4090", 89, 24564 << 20, "570.86.15"), None, "12.8", None),
         (
             "orin-nano-jetpack6",  # nvidia-smi does not know its SM there
-            Gpu("Orin", 87, 7802056 * 1024, "540.4.0"),
+            Gpu("Orin", 87, 7802056 * 1024, "540.4.0", answers=False),
             Jetson("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", "36.4.3", "6.2+b77"),
             "12.6.11",
             "MAXN_SUPER",

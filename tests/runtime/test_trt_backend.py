@@ -172,7 +172,7 @@ class TestFailures:
         monkeypatch.setattr(fake_tensorrt.ExecutionContext, "infer_shapes", fail)
         with (
             load(made.path, provider="tensorrt") as pipeline,
-            pytest.raises(BundleError, match="cannot tell what engines/.* puts out"),
+            pytest.raises(BundleError, match=r"cannot tell what engines/.* puts out"),
         ):
             pipeline.generate(None, "a", max_new_tokens=2)
 

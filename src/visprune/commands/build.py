@@ -170,11 +170,11 @@ def _shape(numbers: tuple[int, ...]) -> str:
 
 def _limits(planned: Plan) -> str:
     limits = planned.limits
-    in_place = ", written in place" if planned.capacities else ""
+    how = "written in place" if planned.capacities else "the one read and the next"
     pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
     return (
         f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
-        f"{limits.max_cache} (cache {size(planned.cache_bytes)}{in_place})"
+        f"{limits.max_cache} (cache {size(planned.cache_bytes)}, {how})"
     )
 
 

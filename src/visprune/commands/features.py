@@ -165,7 +165,14 @@ def _wrong_version(found: Found, target: Target, package: str) -> str:
 
 
 def _no_gpu(found: Found) -> str:
-    return "" if found.gpu else "no NVIDIA GPU with a driver found"
+    if found.gpu is None:
+        return "no NVIDIA GPU with a driver found"
+    if not found.gpu.answers and found.has(*_ON_A_GPU):  # without these it was not asked
+        return (
+            "the GPU's driver does not answer: a container needs --runtime nvidia, a user the groups video "
+            "and render"
+        )
+    return ""
 
 
 def _no_rtx_gpu(found: Found) -> str:
