@@ -61,7 +61,7 @@ def bench(  # noqa: PLR0913 - a command line's options
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Of a sweep: fp32, fp16, int8, int8-dynamic, int4.",
+            help="Of a sweep: fp32, fp16, int8, int8-dynamic, fp8, int4.",
             show_default=_PRECISIONS,
         ),
     ] = None,

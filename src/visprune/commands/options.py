@@ -89,7 +89,9 @@ KeepTokens = Annotated[int | None, typer.Option(help="The same as a number of to
 Provider = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="What runs the graphs: cpu or cuda; or the engines: tensorrt, tensorrt-rtx."
+        metavar="NAME",
+        help="What runs the graphs: cpu, cuda, ort-tensorrt, ort-tensorrt-rtx; or the engines: tensorrt, "
+        "tensorrt-rtx.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Processor threads.", show_default="physical cores")]
