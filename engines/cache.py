@@ -23,7 +23,6 @@ from visprune.runtime.verified import cache_dir
 
 __all__ = ["fetch", "key", "store", "timing_cache"]
 
-
 _FORM = 1  # one more where `build_engine` sets other options
 
 

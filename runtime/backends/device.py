@@ -87,7 +87,7 @@ class Device:
         self._scratch: Block | None = None
         self._start()
         (self._gpu,) = self.call("cuDeviceGet", 0)
-        (self._context,) = self.call("cuDevicePrimaryCtxRetain", self._gpu)  # TensorRT's too
+        (self._context,) = self.call("cuDevicePrimaryCtxRetain", self._gpu)  # TensorRT's too, to the end
         self.enter()
         kinds = self._driver.CUdevice_attribute
         major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
@@ -225,7 +225,6 @@ class Device:
             self.release()
             self.call("cuMemFreeHost", self._pinned)
             self.call("cuStreamDestroy", self._stream)
-            self.call("cuDevicePrimaryCtxRelease", self._gpu)
 
     def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         """Call the driver API; what it returns beside the error code.
