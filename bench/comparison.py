@@ -15,6 +15,7 @@ from visprune.bench.rows import report_of
 from visprune.bench.worker import Contender
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
+from visprune.runtime.backends import ENGINES
 from visprune.runtime.conversation import check_prompt
 from visprune.runtime.images import decode
 from visprune.runtime.verified import verify
@@ -65,7 +66,10 @@ def compare(
     for bundle in opened:
         verify(bundle, lambda name, _: report(f"checking {name}", 0, 1))
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
-        found = line_up(opened, lambda manifest, method: make(manifest, method, Path(folder), report))
+        engines = work.provider in ENGINES
+        found = line_up(
+            opened, lambda manifest, method: make(manifest, method, Path(folder), report, engines=engines)
+        )
         if against is not None:
             found.entries += in_pytorch(found.entries)
         return run(found, work, report)

@@ -9,6 +9,7 @@ from visprune.bench.measure import Progress
 from visprune.bundle import Bundle
 from visprune.errors import CheckpointError
 from visprune.quantize.quantizer import DEMO
+from visprune.targets import target
 
 if TYPE_CHECKING:
     from visprune.export.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
     return model, found
 
 
-def make(manifest: Manifest, method: str, folder: Path, progress: Progress) -> Bundle:
+def make(manifest: Manifest, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
     """Export a bundle's model with another method and all tokens kept, in the same precision.
 
     It is not compared with PyTorch.
@@ -53,10 +54,12 @@ def make(manifest: Manifest, method: str, folder: Path, progress: Progress) -> B
         method: One before the LLM.
         folder: Where to make it, under a name of its own.
         progress: Called as it goes on.
+        engines: Whether it needs engines too, which are built for the same kinds of GPU.
 
     Raises:
         VispruneError: It cannot be made; why.
     """
+    from visprune.engines import build
     from visprune.export import export
     from visprune.quantize import quantize
     from visprune.quantize.options import FLOAT
@@ -73,9 +76,13 @@ def make(manifest: Manifest, method: str, folder: Path, progress: Progress) -> B
         revision=checkpoint.revision,
         progress=progress,
     )
-    if manifest.quantization is None:
-        return made
-    parts: dict[str, Any] = dict(manifest.quantization.parts)
-    precision = next(name for name in parts.values() if name != FLOAT)
-    quantized = place.with_name(f"{place.name}-quantized")
-    return quantize(made, quantized, precision=precision, timing=False, progress=progress, **parts)
+    if manifest.quantization is not None:
+        parts: dict[str, Any] = dict(manifest.quantization.parts)
+        precision = next(name for name in parts.values() if name != FLOAT)
+        quantized = place.with_name(f"{place.name}-quantized")
+        made = quantize(made, quantized, precision=precision, timing=False, progress=progress, **parts)
+    if engines:
+        sms = sorted({engine.sm for engine in manifest.engines}) if target(manifest.target).anywhere else None
+        built = place.with_name(f"{place.name}-engines")
+        made = build(made, built, target=manifest.target, sm=sms, progress=progress)
+    return made

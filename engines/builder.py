@@ -38,15 +38,16 @@ class Caps:
         host: Bytes of memory of the process that builds; None: as much as there is.
 
     Raises:
-        UsageError: A number is below 1.
+        UsageError: What is no whole number of at least 1.
     """
 
     workspace: int = WORKSPACE
     host: int | None = None
 
     def __post_init__(self) -> None:
-        if self.workspace < 1 or (self.host is not None and self.host < 1):
-            raise UsageError("A cap on memory is not positive.", "Give gigabytes, such as 4.")
+        for value in (self.workspace, self.host):
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"A cap on memory is {value}.", "Give a positive whole number of bytes.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +178,12 @@ def _cause(text: str, operator: str) -> str:
     said = text.lower()
     if "opset" in said:
         return "The graph is of an opset that this TensorRT does not know: update TensorRT."
+    if "initializer" in said or "weight" in said or "external" in said or "open file" in said:
+        return "The data beside the graph likely cannot be read: copy the bundle again."
     if "importer" in said or "plugin" in said or "unsupported" in said:
         return (
             f"This TensorRT likely has no {operator or 'such operator'}: update it, or export for its target."
         )
-    if "weight" in said or "external" in said or "open file" in said:
-        return "The data beside the graph likely cannot be read: copy the bundle again."
     return "The graph was likely exported for another target: export it for this one."
 
 

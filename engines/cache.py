@@ -52,7 +52,10 @@ def key(manifest: Manifest, request: Request, version: str, gpu: str = "") -> st
 
 def fetch(name: str, place: Path) -> bool:
     """Copy an engine to `place`, if there is a good one. A damaged one is removed."""
-    for entry in sorted(_folder().glob(f"{name}.*.engine")):
+    entries: list[Path] = []
+    with suppress(OSError):  # it may not be looked into
+        entries = sorted(_folder().glob(f"{name}.*.engine"))
+    for entry in entries:
         with suppress(OSError):  # another process may remove it
             shutil.copyfile(entry, place)
             if sha256(place) == entry.name.split(".")[1]:

@@ -49,7 +49,9 @@ def write_in_place(model: ir.Model, nodes: Nodes, name: str, capacity: int) -> N
     columns = _Columns(nodes, capacity)
     found = [value for value in graph.inputs if _is_past(value)]
     if not found:
-        raise EngineError(f"{name} has no cache to be written in place.", "Give a capacity of 0.")
+        raise EngineError(
+            f"{name} has no cache to be written in place.", "Copy the bundle again, or export it again."
+        )
     for node in tuple(graph):
         columns.hide(node)
     for node in tuple(graph):

@@ -113,6 +113,7 @@ def plan(
 ) -> Plan:
     """What `build` would do, and all reasons why it would not; nothing is built."""
     manifest, decoder, here = bundle.manifest, bundle.manifest.decoder, machine.gpu()
+    sm = None if sm is None else tuple(sm)
     found, wanted, rooms = limits or Limits(), {}, {}
     refused = tuple(problems(manifest, target, sm, found, here))
     try:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from visprune.engines.in_place import write_in_place
 from visprune.engines.nodes import Nodes
+from visprune.errors import BundleError
 
 __all__ = ["prepare"]
 
@@ -35,8 +36,14 @@ def prepare(onnx: Path, *, cache_capacity: int) -> Path:
 
     Raises:
         EngineError: The graph has no cache, or reads it in a way that is not known.
+        BundleError: The file is no graph.
     """
-    model = ir.load(onnx)
+    try:
+        model = ir.load(onnx)
+    except Exception as error:  # protobuf's own
+        raise BundleError(
+            f"{onnx.name} is no ONNX graph.", "Copy the bundle again, or export it again."
+        ) from error
     logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
     if logits is None and cache_capacity == 0:
         return onnx

@@ -56,8 +56,10 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_images", "max_prompt", "max_cache"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}.", "Give a number of at least 1.")
+            if value is None and name != "max_images":
+                continue
+            if type(value) is not int or value < 1:
+                raise UsageError(f"{name} is {value}.", "Give a whole number of at least 1.")
         if self.max_prompt and self.max_cache and self.max_prompt > self.max_cache:
             raise UsageError(
                 f"A prompt of {self.max_prompt} tokens does not fit into a cache of {self.max_cache}.",

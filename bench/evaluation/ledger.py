@@ -44,6 +44,7 @@ class Ledger:
         self._known: dict[str, dict[str, Answer]] = {}
         self._places: dict[str, str] = {}
         self._file: int | None = None
+        self._begun = False  # by this run
         if path is None:
             return
         try:
@@ -88,6 +89,8 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._begun and not self._known and self.path is not None:
+            self.path.unlink(missing_ok=True)  # it would bind the next run, and holds nothing
         self._close()
 
     def _close(self) -> None:
@@ -119,6 +122,7 @@ class Ledger:
         if force or not lines:
             os.ftruncate(self._file, 0)
             self._write(first)
+            self._begun = True
             return
         for name, value in first.items():
             if begun.get(name) != value:

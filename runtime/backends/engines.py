@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import platform
+import shlex
 from contextlib import suppress
 from math import prod
 
@@ -173,4 +174,4 @@ def _cache_bytes(engine: Engine, interface: Graph) -> int:
 
 def _build_command(manifest: Manifest, folder: object, sm: int | None = None) -> str:
     only = f" --sm {sm}" if sm and TARGETS[manifest.target].anywhere else ""
-    return f"visprune-build {folder} --target {manifest.target}{only} -o NEW"
+    return f"visprune-build {shlex.quote(str(folder))} --target {manifest.target}{only} -o NEW"

@@ -143,7 +143,7 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         command = typer.main.get_command(_alias(verb) if verb else _umbrella(arguments))
         with _stoppable():
             result = command.main(list(arguments), prog_name=program, standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)  # unlike `sys.stdout.flush`, where that was closed too
     except VispruneError as error:
         return _fail(error.what, error.hint)
     except _ClickException as error:
@@ -160,6 +160,12 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ImportError as error:
+        # What a package in C makes of a signal that came while it was imported.
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, (KeyboardInterrupt, _StoppedBy)):
+            return _stop(getattr(cause, "signal", signal.SIGINT))
+        raise
     except MemoryError:
         return _fail("There is not enough memory.", "Take a smaller model, or close other programs.")
     except OSError as error:

@@ -141,7 +141,7 @@ def _smi(system: System) -> Gpu | None:
     return Gpu(
         name,
         int(capability.replace(".", "")),
-        int(mebibytes) << 20 if mebibytes.isdigit() else shared,
+        int(mebibytes) << 20 if mebibytes.isdecimal() else shared,
         driver if driver[:1].isdigit() else None,
     )
 

@@ -49,25 +49,29 @@ def check_destination(destination: Path, *, force: bool, marker: str) -> None:
         parent = existing_parent(destination)
     except OSError as error:
         raise _cannot_make(destination, error) from None
+    if exists and not replaceable:
+        raise UsageError(f"{destination} exists and is not a bundle.", "Choose another directory with -o.")
     if exists and not force:
         raise UsageError(
             f"{destination} exists.", "Choose another directory with -o, or replace it with --force."
         )
-    if exists and not replaceable:
-        raise UsageError(
-            f"{destination} exists and is not a bundle, so --force will not replace it.",
-            "Choose another directory with -o.",
-        )
+    if exists and Path.cwd().is_relative_to(_absolute(destination)):
+        raise UsageError(f"{destination} is where you are, and would go.", "Leave it first.")
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{parent} cannot be written to.", "Choose another directory with -o.")
 
 
 def existing_parent(path: Path) -> Path:
     """The nearest directory above `path` that is there."""
-    parent = path.absolute().parent
+    parent = _absolute(path).parent
     while not parent.exists():
         parent = parent.parent
     return parent
+
+
+def _absolute(path: Path) -> Path:
+    """Without `..`, whose directory would have to be made first."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps them
 
 
 def _cannot_make(destination: Path, error: OSError) -> UsageError:
@@ -85,7 +89,7 @@ def staged(destination: Path) -> Iterator[Path]:
         ExportError: The disk is full, or the destination has appeared meanwhile.
         UsageError: The directory cannot be made.
     """
-    destination = destination.absolute()
+    destination = _absolute(destination)
     keep = existing_parent(destination)
     replaces = destination.exists()
     try:

@@ -255,15 +255,29 @@ def refuse_other_target(manifest: Manifest, name: str) -> None:
 
 
 def export_command(manifest: Manifest, name: str) -> str:
-    """What makes a bundle of the same model and methods for a target."""
-    before, inside = manifest.pruning, manifest.layer_pruning
-    model = "" if manifest.source.model == "visprune-demo" else f" {manifest.source.model}"
-    method = before.method if inside is None or before.budget.prunable else inside.method
-    words = f"visprune-export{model} --method {method}"
+    """What makes a bundle of the same model and methods for a target.
+
+    A model that was a directory is `MODEL`, and a recipe that of `BUNDLE`: a manifest knows no paths.
+    """
+    before, inside, model = manifest.pruning, manifest.layer_pruning, manifest.source.model
+    words = ["visprune-export"]
+    if model != "visprune-demo":
+        words.append(model if "/" in model else "MODEL")
+    words += ["--method", before.method if inside is None or before.budget.prunable else inside.method]
     if before.budget.prunable:
-        words += f" --keep-tokens {before.keep_tokens}"
-        words += f" --then {inside.method}" if inside else ""
-    return f"{words} --target {name}"
+        words += ["--keep-tokens", str(before.keep_tokens)]
+    if inside is not None and inside.budget.is_recipe:
+        words += ["--then", inside.method] if before.budget.prunable else []
+        words += ["--recipe", "BUNDLE/recipe.json"]
+    elif inside is not None:
+        ratio = f"{inside.budget.ratio:g}"
+        words += ["--then", f"{inside.method}:{ratio}"] if before.budget.prunable else ["--ratio", ratio]
+    elif (segments := sum(graph.startswith("decoder_segment") for graph in manifest.graphs)) > 1:
+        words += ["--segments", str(segments)]
+    if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, name) if one in TARGETS}:
+        words += ["--dtype", {"float32": "fp32", "float16": "fp16"}[manifest.dtype]]
+    words += ["--target", name]
+    return " ".join(words) + (", then visprune-quantize as before" if manifest.quantization else "")
 
 
 def export_for(sm: int) -> str:

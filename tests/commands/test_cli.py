@@ -45,6 +45,13 @@ def process(*arguments, **kwargs):
     )
 
 
+def interrupted_import():
+    """What Python raises where Ctrl-C ended the beginning of a package in C."""
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 class TestHelp:
     def test_is_quick_and_light(self):
         code = (
@@ -172,6 +179,7 @@ class TestMistakes:
             (UsageError("What.", "Hint."), 2, "error: What.\n  Hint.\n"),
             (KeyboardInterrupt(), 130, "Stopped."),
             (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+            (interrupted_import(), 130, "Stopped."),
             (
                 OSError(errno.ENOSPC, "No space left on device", "/x"),
                 2,
@@ -194,6 +202,12 @@ class TestMistakes:
         assert (got, out) == (code, "")
         assert err.startswith(said)
         assert bool(err) == bool(said)
+
+    @pytest.mark.parametrize("closed", ["stdout", "stderr"])
+    def test_a_stream_that_is_closed(self, closed):
+        script = f"exec {sys.executable} -m visprune methods {'>' if closed == 'stdout' else '2>'}&-"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_a_bug_shows_itself(self, call, monkeypatch):
         monkeypatch.setattr("visprune.commands.methods._row", lambda _: 1 / 0)

@@ -57,6 +57,12 @@ def test_tells_what_works(call):
         assert part in out
 
 
+def test_a_cache_that_cannot_be_a_directory(call, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "not writable" in call()[1]
+
+
 def test_every_provider_and_target_is_judged(on):
     made = on("plain")
     assert {name.removeprefix("run on ") for name in made if name.startswith("run on")} >= set(PROVIDERS)

@@ -346,11 +346,10 @@ def test_a_free_place_is_accepted_and_left_as_it_is(tmp_path):
 )
 def test_a_place_that_is_taken_is_refused_even_with_force(tmp_path, make):
     make(tmp_path / "out")
-    with pytest.raises(UsageError, match="exists") as caught:
-        check_destination(tmp_path / "out", force=False, marker=MARKER)
-    assert "--force" in caught.value.hint
-    with pytest.raises(UsageError, match="is not a bundle, so --force will not replace it"):
-        check_destination(tmp_path / "out", force=True, marker=MARKER)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="exists and is not a bundle") as caught:
+            check_destination(tmp_path / "out", force=force, marker=MARKER)
+        assert "--force" not in caught.value.hint
 
 
 def test_force_replaces_an_earlier_bundle_only(tmp_path):
@@ -360,8 +359,26 @@ def test_force_replaces_an_earlier_bundle_only(tmp_path):
         check_destination(tmp_path / "out", force=True, marker=MARKER)
     (tmp_path / "out" / MARKER).write_text("{}")
     check_destination(tmp_path / "out", force=True, marker=MARKER)
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match="out exists\\.") as caught:
         check_destination(tmp_path / "out", force=False, marker=MARKER)
+    assert "--force" in caught.value.hint
+
+
+@pytest.mark.parametrize("place", [".", "onnx/..", "..", "../out"])
+def test_where_one_stands_is_not_replaced(tmp_path, monkeypatch, place):
+    here = tmp_path / "out" / ("below" if place == ".." else "")
+    for folder in (here, here / "onnx"):
+        folder.mkdir(parents=True)
+    (tmp_path / "out" / MARKER).write_text("{}")
+    monkeypatch.chdir(here)
+    with pytest.raises(UsageError, match="is where you are"):
+        check_destination(Path(place), force=True, marker=MARKER)
+
+
+def test_a_way_back_is_not_made(tmp_path):
+    with staged(tmp_path / "a" / ".." / "b") as folder:
+        (folder / MARKER).write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_a_parent_that_is_a_file_is_refused(tmp_path):

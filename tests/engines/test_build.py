@@ -19,6 +19,7 @@ from visprune.bundle import Bundle
 from visprune.engines import Caps, build, cache, child
 from visprune.engines.builder import Request, build_engine
 from visprune.engines.job import plan
+from visprune.engines.rewrite import prepare
 from visprune.errors import (
     BundleError,
     EngineError,
@@ -110,6 +111,17 @@ class TestBuild:
             sizes.append(output.stat().st_size)
         assert sizes[1] - sizes[0] < rtx.manifest.files[graph.data].size
 
+    def test_kinds_of_gpu_that_are_read_once(self, rtx, tmp_path, cached, no_child):
+        made = build(rtx, tmp_path / "new", sm=(sm for sm in (86,)))
+        assert {engine.sm for engine in made.manifest.engines} == {86}
+
+    def test_a_cache_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
+        def refuse(folder, pattern):
+            raise PermissionError(13, "Permission denied", str(folder))
+
+        monkeypatch.setattr(Path, "glob", refuse)
+        assert not cache.fetch("name", tmp_path / "place")
+
     def test_of_a_bundle_with_engines_nothing_is_made(self, rtx, tmp_path, cached, no_child):
         made = build(rtx, tmp_path / "new")
         with pytest.raises(UsageError, match="has engines already"):
@@ -119,6 +131,15 @@ class TestBuild:
         made.file(made.manifest.engines[0].file).unlink()
         with pytest.raises(BundleError, match=r"engines/vision_encoder.sm86.engine is missing"):
             Bundle.open(made.path)
+
+
+def test_what_the_bench_adds_beside_engines_has_engines(built, tmp_path):
+    from visprune.bench.making import make
+
+    made = make(built[0].manifest, "random", tmp_path, lambda *_: None, engines=True)
+    assert made.manifest.pruning.method == "random"
+    assert {engine.sm for engine in made.manifest.engines} == {86}
+    assert [engine.graph for engine in made.manifest.engines] == list(made.manifest.graphs)
 
 
 class TestRefused:
@@ -199,9 +220,9 @@ class TestMemory:
         assert caught.value.hint == "Give a larger --workspace."
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("caps", [{"workspace": 0}, {"host": -1}])
+    @pytest.mark.parametrize("caps", [{"workspace": 0}, {"host": -1}, {"workspace": 4e9}, {"host": True}])
     def test_that_cannot_be(self, caps):
-        with pytest.raises(UsageError, match="not positive"):
+        with pytest.raises(UsageError, match="A cap on memory is"):
             Caps(**caps)
 
 
@@ -259,6 +280,13 @@ class TestChild:
         with pytest.raises(EngineError, match="token_pruner cannot be written: No such file") as caught:
             child.build_in_child(request, tmp_path / "talk")
         assert "Free some space" in caught.value.hint
+
+    def test_a_graph_that_is_none(self, rtx_copy, tmp_path):
+        bundle = rtx_copy()
+        path = bundle.file(bundle.manifest.graphs["decoder_model_merged"].file)
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(BundleError, match=r"decoder_model_merged\.onnx is no ONNX graph"):
+            prepare(path, cache_capacity=0)
 
     def test_half_an_outcome_is_that_of_one_that_died(self, rtx, tmp_path, monkeypatch):
         (tmp_path / "outcome.json").write_text('{"kind": "Eng')

@@ -55,6 +55,8 @@ def test_limits_of_the_user(rtx):
     [
         ({"max_prompt": 0}, "max_prompt is 0"),
         ({"max_images": -1}, "max_images is -1"),
+        ({"max_images": None}, "max_images is None"),
+        ({"max_cache": 400.0}, "max_cache is 400.0"),
         ({"max_prompt": 300, "max_cache": 200}, "300 tokens does not fit into a cache of 200"),
         ({"max_prompt": 1025}, "--max-prompt is 1025, and the model's context holds 1024"),
         ({"max_prompt": 72}, "of 72 tokens cannot hold a picture, of which this bundle keeps 72"),

@@ -196,7 +196,7 @@ class TestBundle:
         )
 
     def test_another_target(self, tiny_bundle, gpu, monkeypatch):
-        wanted = "visprune-export tiny --method fopru-rank --keep-tokens 4 --target rtx"
+        wanted = "visprune-export MODEL --method fopru-rank --keep-tokens 4 --target rtx"
         what = "was exported for onnxruntime, and tensorrt-rtx needs"
         refused(tiny_bundle, UnsupportedError, what, wanted, "tensorrt-rtx")
         for processor, target in (("x86_64", "tensorrt"), ("aarch64", "jetpack7-orin")):

@@ -72,6 +72,8 @@ def build(  # noqa: PLR0913 - a command line's options
     from visprune.engines import Caps, Limits
     from visprune.engines import build as run
     from visprune.engines.job import plan
+    from visprune.manifest import MANIFEST
+    from visprune.staging import check_destination
 
     source, sms = Bundle.open(bundle), _sms(sm)
     limits = Limits(max_images, max_prompt, max_cache)
@@ -80,6 +82,8 @@ def build(  # noqa: PLR0913 - a command line's options
     )
     planned = plan(source, target=target, sm=sms, limits=limits)
     if dry_run:
+        if output is not None:
+            check_destination(output, force=force, marker=MANIFEST)
         _show(planned, caps, as_json=as_json)
         raise typer.Exit(2 if planned.problems else 0)
     if output is None:

@@ -67,7 +67,7 @@ def _here() -> dict[str, Any]:
 
     cache = cache_dir()
     existing = next((place for place in (cache, *cache.parents) if os.path.exists(place)), cache)  # noqa: PTH110 - a Path would raise where it may not look
-    writable = os.access(existing, os.W_OK)
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     return {
         "visprune": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",

@@ -34,7 +34,7 @@ def size(count: int) -> str:
 @contextmanager
 def busy(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr while the block runs, if a person is looking; gives what changes its text."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
@@ -47,6 +47,9 @@ def busy(text: str) -> Iterator[Callable[[str], None]]:
 def bars() -> Iterator[Callable[[str, int, int], None]]:
     """One bar a step on a terminal; a line a step elsewhere, so that a log shows where it is."""
     stream = sys.stderr  # a step may turn it elsewhere, to quieten a library
+    if stream is None:  # it was closed
+        yield lambda *_: None
+        return
     if not stream.isatty():
         seen: set[str] = set()
 

@@ -170,6 +170,16 @@ class TestQuestionsThatCannotBeAsked:
                 evaluate([tiny_bundle], questions, workers=Workers(1), output=output, strict=True)
             evaluate([tiny_bundle], questions, workers=Workers(1), output=output)
 
+    def test_nothing_is_left_of_a_run_without_an_answer(self, questions, tiny_bundle, tmp_path):
+        output, engines = tmp_path / "answers.jsonl", replace(SETTINGS, provider="tensorrt")
+        with pytest.raises(UnsupportedError, match="needs engines of TensorRT"):
+            evaluate([tiny_bundle], questions, settings=engines, workers=Workers(1), output=output)
+        assert not output.exists()
+        evaluate([tiny_bundle], questions, settings=SETTINGS, workers=Workers(1), output=output)
+        with pytest.raises(UsageError, match="was begun with provider 'cpu'"):
+            evaluate([tiny_bundle], questions, settings=engines, workers=Workers(1), output=output)
+        assert output.exists()
+
     def test_if_there_are_no_others(self, questions, tiny_bundle):
         with pytest.raises(InputError, match=r"could be asked nothing. Line 2 of"):
             evaluate([tiny_bundle], replace(questions, usable=questions.usable[1:]), workers=Workers(1))
