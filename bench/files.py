@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from visprune.errors import UsageError
+from visprune.staging import whole
 
 __all__ = ["check_file", "write_file"]
 
@@ -37,9 +37,5 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         OSError: The disk is full, for instance; an earlier file is then as it was.
     """
-    temporary = path.with_name(f".visprune-partial-{secrets.token_hex(4)}")
-    try:
+    with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from visprune.bundle import Bundle
 from visprune.errors import UsageError, VispruneError
 from visprune.manifest import Manifest
 from visprune.runtime.keep import Keep, keep_for
+from visprune.targets import WIDTHS
 
 __all__ = ["Entry", "LineUp", "entry", "is_unpruned", "line_up", "method_of", "precision_of", "random_tokens"]
 
@@ -25,7 +26,6 @@ Maker = Callable[[Manifest, str], Bundle]
 """Makes a bundle of a manifest's model and precision with another method, or raises VispruneError."""
 
 _MADE_HERE = "exported for this comparison, without a comparison with PyTorch, and not kept."
-_WIDTHS = {"float32": "fp32", "float16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def method_of(manifest: Manifest) -> str:
 
 def precision_of(manifest: Manifest) -> str:
     """What linear layers compute in: fp32 and fp16, or the precisions of a quantized bundle, joined by +."""
-    float_name = _WIDTHS.get(manifest.dtype, manifest.dtype)
+    float_name = WIDTHS.get(manifest.dtype, manifest.dtype)
     if manifest.quantization is None:
         return float_name
     parts = {part: name for part, name in manifest.quantization.parts.items() if part != "embedding"}

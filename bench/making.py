@@ -9,7 +9,7 @@ from visprune.bench.measure import Progress
 from visprune.bundle import Bundle
 from visprune.errors import CheckpointError
 from visprune.quantize.quantizer import DEMO
-from visprune.targets import target
+from visprune.targets import WIDTHS, target
 
 if TYPE_CHECKING:
     from visprune.export.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ def make(manifest: Manifest, method: str, folder: Path, progress: Progress, *, e
         method=method,
         output=place,
         target=manifest.target,
-        dtype={"float32": "fp32", "float16": "fp16"}[manifest.dtype],
+        dtype=WIDTHS[manifest.dtype],
         verify=False,
         revision=checkpoint.revision,
         progress=progress,

@@ -21,6 +21,7 @@ from visprune.optional import require
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.recipe import read_recipe
 from visprune.runtime.keep import Keep, keep_for
+from visprune.targets import WIDTHS, target
 from visprune.tiling import Tiling
 from visprune.work import LayerWork, Shapes
 
@@ -150,7 +151,7 @@ def of_bundle(
     decoder, quantized = manifest.decoder, manifest.quantization
     parts = quantized.parts if quantized else {}
     found = {parts[part] for part in ("vision", "projector", "decoder", "head") if parts}
-    own = {"float32": "fp32", "float16": "fp16"}[manifest.dtype]
+    own = WIDTHS[manifest.dtype]
     return Subject(
         name=name,
         shapes=manifest.shapes,
@@ -252,7 +253,6 @@ def _of_checkpoint(path: Path, name: str) -> Sizes:
     from visprune.export import loading, models
     from visprune.export.checkpoint import Checkpoint
     from visprune.export.parts import cache_shape
-    from visprune.targets import target
 
     loading.quiet()
     config: Any = loading.load_config(Checkpoint(name, path, "", (), 0, 0))

@@ -8,7 +8,6 @@ process of its own, see `child`: in one process Polygraphy drives one of the two
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 from visprune.errors import EngineError, UsageError
 from visprune.manifest import EngineProfile
 from visprune.optional import require
+from visprune.staging import whole
 from visprune.targets import PACKAGES
 
 __all__ = ["WORKSPACE", "Caps", "Flavour", "Request", "build_engine"]
@@ -111,8 +111,8 @@ def build_engine(request: Request) -> None:
             raise _not_built(request, name, errors) from None
     _write(request, built)
     if request.timing_cache:
-        with suppress(OSError):  # then it is measured again
-            _replace(Path(request.timing_cache), config.get_timing_cache().serialize())
+        with suppress(OSError), whole(Path(request.timing_cache)) as file:  # else it is measured again
+            file.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
 def _measured(timing_cache: str | None) -> BinaryIO | None:
@@ -125,22 +125,13 @@ def _measured(timing_cache: str | None) -> BinaryIO | None:
 
 def _write(request: Request, built: Any) -> None:
     try:
-        _replace(Path(request.output), built)
+        with whole(Path(request.output)) as file:
+            file.write_bytes(memoryview(built))
     except OSError as error:
         raise EngineError(
             f"The engine of {request.graph} cannot be written: {error.strerror or error}.",
             "Free some space, or choose another disk with -o.",
         ) from None
-
-
-def _replace(path: Path, content: Any) -> None:
-    """Write a file that is whole as soon as it is there, since other processes may read it."""
-    temporary = path.with_name(f".new-{os.getpid()}-{path.name}")
-    try:
-        temporary.write_bytes(memoryview(content))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

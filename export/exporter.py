@@ -13,13 +13,14 @@ from typing import Any
 from visprune.bundle import Bundle
 from visprune.export.checkpoint import Checkpoint, find
 from visprune.export.job import Job, Progress
-from visprune.export.options import DTYPES, ExportOptions, Methods
+from visprune.export.options import ExportOptions, Methods
 from visprune.export.resources import check_resources
 from visprune.manifest import MANIFEST
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll
 from visprune.staging import check_destination, existing_parent, staged, tidy
+from visprune.targets import DTYPES
 from visprune.targets import target as find_target
 
 __all__ = ["ExportOptions", "export", "prepare"]

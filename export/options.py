@@ -13,10 +13,9 @@ from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.keep_all import KeepAll
 from visprune.registry import load_method, method_name
+from visprune.targets import DTYPES
 
-__all__ = ["DTYPES", "Asked", "ExportOptions", "Methods"]
-
-DTYPES = {"fp32": "float32", "fp16": "float16"}
+__all__ = ["Asked", "ExportOptions", "Methods"]
 
 
 @dataclass(frozen=True, slots=True)

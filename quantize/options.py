@@ -9,7 +9,7 @@ import numpy as np
 
 from visprune.errors import UnsupportedError, UsageError
 from visprune.quantize.ranges import RANGES, Range
-from visprune.targets import Target
+from visprune.targets import DTYPES, WIDTHS, Target
 
 __all__ = ["BLOCK_SIZES", "FLOAT", "PARTS", "PRECISIONS", "QuantizeOptions", "Settings", "resolve"]
 
@@ -18,7 +18,6 @@ PRECISIONS = ("int8", "int8-dynamic", "fp8", "int4")
 PARTS = ("vision", "projector", "decoder", "head")
 BLOCK_SIZES = (32, 64, 128)
 
-_WIDTHS = {"fp32": "float32", "fp16": "float16"}
 _STATIC = ("int8", "fp8")
 
 
@@ -71,7 +70,7 @@ class QuantizeOptions:
         for part in PARTS:
             chosen = getattr(self, part)
             if chosen is not None:
-                _one_of(part, chosen, (*PRECISIONS, *_WIDTHS, FLOAT))
+                _one_of(part, chosen, (*PRECISIONS, *DTYPES, FLOAT))
         _one_of("embedding", self.embedding, (FLOAT, "int8"))
         _one_of("ranges", self.ranges, RANGES)
         if self.block_size not in BLOCK_SIZES:
@@ -160,11 +159,11 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> Settings:
 
 def _kept(part: str, precision: str, dtype: str) -> str:
     """A precision, where fp32 and fp16 are names for what the bundle has."""
-    wanted = _WIDTHS.get(precision)
+    wanted = DTYPES.get(precision)
     if wanted is None:
         return precision
     if wanted != dtype:
-        has = next(name for name, width in _WIDTHS.items() if width == dtype)
+        has = WIDTHS[dtype]
         raise UsageError(
             f"The part {part} cannot stay {precision}: this bundle is {has}.",
             f"Say {has}, or export the model with --dtype {precision}.",

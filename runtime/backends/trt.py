@@ -6,7 +6,7 @@ like those that other backends give. Never run on a GPU so far.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType, TracebackType
@@ -217,12 +217,10 @@ class TrtRunner:
         if asked != self._sizes[0]:
             context = self._context(profile)
             self._tell(context, tensors)
-            try:
-                missing = context.infer_shapes()
-            except RuntimeError:  # what its bindings make of a failure
-                missing = list(tensors)
-            found = {} if missing else {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
-            if missing or any(dim < 0 for shape in found.values() for dim in shape):
+            found = {}
+            if _asked(context.infer_shapes) == []:  # no input is missing
+                found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+            if not found or any(dim < 0 for shape in found.values() for dim in shape):
                 raise self._failure(f"cannot tell what {self._record.file} puts out")
             self._sizes = (asked, found)
         return self._sizes[1]
@@ -276,17 +274,11 @@ class TrtRunner:
 
     def _new_context(self, profile: int) -> Any:
         """A context without memory of its own: all share the device's scratch memory."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy, stream = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED, self._device.stream
         context = self._engine.create_execution_context(strategy=strategy)
         if context is None and self._device.trim():
             context = self._engine.create_execution_context(strategy=strategy)
-        if context is None:
-            raise self._failure(f"cannot begin {self._record.file}")
-        try:
-            begun = context.set_optimization_profile_async(profile, self._device.stream)
-        except RuntimeError:  # what its bindings make of False
-            begun = False
-        if not begun:
+        if context is None or not _asked(context.set_optimization_profile_async, profile, stream):
             raise self._failure(f"cannot begin {self._record.file}")
         return context
 
@@ -323,6 +315,14 @@ def _shape(value: Value) -> tuple[int, ...]:
 def _counted(value: Value) -> tuple[int, ...]:
     """The value of a count, which profiles have ranges for; of other inputs they have shapes."""
     return (int(to_numpy(value)),) if _shape(value) == () else ()
+
+
+def _asked(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call of TensorRT answers; None where its bindings raise that it failed."""
+    try:
+        return call(*arguments)
+    except RuntimeError:
+        return None
 
 
 def _log(trt: ModuleType) -> Any:

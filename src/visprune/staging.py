@@ -25,7 +25,7 @@ from pathlib import Path
 
 from visprune.errors import ExportError, UsageError
 
-__all__ = ["check_destination", "existing_parent", "scratch", "staged", "tidy"]
+__all__ = ["check_destination", "existing_parent", "scratch", "staged", "tidy", "whole"]
 
 _PARTIAL, _EARLIER = ".visprune-partial-", ".visprune-earlier-"
 _OURS = re.compile(rf"({re.escape(_PARTIAL)}|{re.escape(_EARLIER)})[0-9a-f]{{8}}")
@@ -126,6 +126,21 @@ def scratch(destination: Path) -> Iterator[Path]:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write a file under, which becomes `path` if the block succeeds.
+
+    Raises:
+        OSError: The disk is full, for instance; an earlier file is then as it was.
+    """
+    temporary = path.with_name(f"{_PARTIAL}{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _put_in_place(stage: Path, destination: Path, *, replaces: bool) -> None:

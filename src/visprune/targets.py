@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from visprune.manifest import Manifest
 
 __all__ = [
+    "DTYPES",
     "FP8_SM",
     "PACKAGES",
     "TARGETS",
+    "WIDTHS",
     "Engines",
     "Package",
     "Target",
@@ -40,6 +42,12 @@ __all__ = [
 Flavour = Literal["native", "primitive"]
 DType = Literal["float32", "float16"]
 Engines = Literal["", "tensorrt", "tensorrt_rtx"]
+
+DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
+"""Types of weights and activations, by what commands call them."""
+
+WIDTHS: dict[str, str] = {dtype: name for name, dtype in DTYPES.items()}
+"""What commands call a type."""
 
 FP8_SM = 89
 """The first SM with 8-bit floating point: 89 is Ada (RTX 40)."""
@@ -275,7 +283,7 @@ def export_command(manifest: Manifest, name: str) -> str:
     elif (segments := sum(graph.startswith("decoder_segment") for graph in manifest.graphs)) > 1:
         words += ["--segments", str(segments)]
     if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, name) if one in TARGETS}:
-        words += ["--dtype", {"float32": "fp32", "float16": "fp16"}[manifest.dtype]]
+        words += ["--dtype", WIDTHS[manifest.dtype]]
     words += ["--target", name]
     return " ".join(words) + (", then visprune-quantize as before" if manifest.quantization else "")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from visprune.errors import ExportError, UsageError
-from visprune.staging import check_destination, staged, tidy
+from visprune.staging import check_destination, staged, tidy, whole
 
 MARKER = "visprune.json"
 
@@ -379,6 +379,20 @@ def test_a_way_back_is_not_made(tmp_path):
     with staged(tmp_path / "a" / ".." / "b") as folder:
         (folder / MARKER).write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    place = tmp_path / "report.json"
+    for text in ("first", "second"):
+        with whole(place) as file:
+            file.write_text(text)
+            assert file.suffix == ".json"
+            assert not place.exists() or place.read_text() == "first"
+    with pytest.raises(OSError, match="No space"), whole(place) as file:
+        file.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert place.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_a_parent_that_is_a_file_is_refused(tmp_path):

@@ -22,7 +22,7 @@ from visprune.commands.options import (
 from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import ExportError
-from visprune.targets import TARGETS
+from visprune.targets import DTYPES, TARGETS
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -158,7 +158,6 @@ def _check_precision(
 ) -> QuantizeOptions:
     """Refuse what can be refused of a quantization before the export that it follows."""
     from visprune.errors import UsageError
-    from visprune.export.options import DTYPES
     from visprune.quantize.options import QuantizeOptions
     from visprune.quantize.quantizer import DEMO, prepare
     from visprune.targets import target as find_target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,8 +27,6 @@ from visprune.commands.options import (
 from visprune.commands.terminal import busy, note, print_json, size
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from visprune.manifest import Pruning
     from visprune.runtime import Generation, Pipeline
 
@@ -83,6 +80,7 @@ def run(  # noqa: PLR0913 - a command line's options
     from visprune.runtime.keep import keep_for
     from visprune.runtime.pictures import Video
     from visprune.runtime.sampling import Sampling
+    from visprune.staging import whole
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -119,7 +117,8 @@ def run(  # noqa: PLR0913 - a command line's options
             print(flush=True)
         answer = stream.result
         for target, picture, kept in zip(targets, pictures, answer.keep_indices, strict=False):
-            _write_overlay(pipeline.overlay(picture, kept, images=len(pictures)), target)
+            with whole(target) as temporary:
+                pipeline.overlay(picture, kept, images=len(pictures)).save(temporary)
     if as_json:
         print_json(asdict(answer), lines=True)
         return
@@ -179,13 +178,3 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
         if target.exists() and not force:
             raise UsageError(f"{target} exists.", "Give another name, or --force to replace it.")
     return targets
-
-
-def _write_overlay(overlay: Image.Image, target: Path) -> None:
-    """Written beside its place and renamed when whole, so that a full disk leaves no half a picture."""
-    temporary = target.with_name(f".visprune-partial-{secrets.token_hex(4)}{target.suffix}")
-    try:
-        overlay.save(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
