@@ -1,35 +1,32 @@
 """A conversation rendered into the one string the model was trained on.
 
-Runs the Jinja2 template that the checkpoint ships, in the sandbox and with the helpers that transformers
-gives it. Knows nothing of tokens beyond the texts of three special ones; encoding is in `text`.
+Runs the Jinja2 template that the checkpoint ships, in `sandbox`, and finds out by trying what it can show.
+Knows nothing of tokens beyond the texts of three special ones; encoding is in `text`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from math import inf
-from typing import Any
+from typing import Any, Literal
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from visprune.errors import BundleError, InputError, VispruneError
+from visprune.runtime.sandbox import MAX_RENDERED, RefusedError, environment
 
-__all__ = ["MAX_RENDERED", "ChatTemplate", "Message"]
+__all__ = ["ANY_NUMBER", "ChatTemplate", "Message"]
 
-MAX_RENDERED = 4_000_000
-"""Longest rendered conversation, in characters: far past any context, well within a small memory."""
+ANY_NUMBER = "any number of pictures"
+"""What `ChatTemplate.describe` says of a template that shows each picture of every turn."""
 
-_PROBE = "visprune probe"
-_STAR = re.compile(r"%[#0\- +]*(\d*\.)?\*")  # a format's width or precision from its arguments
+_Form = Literal["parts", "string", "bare"]
+_FORMS: tuple[_Form, ...] = ("parts", "string", "bare")
+_ANY, _NONE = (0, 1, 2), (0, 0, 0)
+_PROBE, _OTHER = "visprune probe", "visprune tries"  # neither is a part of the other
+_PRINTED = re.compile(r"""["']type["']:\s*["'](text|image)["']""")  # of a list where a text should be
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,18 @@ class Message:
 class ChatTemplate:
     """The chat template of a model.
 
-    A message's content reaches the template as transformers' processors pass it: a list of
-    `{"type": "image"}` for each picture and one `{"type": "text", "text": ...}`. Older templates expect a
-    string there. Which form a template takes is found once, by rendering a short message: if a list
-    fails, is printed as a list, or loses the text or the picture, and a string works, then messages
-    become strings, each picture as the image token and a newline in front.
+    A user's message reaches the template in one of three forms:
 
-    Without a template (`source=None`) a message is that same string, and messages are joined by newlines;
+    1. a list, as transformers' processors pass it: `{"type": "image"}` for each picture and one
+       `{"type": "text", "text": ...}`;
+    2. a string, each picture as the image token and a newline in front;
+    3. the text alone, where the template writes the image token itself.
+
+    Which one is found once, by rendering short messages: the first form that shows no, one and two pictures
+    as such, or else the first that shows one. Messages of other roles are lists where the users' are, or
+    strings where the template loses or prints such lists.
+
+    Without a template (`source=None`) a message is the second form, and messages are joined by newlines;
     roles and `add_generation_prompt` have no effect then.
 
     Args:
@@ -76,8 +78,12 @@ class ChatTemplate:
         eos_token: Text of the token that ends a sequence, if the model has one.
         image_token: Text of the image placeholder.
 
+    Attributes:
+        shown: Image tokens in what is rendered of one user's turn with no, one and two pictures; 0 where the
+            template fails.
+
     Raises:
-        BundleError: The template has a syntax error.
+        BundleError: The template has a syntax error, or cannot be compiled.
     """
 
     def __init__(
@@ -88,20 +94,54 @@ class ChatTemplate:
         tokens = {"bos_token": bos_token, "eos_token": eos_token, "image_token": image_token}
         self._tokens = {name: token for name, token in tokens.items() if token is not None}
         self._template: Template | None = None
-        self._takes_lists = True
+        self._form: _Form = "string"
+        self._lists: dict[str, bool] = {}  # by role
+        self.shown: tuple[int, int, int] = _ANY
         if source is None:
             return
         try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
+            self._template = environment().from_string(source)
+        except Exception as error:  # Python's own limits too, on what is nested and on long numbers
+            what = f"cannot be compiled: {error}"
+            if isinstance(error, TemplateSyntaxError):
+                what = f"has a syntax error in line {error.lineno}: {error.message}"
             raise BundleError(
-                f"The chat template has a syntax error in line {error.lineno}: {error.message}.",
-                "Correct the template of the checkpoint and export again.",
+                f"The chat template {what}.", "Correct the template of the checkpoint and export again."
             ) from None
-        if not self._probe(self._template):
-            self._takes_lists = False
-            # Where neither form works, the usual one shows its error when it is used.
-            self._takes_lists = not self._probe(self._template)
+        found = {form: self._try_form(form) for form in _FORMS}
+        fit = [form for form in _FORMS if found[form] == _ANY]
+        fit += [form for form in _FORMS if found[form][1] == 1]
+        fit += [form for form in _FORMS[:2] if found[form][1]]
+        self._form = [*fit, _FORMS[0]][0]  # where none works, the usual one shows its error when it is used
+        self.shown = found[self._form]
+
+    @property
+    def shows_system(self) -> bool:
+        """Whether a system message's text stands in the rendered conversation."""
+        return self._template is None or self._tells("system")
+
+    def describe(self) -> str:
+        """What the template can show, to be read after "shows"."""
+        none, one, two = self.shown
+        if self.shown == _NONE:
+            return "no pictures"
+        if self.shown == _ANY:
+            return f"{ANY_NUMBER}{self._of_first('')}"
+        if (none, one) == (0, 1) and two < 2:
+            return f"at most one picture{self._of_first(' in a turn')}"
+        if (none, one) == (1, 1) and two < 2:
+            return f"exactly one picture{self._of_first(' in each turn of the user')}"
+        return f"{none}, {one} and {two} image tokens in turns with no, one and two pictures"
+
+    def turn_end(self) -> str:
+        """What the template writes behind the last answer of a conversation; "" where that is not found."""
+        if self._template is None:
+            return ""
+        try:
+            rendered = self.render([self._user(), Message("assistant", _OTHER)], add_generation_prompt=False)
+        except VispruneError:
+            return ""
+        return rendered.rpartition(_OTHER)[2] if _OTHER in rendered else ""
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Renders a conversation.
@@ -111,7 +151,7 @@ class ChatTemplate:
             add_generation_prompt: End with the words after which the model answers.
 
         Returns:
-            The prompt, with one image token for each picture.
+            The prompt, with one image token for each picture, as far as the template can (see `shown`).
 
         Raises:
             InputError: There is no message, or the template refuses the conversation (roles that do not
@@ -121,17 +161,17 @@ class ChatTemplate:
         """
         if not messages:
             raise InputError("The conversation is empty.", "Give at least one message.")
+        given = [{"role": message.role, "content": self._content(message)} for message in messages]
         if self._template is None:
-            return "\n".join(self._as_string(message) for message in messages)
-        return self._run(self._template, messages, add_generation_prompt)
+            return "\n".join(str(one["content"]) for one in given)
+        return self._run(self._template, given, add_generation_prompt)
 
-    def _run(self, template: Template, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        as_content = _as_list if self._takes_lists else self._as_string
+    def _run(self, template: Template, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         parts: list[str] = []
         length = 0
         try:
             for part in template.generate(
-                messages=[{"role": message.role, "content": as_content(message)} for message in messages],
+                messages=messages,
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -141,7 +181,7 @@ class ChatTemplate:
                 length += len(part)
                 if length > MAX_RENDERED:
                     raise SecurityError(f"it renders more than {MAX_RENDERED:,} characters")
-        except _RefusedError as error:
+        except RefusedError as error:
             raise InputError(
                 f"The model's chat template refuses this conversation: {error.message}.",
                 "Change the roles or the order of the messages as it says.",
@@ -158,94 +198,57 @@ class ChatTemplate:
             ) from error
         return "".join(parts)
 
-    def _probe(self, template: Template) -> bool:
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        if self._template is not None and self._as_list(message.role):
+            shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
+            return [*shown, {"type": "text", "text": message.text}]
+        if self._form == "bare":
+            return message.text
+        # To a model a video's placeholder is an image's.
+        return f"{self._image_token}\n" * (message.images + message.videos) + message.text
+
+    def _as_list(self, role: str) -> bool:
+        """Whether messages of a role are lists."""
+        usual = self._form == "parts"
+        if role == "user":
+            return usual
+        if role not in self._lists:
+            for self._lists[role] in (usual, not usual):  # `_tells` renders with what stands there
+                if self._tells(role):
+                    return self._lists[role]
+            self._lists[role] = usual
+        return self._lists[role]
+
+    def _user(self) -> Message:
+        """A turn that the template can show, with a picture if possible."""
+        return Message("user", _PROBE, images=int(self.shown[1] == 1))
+
+    def _try_form(self, form: _Form) -> tuple[int, int, int]:
+        """`shown` in this form."""
+        self._form = form
+        one = self._count([Message("user", _PROBE, images=1)])
+        if one is None:
+            return _NONE
+        none, two = (self._count([Message("user", _PROBE, images=images)]) for images in (0, 2))
+        return none or 0, one, two or 0
+
+    def _tells(self, role: str) -> bool:
+        """Whether the text of a message of a role is shown, and the user's turn beside it as ever."""
+        user, other = self._user(), Message(role, _OTHER)
+        messages = [other, user] if role == "system" else [user, other]
+        return self._count(messages, _OTHER) == self.shown[user.images]
+
+    def _of_first(self, usual: str) -> str:
+        """Where pictures are shown: as usual, or in the first turn alone."""
+        turns = [self._user(), Message("assistant", _OTHER), self._user()]
+        return ", in the first turn of the user alone" if self._count(turns) == 1 else usual
+
+    def _count(self, messages: Sequence[Message], *told: str) -> int | None:
+        """Image tokens in a rendered conversation; None where that fails, or loses or garbles a text."""
         try:
-            rendered = self._run(template, [Message("user", _PROBE, images=1)], add_generation_prompt=True)
+            rendered = self.render(messages, add_generation_prompt=messages[-1].role == "user")
         except VispruneError:
-            return False
-        printed = "{'type':" in rendered or '{"type":' in rendered
-        return _PROBE in rendered and self._image_token in rendered and not printed
-
-    def _as_string(self, message: Message) -> str:
-        return f"{self._image_token}\n" * message.images + message.text
-
-
-def _as_list(message: Message) -> list[dict[str, str]]:
-    shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
-    return [*shown, {"type": "text", "text": message.text}]
-
-
-class _RefusedError(TemplateError):
-    """The template called `raise_exception`: the conversation is at fault, not the template."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a bound on what one operator can allocate.
-
-    The sandbox bounds `range` and `render` bounds the output, but a single `"a" * 10**12` or
-    `"%0300000000d" % 1` is neither. Of a `%` with a text on its left, all numbers in that text may come to
-    `MAX_RENDERED` together, and `*`, a width from elsewhere, is refused.
-
-    Not bounded: what methods and filters allocate (`"a".ljust(10**9)`, `"{:0300000000d}".format(1)`,
-    `|center`, `|format`, `|replace`), what grows step by step in a loop (`x ~ x`), and processor time.
-    Nothing short of a process of its own stops those, so a template deserves as much trust as its weights.
-    """
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise SecurityError("it raises to a power")  # 9**9**9 never ends, and no prompt needs a power
-        if operator == "%":
-            if isinstance(left, str) and _widths(left) > MAX_RENDERED:
-                raise SecurityError(f"it pads a text to more than {MAX_RENDERED:,} characters")
-            return super().call_binop(context, operator, left, right)
-        for sequence, count in ((left, right), (right, left)):
-            repeats = isinstance(sequence, (str, list, tuple)) and isinstance(count, int)
-            if repeats and len(sequence) * count > MAX_RENDERED:
-                raise SecurityError(f"it repeats a text to more than {MAX_RENDERED:,} characters")
-        return super().call_binop(context, operator, left, right)
-
-
-def _widths(form: str) -> float:
-    """No less than the widths and precisions of a format with `%`; its other numbers count as well."""
-    numbers = re.findall(r"\d+", form)
-    if _STAR.search(form) or any(len(number) > 12 for number in numbers):
-        return inf
-    return sum(map(int, numbers))
-
-
-class _Generation(Extension):
-    """The tag `{% generation %}`, which marks the answers for training and changes nothing here."""
-
-    tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-def _environment() -> _Environment:
-    # As in transformers (utils/chat_template_utils.py), on which published templates rely.
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _tojson  # jinja2's own escapes what HTML reserves
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _raise_exception(message: str) -> None:
-    raise _RefusedError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+            return None
+        if _PRINTED.search(rendered) or not all(text in rendered for text in (_PROBE, *told)):
+            return None
+        return rendered.count(self._image_token)

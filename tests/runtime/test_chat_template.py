@@ -184,6 +184,12 @@ def test_a_syntax_error_names_its_line():
         ChatTemplate("{{ messages }}\n{% for %}", None, None)
 
 
+@pytest.mark.parametrize("source", [f"{{{{ {'(' * 5000}1 }}}}", f"{{{{ {'9' * 6000} }}}}"])
+def test_a_template_beyond_pythons_limits(source):
+    with pytest.raises(BundleError, match="cannot be compiled"):
+        ChatTemplate(source, None, None)
+
+
 @pytest.mark.parametrize(
     "source", ["{{ 1 / 0 }}", "{{ nothing.at.all }}", "{{ messages + 1 }}", "{% include 'x' %}"]
 )
