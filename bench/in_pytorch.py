@@ -8,9 +8,10 @@ from typing import Any
 
 from visprune.bench.report import Repetition, Work
 from visprune.bench.worker import Contender, Done, elapsed, peak_memory
-from visprune.export import loading
+from visprune.export import loading, models
 from visprune.export.checkpoint import find
-from visprune.export.processors import read_processor
+from visprune.export.processors import load_processor
+from visprune.export.prompts import PromptMaker
 from visprune.runtime.images import decode
 
 __all__ = ["CheckpointModel"]
@@ -40,11 +41,17 @@ class CheckpointModel:
         torch.set_grad_enabled(False)
         start = time.perf_counter()
         checkpoint = find(contender.path)
+        config = loading.load_config(checkpoint)
         self._dtype = getattr(torch, contender.dtype or "float32")
         self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint.path, dtype=self._dtype, attn_implementation="sdpa", local_files_only=True
+            checkpoint.path,
+            config=config,
+            dtype=self._dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
         ).eval()
-        self._processor: Any = read_processor(checkpoint)
+        features = models.family(checkpoint.model_type).features(config)
+        self._prompts = PromptMaker(load_processor(checkpoint, config), features)
         self.load = elapsed(start)
         self._work = work
         self._spent: dict[str, float] = {}
@@ -89,15 +96,8 @@ class CheckpointModel:
         return []
 
     def _inputs(self) -> Any:
-        shown = [{"type": "image", "image": decode(Path(image))} for image in self._work.images]
-        made = self._processor.apply_chat_template(
-            [{"role": "user", "content": [*shown, {"type": "text", "text": self._work.prompt}]}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        return made.to(dtype=self._dtype)  # token ids stay as they are
+        made = self._prompts([decode(Path(image)) for image in self._work.images], self._work.prompt).inputs()
+        return made | {"pixel_values": made["pixel_values"].to(self._dtype)}
 
     def _watch(self, stage: str, module: Any) -> None:
         """Add the time spent in a module, or in each of a list, to that of a stage."""

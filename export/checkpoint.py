@@ -8,21 +8,19 @@ safetensors only; pickles are never loaded, and code beside them only if it is t
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from visprune.errors import CheckpointError, UnsupportedError, UsageError
+from visprune.errors import CheckpointError, UsageError
+from visprune.export import foreign
+from visprune.export.files import read_object
 from visprune.export.shards import find_files, read_headers
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "find"]
 
-# Marks of LLaVA checkpoints in the format of the original repository.
-_ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -142,39 +140,20 @@ def _snapshot(hub_id: str, revision: str | None, *, code: bool, download: bool) 
 
 
 def _check(path: Path, name: str) -> Checkpoint:
+    from visprune.export import models
+
+    foreign.check_adapter(path)
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(
             f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint."
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}.", "Download the checkpoint again.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is not a configuration.", "Download the checkpoint again.")
+    config = read_object(file)
     model_type = str(config.get("model_type", ""))
-    _check_kind(path, config, model_type)
-    files, index = find_files(path)
-    sizes = [tensor.elements for tensor in read_headers(files, index).values()]
-    return Checkpoint(name, path, model_type, files, sum(sizes), max(sizes, default=0))
-
-
-def _check_kind(path: Path, config: dict[str, Any], model_type: str) -> None:
-    from visprune.export import models
-
-    listed = config.get("architectures")
-    architectures = [str(a) for a in listed] if isinstance(listed, list) else []
-    original = any(key in config for key in _ORIGINAL_KEYS) or any(
-        a.startswith("Llava") and a.endswith("ForCausalLM") for a in architectures
-    )
-    if original:
-        raise UnsupportedError(
-            f"{path} is a LLaVA checkpoint in the original format, not in the Hugging Face format.",
-            "Take the converted one, such as llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b.",
-        )
+    foreign.check_config(path, config)
     models.family(model_type)
-    if "quantization_config" in config:
-        raise UnsupportedError(
-            f"{path} holds quantized weights.", "Export the unquantized checkpoint, and quantize the bundle."
-        )
+    files, index = find_files(path)
+    tensors = read_headers(files, index)
+    foreign.check_names(path, tensors)
+    sizes = [tensor.elements for tensor in tensors.values()]
+    return Checkpoint(name, path, model_type, files, sum(sizes), max(sizes, default=0))

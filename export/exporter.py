@@ -45,7 +45,7 @@ def export(
         progress: Called as the work goes on.
         **options: The other fields of `ExportOptions`: ratio, keep_tokens, then, recipe, calibration,
             max_prune_points, anyres_scope, segments, target, dtype, verify, force,
-            revision, trust_remote_code.
+            revision, trust_remote_code, chat_template.
 
     Raises:
         UsageError: Options that make no sense, or an output that exists.
@@ -90,9 +90,10 @@ def prepare(
         require(module, extra="export")
     if settings.verify:
         require("onnxruntime", extra="cpu")
-    from visprune.export import loading, models
+    from visprune.export import loading, models, processors
     from visprune.export.inside import decide
-    from visprune.export.scope import pruning_for
+    from visprune.export.pixels import check_pixels
+    from visprune.export.scope import check_room, pruning_for
 
     loading.quiet()
 
@@ -100,16 +101,20 @@ def prepare(
     features = models.family(checkpoint.model_type).features(config)
     pruning = pruning_for(methods, features, settings.anyres_scope)
     keep = pruning.keep_tokens
+    text = config.text_config
+    check_room(pruning, features, loading.room(text), loading.sliding_window(text))
+    processor = processors.load_processor(checkpoint, config, settings.chat_template)
+    check_pixels(processor, features)
+    model, weights = loading.open_model(checkpoint)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:
-        for done in tidy(existing_parent(destination)):
-            _log.warning(done)
+        for said in (*tidy(existing_parent(destination)), *processor.notes):
+            _log.warning(said)
     check_destination(destination, force=settings.force, marker=MANIFEST)
     dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype
     scope = None
     if not dry:
-        text_type = config.text_config.model_type
-        scope = check_resources(checkpoint, dtype, destination, settings.verify, text_type)
+        scope = check_resources(checkpoint, dtype, destination, settings.verify, text.model_type)
     progress = progress or (lambda what, done, total: None)
     tokens = keep + features.always_kept
     inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
@@ -117,6 +122,9 @@ def prepare(
         checkpoint=checkpoint,
         config=config,
         features=features,
+        processor=processor,
+        model=model,
+        weights=weights,
         pruner=methods.before,
         pruning=pruning,
         inside=inside,

@@ -26,7 +26,7 @@ from visprune.work import LayerWork
 
 if TYPE_CHECKING:
     from visprune.export.job import Progress
-    from visprune.export.statistics import Prompt
+    from visprune.export.prompts import Prompt
 
 __all__ = ["FitOptions", "check_fit", "fit", "fit_checkpoint"]
 
@@ -45,6 +45,7 @@ class FitOptions:
         force: Whether an existing recipe may be replaced.
         revision: Branch, tag or commit, where the model is a hub id.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
+        chat_template: A file that takes the place of the checkpoint's chat template.
     """
 
     ratio: float
@@ -56,6 +57,7 @@ class FitOptions:
     force: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | Path | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio <= 1.0:  # also refuses NaN
@@ -87,7 +89,7 @@ def fit(
         output: The file to write; None writes none.
         progress: Called as the work goes on.
         **options: The fields of `FitOptions`: ratio, data, max_prune_points, samples, seed, device, force,
-            revision, trust_remote_code.
+            revision, trust_remote_code, chat_template.
 
     Raises:
         UsageError: Options that make no sense, no calibration data, or an output that exists.
@@ -127,7 +129,7 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], T
     loading.quiet()
     config = loading.load_config(checkpoint)
     models.check_cut(config.text_config.model_type)
-    prompts = _prompts(checkpoint, config, lines)
+    prompts = _prompts(checkpoint, config, lines, options.chat_template)
     task = Task(
         num_layers=config.text_config.num_hidden_layers,
         visual_tokens=len(prompts[0].visual),
@@ -193,20 +195,26 @@ def _check_device(device: str) -> None:
         ) from None
 
 
-def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[Sample]) -> list[Prompt]:
+def _prompts(
+    checkpoint: Checkpoint, config: Any, lines: Sequence[Sample], chat_template: str | Path | None
+) -> list[Prompt]:
     """The samples as the model takes them, all with as many visual tokens.
 
     Raises:
-        CheckpointError: The processor is missing or does not fit the model.
+        CheckpointError: Tokenizer, template or image processor are missing or do not fit the model.
         InputError: A sample cannot be used.
     """
-    from visprune.export import processors
-    from visprune.export.statistics import tokenized
+    from visprune.export import loading, models, processors
+    from visprune.export.pixels import check_pixels
+    from visprune.export.prompts import PromptMaker
     from visprune.runtime.images import decode
 
-    image_token = processors.load_processor(checkpoint, config).text.image_token
-    processor = processors.read_processor(checkpoint)
-    longest = _longest(config.text_config)
+    features = models.family(checkpoint.model_type).features(config)
+    processor = processors.load_processor(checkpoint, config, chat_template)
+    check_pixels(processor, features)
+    make = PromptMaker(processor, features)
+    image_token = processor.text.image_token
+    longest = loading.room(config.text_config)
     prompts: list[Prompt] = []
     for line in lines:
         if image_token in line.prompt:
@@ -214,11 +222,21 @@ def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[Sample]) -> li
                 f"{line.where}: the prompt contains {image_token}, which stands for the image.",
                 "Leave it out; the chat template puts the image in its place.",
             )
-        prompt = tokenized(processor, config.image_token_id, decode(line.image), line.prompt, line.where)
-        if prompt.input_ids.shape[1] > longest:
+        try:
+            prompt = make([decode(line.image)], line.prompt)
+        except InputError as error:
+            raise InputError(f"{line.where}: {error.what}", error.hint) from None
+        length = prompt.input_ids.shape[1]
+        if int(prompt.visual[-1]) == length - 1:
             raise InputError(
-                f"{line.where} has {prompt.input_ids.shape[1]} tokens, and the model takes {longest}.",
-                "Shorten the prompt.",
+                f"{line.where} has no text after the image, whose attention FitPrune needs.",
+                "Give a chat template that puts the prompt after the image, with --chat-template.",
+            )
+        if length > longest:
+            raise InputError(
+                f"{line.where} has {length} tokens, {len(prompt.visual)} of them visual, and the model takes "
+                f"{longest}.",
+                "Shorten the prompt, or take a smaller picture.",
             )
         if prompts and len(prompt.visual) != len(prompts[0].visual):
             raise InputError(
@@ -228,12 +246,3 @@ def _prompts(checkpoint: Checkpoint, config: Any, lines: Sequence[Sample]) -> li
             )
         prompts.append(prompt)
     return prompts
-
-
-def _longest(text_config: Any) -> int:
-    """Most tokens whose attention is plainly causal: the context, or a sliding window."""
-    window = getattr(text_config, "sliding_window", None)
-    kinds = getattr(text_config, "layer_types", None)
-    if window is None or (kinds is not None and "sliding_attention" not in kinds):
-        return int(text_config.max_position_embeddings)
-    return min(int(window), int(text_config.max_position_embeddings))

@@ -118,18 +118,22 @@ class Embedding(nn.Module):
     The first M placeholders take the visual tokens in order. A placeholder beyond them, such as one
     that the model itself generated, is text, as in transformers. M may be 0: the row of zeros that is
     appended gives every other position something to gather, so no shape depends on data.
+
+    Some checkpoints give the placeholder an id beyond the table. It is looked up as token 0 then: its row
+    is replaced, and no text can hold it.
     """
 
     def __init__(self, parts: Parts, image_token_id: int, *, tell_visual: bool = False) -> None:
         super().__init__()
         self.embed_tokens = parts.language_model.get_input_embeddings()
         self.image_token_id = image_token_id
+        self.is_beyond = image_token_id >= cast("Tensor", self.embed_tokens.weight).shape[0]
         self.tell_visual = tell_visual
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
         """Look up text, put visual tokens in place."""
-        text = self.embed_tokens(input_ids)
         placeholder = input_ids == self.image_token_id  # [B, S]
+        text = self.embed_tokens(input_ids.masked_fill(placeholder, 0) if self.is_beyond else input_ids)
         order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT has CumSum for floats; exact to 2**24
         is_visual = placeholder & (order < image_features.shape[0])
         order = torch.where(is_visual, order, image_features.shape[0])

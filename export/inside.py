@@ -83,7 +83,11 @@ def _recipe(
 ) -> Recipe | None:
     """The recipe of a file, or one fitted now; None where that is not allowed."""
     if settings.recipe is None:
-        options = {"data": settings.calibration, "max_prune_points": settings.max_prune_points}
+        options = {
+            "data": settings.calibration,
+            "max_prune_points": settings.max_prune_points,
+            "chat_template": settings.chat_template,
+        }
         if progress is None:
             check_fit(checkpoint, ratio=asked.ratio, **options)
             return None

@@ -16,7 +16,6 @@ from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.beside import Beside
 from visprune.export.checkpoint import Checkpoint
-from visprune.export.pixels import check_pixels
 from visprune.export.program import program
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
 from visprune.pruning.base import VisionPruner
@@ -40,11 +39,17 @@ _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxrunt
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All decisions made; what is left is to write."""
+    """All decisions made; what is left is to write.
+
+    `model` has its parameters on the meta device, and `weights` reads them.
+    """
 
     checkpoint: Checkpoint
     config: Any
     features: Features
+    processor: Processor
+    model: Any
+    weights: Weights
     pruner: VisionPruner
     pruning: Pruning
     inside: Inside
@@ -53,36 +58,25 @@ class Job:
     scope: Scope | None
     progress: Progress
 
-    def processor(self) -> Processor:
-        """Tokenizer, chat template and image processor, checked to fit the model."""
-        from visprune.export import processors
-
-        processor = processors.load_processor(self.checkpoint, self.config)
-        check_pixels(processor, self.features)
-        return processor
-
     def write(self, folder: Path) -> None:
         """Write a complete bundle into an empty folder, compared with PyTorch as far as `scope` says."""
         from visprune.export import loading, processors
 
-        self.progress("loading the checkpoint", 0, 1)
-        processor = self.processor()
+        processor = self.processor
         for name, text in processors.processor_files(processor).items():
             (folder / name).write_text(text, encoding="utf-8")
         if self.inside.recipe is not None:
             (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
-        model, weights = loading.open_model(self.checkpoint)
-        self.progress("loading the checkpoint", 1, 1)
 
         # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
         with Beside() as beside:
             weights_sha256 = beside.submit(self.checkpoint.weights_sha256, beside.heed)
-            graphs = self._write_graphs(model, weights, folder, beside)
+            graphs = self._write_graphs(folder, beside)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             hashes = [beside.submit(sha256, path, beside.heed) for path in files]
             manifest = Manifest(
                 schema_version=SCHEMA_VERSION,
-                source=self._source(model, weights_sha256.result()),
+                source=self._source(weights_sha256.result()),
                 target=self.target.name,
                 flavour=self.target.flavour,
                 dtype=self.dtype,
@@ -91,8 +85,10 @@ class Job:
                 stages=program(graphs, self.inside.pruning),
                 pruning=self.pruning,
                 layer_pruning=self.inside.pruning,
-                decoder=loading.decoder_facts(model, self.dtype),
-                shapes=loading.shapes(model, self.features),
+                decoder=loading.decoder_facts(
+                    self.config.text_config, self.dtype, processor.tokenizer.eos_token_ids
+                ),
+                shapes=loading.shapes(self.model, self.features),
                 tiling=self.features.tiling,
                 text=processor.text,
                 image_processor="preprocessor_config.json",
@@ -124,7 +120,7 @@ class Job:
         methods = (self.pruner, self.inside.cuts)
         return verify(bundle, self.checkpoint, self.features, methods, scope, report)
 
-    def _write_graphs(self, model: Any, weights: Weights, folder: Path, beside: Beside) -> dict[str, Graph]:
+    def _write_graphs(self, folder: Path, beside: Beside) -> dict[str, Graph]:
         """Trace every graph, and have it written while the next one is traced."""
         import torch
 
@@ -133,7 +129,7 @@ class Job:
         from visprune.export.trace import trace
         from visprune.export.write import write_graph
 
-        family = models.family(self.checkpoint.model_type)
+        family, weights = models.family(self.checkpoint.model_type), self.weights
         dtype = getattr(torch, self.dtype)
         bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
         scope = self.pruning.budget.scope
@@ -143,7 +139,7 @@ class Job:
             self.progress("tracing the graphs", index, len(steps))
             with fake:
                 skeleton = step.build(family.parts(bare)).eval()
-            module = step.build(family.parts(model)).eval()
+            module = step.build(family.parts(self.model)).eval()
             try:
                 graph = trace(skeleton, module, weights, step.inputs, step.outputs, self.target, fake)
             except VispruneError:
@@ -158,7 +154,7 @@ class Job:
         self.progress("tracing the graphs", len(steps), len(steps))
         return {step.name: writing[step.name].result() for step in steps}
 
-    def _source(self, model: Any, weights_sha256: str) -> Source:
+    def _source(self, weights_sha256: str) -> Source:
         versions = {"visprune": __version__, "python": platform.python_version()}
         versions |= {name: _version(name) for name in _PACKAGES if _version(name)}
         return Source(
@@ -166,8 +162,8 @@ class Job:
             model_type=self.checkpoint.model_type,
             vision_type=self.config.vision_config.model_type,
             text_type=self.config.text_config.model_type,
-            parameters=sum(p.numel() for p in model.parameters()),
-            weights_dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            weights_dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             weights_sha256=weights_sha256,
             versions=versions,
             revision=self.checkpoint.revision,

@@ -7,8 +7,9 @@ in `processors`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.initialization import no_init_weights
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export import attention, models
+from visprune.export import attention, graphs, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.parts import Features, cache_shape
 from visprune.export.reasons import first_line, hint
@@ -27,6 +28,7 @@ from visprune.export.shards import read_headers
 from visprune.export.weights import Weights, stored_dtype
 from visprune.manifest import Decoder
 from visprune.targets import Target
+from visprune.targets import target as find_target
 from visprune.work import Convention, Shapes
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "load_model",
     "open_model",
     "quiet",
+    "room",
     "shapes",
     "skeleton",
+    "sliding_window",
 ]
 
 # Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
@@ -79,7 +83,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def _read_config(checkpoint: Checkpoint) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
         )
     except Exception as error:  # a config can fail in as many ways as it has fields
@@ -87,6 +91,16 @@ def _read_config(checkpoint: Checkpoint) -> Any:
             f"The configuration of {checkpoint.path} cannot be read: {first_line(error)}",
             hint(error, "Correct config.json."),
         ) from None
+    for key in ("image_size", "patch_size"):
+        setattr(config.vision_config, key, _edge(getattr(config.vision_config, key, None)))
+    return config
+
+
+def _edge(size: Any) -> Any:
+    """One edge of a square that is given by both."""
+    edges = list(size.values()) if isinstance(size, Mapping) else size
+    pair = isinstance(edges, (list, tuple)) and len(edges) == 2 and edges[0] == edges[1]
+    return edges[0] if pair else size
 
 
 def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
@@ -106,11 +120,25 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
     finally:
         hook.remove()
     check_decoder(model)
-    with contextlib.suppress(OSError):  # without the file, the configuration says what ends a text
-        model.generation_config = transformers.GenerationConfig.from_pretrained(
-            checkpoint.path, local_files_only=True
-        )
-    return model, Weights(model, stored, checkpoint.path)
+    return model, Weights(model, stored, checkpoint.path, partial(_unused, config, checkpoint.model_type))
+
+
+def _unused(config: Any, model_type: str) -> set[str]:
+    """Names of the vision tower's tensors that no visual token depends on: norms, heads, later layers."""
+    from visprune.export.trace import GraphInput
+    from visprune.export.used import used_tensors
+
+    family = models.family(model_type)
+    features = family.features(config)
+    tower = models.tower(config.vision_config.model_type)
+    model, fake = skeleton(config, model_type, find_target("onnxruntime"), torch.float32)
+    size = features.image_size
+    pixels = GraphInput("pixel_values", (1, features.channels, size, size), torch.float32, {})
+    with fake:
+        parts = family.parts(model)
+        used = used_tensors(graphs.VisionEncoder(parts, tower, features, ()).eval(), [pixels])
+    spare = {id(t) for t in parts.tower.state_dict(keep_vars=True).values()} - {id(t) for t in used}
+    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in spare}
 
 
 def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
@@ -156,16 +184,15 @@ def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -
     return model.eval(), fake
 
 
-def decoder_facts(model: Any, dtype: str) -> Decoder:
-    """What the manifest says of the LLM."""
-    config = model.config.text_config
+def decoder_facts(config: Any, dtype: str, eos_token_ids: tuple[int, ...]) -> Decoder:
+    """What the manifest says of the LLM.
+
+    Args:
+        config: Of the decoder.
+        dtype: Of the cache.
+        eos_token_ids: Tokens that end an answer.
+    """
     kv_heads, head_dim = cache_shape(config)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        window = None
-    eos = model.generation_config.eos_token_id
-    eos = config.eos_token_id if eos is None else eos
     return Decoder(
         num_layers=config.num_hidden_layers,
         num_kv_heads=kv_heads,
@@ -173,9 +200,22 @@ def decoder_facts(model: Any, dtype: str) -> Decoder:
         cache_dtype=dtype,
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
-        sliding_window=window,
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        sliding_window=sliding_window(config),
+        eos_token_ids=eos_token_ids,
     )
+
+
+def room(config: Any) -> int:
+    """Most tokens of a sequence whose attention is plainly causal: a decoder's context, or its window."""
+    context = int(config.max_position_embeddings)
+    return min(sliding_window(config) or context, context)
+
+
+def sliding_window(config: Any) -> int | None:
+    """Positions that some layer of a decoder sees at most; None where all see everything before them."""
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds is not None and "sliding_attention" not in kinds else window
 
 
 def shapes(model: Any, features: Features) -> Shapes | None:

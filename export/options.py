@@ -60,6 +60,7 @@ class ExportOptions:
         force: Whether an existing bundle may be replaced.
         revision: Branch, tag or commit, where the model is a hub id.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
+        chat_template: A file that takes the place of the checkpoint's chat template.
     """
 
     method: str | VisionPruner | LayerPruner
@@ -77,6 +78,7 @@ class ExportOptions:
     force: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_request(self.ratio, self.keep_tokens)

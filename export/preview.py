@@ -68,7 +68,7 @@ class Preview:
         available_memory: What this machine has free; None where it does not say.
         self_check: How far the self-check goes; None where there is none, or no memory for it.
         self_check_bytes: Memory that it needs.
-        notes: What cannot be known before weights are read.
+        notes: What a user should know, and what cannot be known before weights are read.
         obstacle: Why this machine would refuse the export, and what to do; None if it would not.
     """
 
@@ -109,7 +109,6 @@ def preview(
     """
     settings = ExportOptions(method=method, **options)
     job, destination = prepare(model, output, settings, dry=True)
-    processor = job.processor()
     graphs = tuple(_graphs(job))
     scope, obstacle = _self_check(job, destination, settings)
     needed = memory(job.checkpoint, job.dtype)
@@ -124,7 +123,7 @@ def preview(
         opset=job.target.opset,
         dtype=job.dtype,
         graphs=graphs,
-        bytes=sum(graph.bytes for graph in graphs) + _text_bytes(processor),
+        bytes=sum(graph.bytes for graph in graphs) + _text_bytes(job.processor),
         free_bytes=free_space(destination),
         memory=needed,
         available_memory=available_memory(),
@@ -151,14 +150,15 @@ def _kept(job: Job) -> str | None:
 
 
 def _notes(job: Job) -> list[str]:
+    notes = list(job.processor.notes)
     if job.inside.is_open:
-        return [
+        notes.append(
             "The recipe is fitted when the weights are read: it decides how many tokens stay after which "
             "layers, and so how many segments the decoder is cut into. Their sizes add up to the one given."
-        ]
+        )
     if job.inside.recipe is not None:
-        return ["Whether the recipe was fitted on these weights shows when they are read."]
-    return []
+        notes.append("Whether the recipe was fitted on these weights shows when they are read.")
+    return notes
 
 
 def _self_check(

@@ -16,8 +16,12 @@ from visprune.export.parts import Features
 from visprune.manifest import LayerPruning, Pruning
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.signals import SIGNALS
+from visprune.runtime.keep import Keep, count_for
+from visprune.runtime.tiling import arrange
 
-__all__ = ["budget_for", "layer_pruning_for", "pruning_for"]
+__all__ = ["budget_for", "check_room", "layer_pruning_for", "pruning_for"]
+
+_QUESTION = 8  # tokens that even a short question takes with the words around it
 
 
 def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "global"] = "tile") -> Pruning:
@@ -40,7 +44,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         )
     budget = budget_for(methods, features, scope)
     if asked.keep_tokens is not None:
-        keep = budget.from_tokens(asked.keep_tokens)
+        keep = count_for(budget, asked.keep_tokens, features.tiling)
     else:
         keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
     return Pruning(
@@ -54,6 +58,30 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         positions=pruner.positions,
         projects_all=bool(getattr(pruner, "projected", False)),
     )
+
+
+def check_room(pruning: Pruning, features: Features, room: int, window: int | None) -> None:
+    """Refuse a bundle of which no prompt with a picture would ever fit into the decoder.
+
+    Args:
+        pruning: Of the method before the LLM.
+        features: Which tokens are visual.
+        room: Most tokens of a sequence.
+        window: The decoder's sliding window, if it has one.
+
+    Raises:
+        UnsupportedError: The smallest picture leaves no room for a question.
+    """
+    tiling = features.tiling
+    smallest = arrange((tiling.tile_size, tiling.tile_size), tiling) if tiling else None
+    tokens = Keep(pruning.keep_tokens).sequence_length(pruning, smallest)
+    if tokens + _QUESTION > room:
+        name = "sliding window" if room == window else "context"
+        raise UnsupportedError(
+            f"A picture takes {tokens} tokens of a prompt here, and the decoder's {name} holds {room}, which "
+            "leaves no room for a question.",
+            "Keep fewer visual tokens before the LLM, or take a model with a longer one.",
+        )
 
 
 def layer_pruning_for(pruner: LayerPruner, asked: Asked, num_layers: int, tokens: int) -> LayerPruning:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export.files import check_pointer
+from visprune.export.foreign import no_weights
 
 __all__ = ["StoredTensor", "find_files", "read_headers"]
 
@@ -24,6 +26,7 @@ class StoredTensor:
     """A tensor on disk.
 
     Attributes:
+        name: As the file has it.
         file: The file that holds it.
         offset: Of its first byte, from the file's beginning.
         length: Of its bytes.
@@ -31,6 +34,7 @@ class StoredTensor:
         shape: Its dimensions.
     """
 
+    name: str
     file: Path
     offset: int
     length: int
@@ -55,18 +59,12 @@ def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     if index.is_file():
         places = _read_index(index)
         return tuple(path / name for name in sorted(set(places.values()))), places
-    pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
     if any(path.glob("model-*.safetensors")):
         raise CheckpointError(
             f"{path} has its weights in several files, and no {index.name}.",
             f"Download {index.name} into it.",
         )
-    if pickles:
-        raise CheckpointError(
-            f"{path} has its weights as pickles ({pickles[0].name}), which are never loaded.",
-            "Convert them to safetensors: load and save the model once with transformers.",
-        )
-    raise CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
+    raise no_weights(path)
 
 
 def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
@@ -97,11 +95,15 @@ def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) 
 def _read_index(index: Path) -> dict[str, str]:
     """The file of each tensor, by an index of shards."""
     try:
+        check_pointer(index)
         places = _loads(index.read_bytes(), index)["weight_map"]
         if not places or not all(isinstance(name, str) for name in places.values()):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CheckpointError(f"{index} cannot be read.", "Download the checkpoint again.") from None
+        raise CheckpointError(
+            f"{index} cannot be read: it is no JSON object that names a file for each tensor.",
+            "Take that file from the checkpoint's source.",
+        ) from None
     if any(Path(name).name != name for name in places.values()):
         raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
     return dict(places)
@@ -125,6 +127,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, which fill it without a gap."""
     if not file.is_file():
         raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
+    check_pointer(file)
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -157,7 +160,7 @@ def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, Stored
                 f"and bytes {entry['data_offsets']} for it.",
                 _AGAIN,
             )
-        found[name] = StoredTensor(file, start + begin, end - begin, entry["dtype"], shape)
+        found[name] = StoredTensor(name, file, start + begin, end - begin, entry["dtype"], shape)
     return found
 
 
@@ -166,7 +169,8 @@ def _check_dtype(file: Path, name: str, dtype: str) -> None:
     is_weight = name.endswith((".weight", ".bias"))
     if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
         return
+    kind = "no float" if dtype in _BYTES else "as quantized weights are"
     raise UnsupportedError(
-        f"The tensor {name} in {file} is of type {dtype}, which cannot be exported.",
+        f"The tensor {name} in {file} is of type {dtype}, {kind}, and cannot be exported.",
         "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",
     )

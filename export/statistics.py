@@ -8,7 +8,6 @@ that are deleted leave the residual stream, and the others keep their positions.
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from visprune.errors import InputError
@@ -24,69 +22,10 @@ from visprune.export import attention, models
 from visprune.export.attention import Recorder
 from visprune.export.layers import attend, causal_mask, feed_forward
 from visprune.export.parts import Parts
+from visprune.export.prompts import Prompt
 from visprune.pruning.recipe_task import Attention
 
-__all__ = ["DecoderPass", "DecoderSample", "Prompt", "prepare", "sample", "tokenized"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """An image and a question as the model takes them.
-
-    Attributes:
-        input_ids: [1, S].
-        pixel_values: [T, 3, H, W], with another axis in front where an image is several tiles.
-        visual: [N] int64, the places of the visual tokens, newline tokens among them.
-        image_sizes: [1, 2] int64, where an image is several tiles.
-    """
-
-    input_ids: Tensor
-    pixel_values: Tensor
-    visual: Tensor
-    image_sizes: Tensor | None = None
-
-
-def tokenized(processor: Any, image_token_id: int, picture: Image.Image, prompt: str, where: str) -> Prompt:
-    """Put one image and one prompt through the processor and its chat template.
-
-    Args:
-        processor: As transformers loads it.
-        image_token_id: The placeholder of a visual token.
-        picture: RGB.
-        prompt: What the user says.
-        where: What to call the sample in errors.
-
-    Raises:
-        InputError: There is no visual token, or no text after the image.
-    """
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
-    try:
-        made = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    except Exception as error:  # templates and processors fail in as many ways as they are written
-        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
-        raise InputError(
-            f"{where} cannot be put into the chat template: {reason}",
-            "Correct the prompt, or the checkpoint's chat template.",
-        ) from None
-    ids: Tensor = made["input_ids"]
-    visual = torch.nonzero(ids[0] == image_token_id).flatten()
-    if not len(visual) or "pixel_values" not in made:
-        raise InputError(
-            f"{where} has no image token once it is in the chat template.",
-            "Take a checkpoint whose chat template shows images.",
-        )
-    if int(visual[-1]) == ids.shape[1] - 1:
-        raise InputError(
-            f"{where} has no text after the image, whose attention FitPrune needs.",
-            "Take a chat template that puts the prompt after the image.",
-        )
-    return Prompt(ids, made["pixel_values"], visual, made.get("image_sizes"))
+__all__ = ["DecoderPass", "DecoderSample", "prepare", "sample"]
 
 
 @dataclass(slots=True)
@@ -178,10 +117,12 @@ def sample(model: Any, parts: Parts, prompt: Prompt) -> DecoderSample:
         raise InputError(
             f"The prompt has places for {len(prompt.visual)} visual tokens, and the vision encoder makes "
             f"{len(features)}.",
-            "Take the processor that belongs to the model.",
+            "Take the preprocessor_config.json that belongs to the model.",
         )
     visual = prompt.visual.to(device)
-    hidden = parts.language_model.get_input_embeddings()(prompt.input_ids.to(device)).clone()
+    ids = prompt.input_ids.to(device).clone()
+    ids[0, visual] = 0  # a placeholder may lie beyond the table, and its row is replaced
+    hidden = parts.language_model.get_input_embeddings()(ids).clone()
     hidden[0, visual] = features.to(hidden.dtype)
     positions = torch.arange(hidden.shape[1], device=device).unsqueeze(0)
     decoder: Any = parts.language_model

@@ -23,10 +23,10 @@ from visprune.export import attention, graphs, models
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.compare import CHAINED_TOLERANCE, KEPT_TOLERANCE, Arrays, Check, Graphs, release
 from visprune.export.loading import open_model
-from visprune.export.parts import Features
+from visprune.export.parts import Features, Parts
 from visprune.export.plan import Cuts, pruner_module
 from visprune.export.tiles import TilePruner
-from visprune.export.verify_decoder import compare_decoder, refer
+from visprune.export.verify_decoder import NEW_TOKENS, compare_decoder, refer
 from visprune.export.verify_layers import compare_layers
 from visprune.export.verify_pictures import Sample, prompt, samples
 from visprune.export.verify_resampling import Resampled, compare_resampled, resampled
@@ -34,6 +34,7 @@ from visprune.manifest import Manifest, Parity, Scope
 from visprune.pruning.base import VisionPruner
 from visprune.runtime.keep import Keep
 from visprune.runtime.runner import to_numpy
+from visprune.runtime.session import context_limit
 
 __all__ = ["comparisons", "verify"]
 
@@ -102,22 +103,62 @@ def verify(
     decoder, cuts = model.model.language_model, methods[1]
     if scope == "layers":
         with weights.held(model.model, torch.float32, but=decoder.layers):
-            embeds = _compare_inputs(check, model, manifest, features, methods, seen)
+            embedded_prompt = _compare_inputs(check, model, manifest, features, methods, seen)
         release()
         family = models.family(checkpoint.model_type)
-        compare_layers(check, run, family.parts(model), weights, cuts, embeds)
+        compare_layers(check, run, family.parts(model), weights, cuts, embedded_prompt)
         return Parity(verified=True, rows=tuple(check.rows), scope=scope)
+    visual = [ids == manifest.text.image_token_id for ids in prompts]
+    room = context_limit(manifest)
+    # Graphs have no sliding window, and need none within it: that is where they are compared.
+    fitting = [
+        _fitting(row[0], most) for row, most in zip(visual, (room - NEW_TOKENS + 1, room), strict=True)
+    ]
     with weights.held(model, torch.float32):
-        embeds = _compare_inputs(check, model, manifest, features, methods, seen)
+        embedded_prompt = _compare_inputs(check, model, manifest, features, methods, seen)
         release()
-        unpruned = model(input_ids=prompts[1], **shown[0].inputs(), logits_to_keep=1).logits
-        family = models.family(checkpoint.model_type)
-        reference = refer(family.parts(model), *embeds, manifest, cuts, unpruned)
+        parts = models.family(checkpoint.model_type).parts(model)
+        unpruned = _unpruned(model, parts, prompts[1], shown[0], fitting[1])
+        embeds, is_visual = (tensor[:, fitting[0]] for tensor in embedded_prompt)
+        reference = refer(parts, embeds, is_visual, manifest, cuts, unpruned)
     release()
-    visual = [(ids == manifest.text.image_token_id).numpy() for ids in prompts]
-    given = [part["inputs_embeds"] for part in embedded]
-    compare_decoder(check, run, list(zip(given, visual, strict=True)), reference)
+    given = [
+        (part["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
+        for part, row, places in zip(embedded, visual, fitting, strict=True)
+    ]
+    compare_decoder(check, run, given, reference)
     return Parity(verified=True, rows=tuple(check.rows))
+
+
+def _fitting(visual: Tensor, most: int) -> Tensor:
+    """Places of a prompt that are at most so many: visual tokens are left out first, but for one, then text.
+
+    Args:
+        visual: [S] bool.
+        most: Places.
+    """
+    excess = max(0, len(visual) - most)
+    spare = torch.nonzero(visual).flatten()[1:]
+    words = torch.nonzero(~visual).flatten()
+    drop = torch.cat([spare.flip(0), words])[:excess]
+    keep = torch.ones(len(visual), dtype=torch.bool)
+    keep[drop] = False
+    return torch.nonzero(keep).flatten()
+
+
+def _unpruned(model: Any, parts: Parts, ids: Tensor, sample: Sample, places: Tensor) -> Tensor:
+    """The logits after a prompt with all tokens of a picture, by transformers: [1, 1, V].
+
+    By its whole model where that can take the prompt; else by its decoder, from the embeddings of `places`.
+    """
+    placeholder = model.config.image_token_id
+    table = parts.language_model.get_input_embeddings()
+    if len(places) == ids.shape[1] and placeholder < table.num_embeddings:
+        logits: Tensor = model(input_ids=ids, **sample.inputs(), logits_to_keep=1).logits
+        return logits
+    (embeds,) = graphs.Embedding(parts, placeholder)(ids, sample.whole(model))
+    hidden = parts.language_model(inputs_embeds=embeds[:, places]).last_hidden_state
+    return parts.lm_head(hidden[:, -1:])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from visprune.export.segments import Segment, SegmentPruner, spans
 from visprune.export.verify_decoder import Flow, compare_pruner
 from visprune.export.weights import Weights
 from visprune.pruning.base import LayerPruner
+from visprune.runtime.session import context_limit
 
 __all__ = ["compare_layers"]
 
@@ -57,7 +58,7 @@ def compare_layers(
     """
     manifest = run.bundle.manifest
     inside = manifest.layer_pruning
-    steps = _steps(*prompt, manifest.dtype)
+    steps = _steps(*prompt, manifest.dtype, min(LENGTH, context_limit(manifest) - 1))
     visual = int(steps[0].is_visual.sum())
     left = [steps[0].is_visual.size - visual + n for n in inside.budget.kept(visual)] if inside else []
     names = [stage.graph for stage in manifest.stages if stage.graph.startswith("decoder")]
@@ -95,9 +96,9 @@ class _Wanted:
     scores: Tensor
 
 
-def _steps(embeds: Tensor, is_visual: Tensor, dtype: str) -> list[Flow]:
-    """The beginning of a prompt, and its first token once more after it."""
-    length = min(LENGTH, embeds.shape[1])
+def _steps(embeds: Tensor, is_visual: Tensor, dtype: str, most: int) -> list[Flow]:
+    """The beginning of a prompt, of at most so many positions, and its first token once more after it."""
+    length = min(most, embeds.shape[1])
     hidden = embeds.numpy().astype(dtype)
     prompt = Flow(hidden[:, :length], np.arange(length)[None], is_visual.numpy()[:, :length])
     return [prompt, Flow(hidden[:, :1], np.array([[length]]), np.zeros((1, 1), dtype=bool))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from visprune.errors import CheckpointError
+from visprune.export import foreign
 from visprune.export.shards import StoredTensor
 
 __all__ = ["Weights", "stored_dtype"]
@@ -34,7 +35,7 @@ _DTYPES = {
     "I32": torch.int32,
     "BOOL": torch.bool,
 }
-_HINT = "Download the checkpoint again."
+_CHUNK = 1 << 24  # numbers that are looked at together, for a peak of memory that no tensor's size raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,39 +62,70 @@ class Weights:
     The model has its parameters on the meta device, and its buffers in memory. Wrappers around its modules
     share its parameters and give them other names; so a parameter is asked for by itself.
 
+    Names that wrappers of modules have lengthened are shortened where nothing else fits. What is not stored
+    and `unused` is zeros: nothing that is exported depends on it.
+
     Args:
         model: A `PreTrainedModel`. Parameters that are tied, and of which one is stored, become one.
         stored: The checkpoint's tensors, by their names on disk.
         where: The checkpoint, for messages.
+        unused: Gives the names of parameters that need not be stored; called only where some are not.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
     """
 
-    def __init__(self, model: Any, stored: Mapping[str, StoredTensor], where: Path) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stored: Mapping[str, StoredTensor],
+        where: Path,
+        unused: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self._model = model
         self._where = where
         tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
-        places = _places(model, tensors, stored)
-        _tie(model, tensors, places)
-        if missing := sorted(tensors.keys() - places.keys()):
-            raise CheckpointError(
-                f"The weights of {where} lack {len(missing)} tensors, such as {missing[0]}.", _HINT
-            )
+        places = self._find(tensors, stored, unused)
         self._places = {tensors[name]: (name, place) for name, place in places.items()}
+        self._absent = {tensor for tensor in tensors.values() if tensor not in self._places}
         for name, place in places.items():
             if isinstance(place, StoredTensor):
                 self._check(name, tensors[name], place.shape)
         for tensor in tensors.values():
-            if not tensor.is_meta:  # a buffer that is stored
+            if not tensor.is_meta and tensor not in self._absent:  # a buffer that is stored
                 tensor.copy_(self.read(tensor))
+
+    def _find(
+        self,
+        tensors: dict[str, Tensor],
+        stored: Mapping[str, StoredTensor],
+        unused: Callable[[], Collection[str]],
+    ) -> dict[str, _Place]:
+        """Where all that is needed lies; tied parameters become one."""
+        spellings = [stored, {foreign.unwrapped(name): tensor for name, tensor in stored.items()}]
+        spare: Collection[str] | None = None
+        failures = []
+        for names in spellings[: 1 + (spellings[0].keys() != spellings[1].keys())]:
+            places = _places(self._model, tensors, names)
+            twins = _twins(self._model, places)
+            lacking = tensors.keys() - places.keys() - twins.keys()
+            if lacking:
+                spare = unused() if spare is None else spare
+                lacking -= set(spare)
+            if not lacking:
+                _tie(self._model, tensors, places, twins)
+                return places
+            failures.append(foreign.missing(self._where, lacking, places, stored))
+        raise failures[0]
 
     def read(self, tensor: Tensor) -> Tensor:
         """The values of a parameter of the model, as they are stored; any other tensor as it is.
 
         Raises:
-            CheckpointError: It does not fit the configuration, or its file changed.
+            CheckpointError: It does not fit the configuration, its file changed, or a number in it is none.
         """
+        if tensor in self._absent:
+            return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
         if tensor not in self._places:
             return tensor
         name, place = self._places[tensor]
@@ -176,18 +208,31 @@ def _numbered(key: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
 
 
-def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place]) -> None:
-    """Let a parameter that is tied to others and not stored itself be the one of them that is."""
+def _twins(model: Any, places: Collection[str]) -> dict[str, str]:
+    """For parameters that are not stored: the one that each is tied to and that is.
+
+    Published checkpoints say in their text configuration alone that the head is the embedding, where some
+    classes of transformers do not look.
+    """
+    tied = dict(model.all_tied_weights_keys)
+    if getattr(model.config.text_config, "tie_word_embeddings", False):
+        tied |= model._tied_weights_keys or {}
     groups: dict[str, list[str]] = {}
-    for target, source in model.all_tied_weights_keys.items():
+    for target, source in tied.items():
         groups.setdefault(source, [source]).append(target)
+    twins: dict[str, str] = {}
     for names in groups.values():
         twin = next((name for name in names if name in places), None)
-        for name in names:
-            if twin is not None and name not in places:
-                owner, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(owner), attribute, tensors[twin])
-                tensors[name], places[name] = tensors[twin], places[twin]
+        twins |= {name: twin for name in names if twin is not None and name not in places}
+    return twins
+
+
+def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], twins: Mapping[str, str]) -> None:
+    """Let each of some parameters be the one that it is tied to."""
+    for name, twin in twins.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, tensors[twin])
+        tensors[name], places[name] = tensors[twin], places[twin]
 
 
 def _read(place: StoredTensor) -> Tensor:
@@ -199,5 +244,15 @@ def _read(place: StoredTensor) -> Tensor:
         while left and (count := file.readinto(left)):
             left = left[count:]
     if left:
-        raise CheckpointError(f"The weight file {place.file} became shorter while it was read.", _HINT)
-    return values.view(_DTYPES[place.dtype]).reshape(place.shape)
+        raise CheckpointError(
+            f"The weight file {place.file} became shorter while it was read.", "Download it again."
+        )
+    tensor = values.view(_DTYPES[place.dtype]).reshape(place.shape)
+    if tensor.is_floating_point() and not all(
+        bool(part.isfinite().all()) for part in tensor.flatten().split(_CHUNK)
+    ):
+        raise CheckpointError(
+            f"The tensor {place.name} in {place.file} holds NaN or infinity.",
+            "The model cannot compute anything with it: take weights that were saved before that happened.",
+        )
+    return tensor

@@ -15,7 +15,7 @@ from visprune.runtime.runner import Value
 from visprune.runtime.tiling import Arrangement, arrange, largest
 from visprune.tiling import Tiling
 
-__all__ = ["Keep", "keep_for"]
+__all__ = ["Keep", "count_for", "keep_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,36 @@ class Keep:
         return within if self.tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
 
 
+def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
+    """K for an explicit count, which is of one tile where a picture is several.
+
+    Args:
+        budget: Of the method before the LLM.
+        keep_tokens: The count.
+        tiling: How a picture becomes tiles; None where it is one.
+
+    Raises:
+        UsageError: The count cannot be reached. Where it may be meant of a whole picture, the count of a tile
+            that comes to it is named.
+    """
+    if tiling is None or keep_tokens <= budget.visual_tokens:
+        return budget.from_tokens(keep_tokens)
+    size = largest(tiling)
+    whole = arrange(size, tiling).visual_tokens
+    hint = f"Give a count from {budget.minimum * budget.unit_tokens} to {budget.visual_tokens}."
+    if keep_tokens <= whole:
+        ratio = keep_tokens / whole
+        hint = (
+            f"{keep_tokens:,} of the {whole:,} of a picture of {size[1]} x {size[0]} pixels are "
+            f"--keep-tokens {budget.from_ratio(ratio)}, or --ratio {ratio:.4g}."
+        )
+    raise UsageError(
+        f"Cannot keep {keep_tokens:,} tokens: a count is of one tile, which has {budget.visual_tokens:,} "
+        "visual tokens.",
+        hint,
+    )
+
+
 def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int | None = None) -> Keep:
     """What a request means for a bundle; without one, what it was exported for.
 
@@ -155,7 +185,9 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
         return Keep(before.keep_tokens, ratio)
     if ratio is not None:
         return Keep(before.budget.from_ratio(ratio))
-    return Keep(before.keep_tokens if keep_tokens is None else before.budget.from_tokens(keep_tokens))
+    if keep_tokens is None:
+        return Keep(before.keep_tokens)
+    return Keep(count_for(before.budget, keep_tokens, manifest.tiling))
 
 
 def _beside(pruning: Pruning, arrangement: Arrangement | None) -> int:

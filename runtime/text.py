@@ -71,13 +71,25 @@ class Tokenizer:
             raise BundleError(
                 f"The tokenizer {path} cannot be read: {error}.", "Export the model again."
             ) from None
-        backend.no_truncation()
-        backend.no_padding()
         if image_token_id not in backend.encode(image_token, add_special_tokens=False).ids:
             raise BundleError(
                 f"The tokenizer {path} does not turn {image_token!r} into the token {image_token_id}.",
                 "Give the checkpoint the tokenizer that it was trained with and export again.",
             )
+        return cls.of(backend, image_token, image_token_id, bos_token, eos_token_ids)
+
+    @classmethod
+    def of(
+        cls,
+        backend: tokenizers.Tokenizer,
+        image_token: str,
+        image_token_id: int,
+        bos_token: str | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> Tokenizer:
+        """Takes a tokenizer that is read already; the arguments are those of `from_file`."""
+        backend.no_truncation()
+        backend.no_padding()
         added = backend.get_added_tokens_decoder()
         return cls(
             backend=backend,

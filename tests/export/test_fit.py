@@ -13,8 +13,11 @@ transformers = pytest.importorskip("transformers")
 import visprune
 from visprune.cli import run_command
 from visprune.demo import CALIBRATION
-from visprune.errors import InputError, UnsupportedError, UsageError
-from visprune.export import models, statistics
+from visprune.errors import InputError, UnsupportedError, UsageError, VispruneError
+from visprune.export import loading, models, statistics
+from visprune.export.checkpoint import find
+from visprune.export.processors import load_processor
+from visprune.export.prompts import PromptMaker
 from visprune.pruning.recipe import read_recipe
 from visprune.runtime.samples import read_samples
 
@@ -43,8 +46,10 @@ def loaded(path, picture):
     auto = transformers.LlavaForConditionalGeneration
     eager = auto.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     ours = auto.from_pretrained(path, dtype=torch.float32).eval()
-    processor = transformers.AutoProcessor.from_pretrained(path)
-    prompt = statistics.tokenized(processor, IMAGE_TOKEN, picture, "What?", "Line 1")
+    checkpoint = find(path)
+    config = loading.load_config(checkpoint)
+    make = PromptMaker(load_processor(checkpoint, config), models.family("llava").features(config))
+    prompt = make([picture], "What?")
     parts = models.family("llava").parts(ours)
     statistics.prepare(ours, parts)
     return eager, prompt, statistics.sample(ours, parts, prompt)
@@ -187,7 +192,10 @@ LINE = {"image": "0.png", "prompt": "What?"}
             json.dumps(LINE) + "\n" + json.dumps({**LINE, "prompt": "a <image>?"}),
             "Line 2 of .*contains <image>",
         ),
-        (json.dumps({**LINE, "prompt": "long " * 200}), r"Line 1 of .* tokens, and the model takes 512"),
+        (
+            json.dumps({**LINE, "prompt": "long " * 200}),
+            r"Line 1 of .* tokens, 16 of them visual, and the model takes 512",
+        ),
     ],
 )
 def test_bad_samples_are_refused_before_weights_are_read(text, words, model, data, monkeypatch):
@@ -232,17 +240,23 @@ def test_a_decoder_of_another_form_is_refused(checkpoint, data):
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{% for m in messages %}USER: hello{% endfor %}", "no image token|chat template"),
-        ("{% for m in messages %}Hello<image>{% endfor %}", "no text after the image"),
-        ("{{ raise_exception('never') }}", "chat template: never"),
+        ("{% for m in messages %}USER: hello{% endfor %}", "leaves out what the user says"),
+        (
+            "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}",
+            r"writes it 0 times for one picture",
+        ),
+        (
+            "{% for m in messages %}{{ m.content[-1].text }}<image>{% endfor %}",
+            "Line 1 of .*data.jsonl has no text after the image",
+        ),
+        ("{{ raise_exception('never') }}", "chat template refuses this conversation: never"),
     ],
 )
-def test_templates_that_hide_the_image(template, words, checkpoint, pictures):
-    processor = transformers.AutoProcessor.from_pretrained(checkpoint(checkpoint.Tiny()))
-    processor.chat_template = template
-    with pytest.raises(InputError, match=words) as raised:
-        statistics.tokenized(processor, IMAGE_TOKEN, pictures[0], "What?", "Line 7 of data.jsonl")
-    assert raised.value.what.startswith("Line 7 of data.jsonl")
+def test_templates_that_hide_the_image(template, words, model, data, tmp_path):
+    given = tmp_path / "template.jinja"
+    given.write_text(template)
+    with pytest.raises(VispruneError, match=words):
+        visprune.fit(model, ratio=0.5, data=data, chat_template=given)
 
 
 class TestCommand:

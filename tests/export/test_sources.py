@@ -162,23 +162,26 @@ def test_code_beside_the_weights_never_runs_unasked(file, auto, coded):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(("file", "auto"), [CASES[0], CASES[3]])
-def test_trusted_code_runs(file, auto, coded):
-    path, mark = coded(file, auto)
+def test_trusted_code_runs(coded):
+    path, mark = coded(*CASES[0])
     config, model = read(path, trusted=True)
     assert mark.exists()
     assert type(model.config) is type(config)
 
 
-def test_a_checkpoint_that_needs_its_code_is_refused_with_the_option_named(coded, tmp_path, capsys):
-    path, mark = coded("preprocessor_config.json", "AutoImageProcessor", image_processor_type="Own")
+def test_a_decoder_of_the_checkpoints_own_is_refused_and_its_code_never_runs(coded, tmp_path, capsys):
+    path, mark = coded("config.json", "AutoConfig", model_type="llava", text_config={"model_type": "own"})
     arguments = [str(path), "--method", "none", "--no-verify", "-o", str(tmp_path / "out")]
     assert run_command("export", arguments) == 2
-    what, hint = capsys.readouterr().err.splitlines()[-2:]
-    assert "contains custom code" in what
-    assert "--trust-remote-code" in hint
     assert not mark.exists()
     assert not (tmp_path / "out").exists()
-    assert run_command("export", [*arguments, "--trust-remote-code"]) == 2
-    assert mark.exists()
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_an_image_processor_of_the_checkpoints_own_is_refused_and_never_runs(coded, tmp_path, capsys):
+    path, mark = coded("preprocessor_config.json", "AutoImageProcessor", image_processor_type="Own")
+    arguments = [str(path), "--method", "none", "-o", str(tmp_path / "out"), "--trust-remote-code"]
+    assert run_command("export", arguments) == 2
     assert "type is 'Own'" in capsys.readouterr().err  # which the runtime does not know
+    assert not mark.exists()
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from visprune.commands.options import (
+    ChatTemplateFile,
     MaxPrunePoints,
     Model,
     RecipeFile,
@@ -90,6 +91,7 @@ def export(  # noqa: PLR0913 - a command line's options
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare nothing with PyTorch.")] = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
+    chat_template: ChatTemplateFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be written and needed; read no weights.")
@@ -131,6 +133,7 @@ def export(  # noqa: PLR0913 - a command line's options
             force=force,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            chat_template=chat_template,
         )
     if isinstance(made, Preview):
         print_json(asdict(made)) if as_json else _print_preview(made)

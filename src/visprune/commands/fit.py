@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import MaxPrunePoints, Model, Revision, Samples, TrustRemoteCode
+from visprune.commands.options import (
+    ChatTemplateFile,
+    MaxPrunePoints,
+    Model,
+    Revision,
+    Samples,
+    TrustRemoteCode,
+)
 from visprune.commands.terminal import bars, print_json
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ def fit(  # noqa: PLR0913 - a command line's options
     device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
+    chat_template: ChatTemplateFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
@@ -67,6 +75,7 @@ def fit(  # noqa: PLR0913 - a command line's options
             force=force,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            chat_template=chat_template,
         )
     if as_json:
         print_json({"path": str(path), **asdict(recipe)})

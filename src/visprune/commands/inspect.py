@@ -41,7 +41,7 @@ def inspect(
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in _facts(opened.manifest):
+    for line in [*_facts(opened.manifest), *_text(opened)]:
         console.print(line)
     for table in (_graphs(opened.manifest), parity_table(opened.manifest)):
         console.print()
@@ -94,6 +94,19 @@ def _facts(manifest: Manifest) -> list[str]:
         f"files     {len(manifest.files)}, {size(total)}",
         f"made      {source.created}, {versions}",
     ]
+
+
+def _text(bundle: Bundle) -> list[str]:
+    """What the chat template shows, and which tokens end an answer."""
+    from visprune.runtime.reading import read_template, read_tokenizer
+
+    tokenizer, template = read_tokenizer(bundle), read_template(bundle)
+    system = "and a system prompt" if template.shows_system else "but no system prompt"
+    shows = f"shows {template.describe()}, {system}"
+    if bundle.manifest.text.chat_template is None:
+        shows = "none: prompts are handed to the model as they are"
+    names = [f"{tokenizer.backend.id_to_token(token)} ({token})" for token in tokenizer.eos_token_ids]
+    return [f"template  {shows}", f"ends      {', '.join(names) or 'none: answers go on to the limit'}"]
 
 
 def _quantized(manifest: Manifest) -> list[str]:

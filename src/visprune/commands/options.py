@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "BundleDir",
+    "ChatTemplateFile",
     "Frames",
     "Images",
     "KeepTokens",
@@ -50,6 +51,15 @@ Revision = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let Python code that comes with the checkpoint run.")
+]
+ChatTemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        help="A Jinja chat template, or a JSON file with the key chat_template.",
+        show_default="the checkpoint's",
+    ),
 ]
 Samples = Annotated[
     Path | None,

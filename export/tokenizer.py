@@ -1,0 +1,204 @@
+"""The tokenizer of a checkpoint, as its `tokenizer.json` has it.
+
+That file is what the model was trained with, so it is taken as it is: classes of transformers rebuild a
+tokenizer from the vocabulary, with their own idea of digits and spaces. Where a checkpoint has another kind
+of file, transformers converts it. Either way a few texts are encoded both ways before anything is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+
+from visprune.errors import CheckpointError
+from visprune.export.checkpoint import Checkpoint
+from visprune.export.files import check_pointer, read_object, read_text
+from visprune.export.reasons import first_line, hint
+from visprune.optional import require
+
+__all__ = ["CheckpointTokenizer", "read_tokenizer"]
+
+_PROBES = (
+    *("In 2023, 1,234.50 of 1000000 cost 7% more.", "a  b   c    d ", " two lines\nand\n\n\ttabs\r\n"),
+    *("Größe, naïve, мир", "日本語の漢字、한국어", "don't you'LL x_y(z) != 'q'"),
+)
+_HINT = "Put the checkpoint's tokenizer.json beside its weights."
+_OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointTokenizer:
+    """A tokenizer.
+
+    Attributes:
+        backend: Without truncation and padding.
+        json: The text of its `tokenizer.json`.
+        bos_token: Text of the token that begins a sequence, or None.
+        eos_token: Text of the token that ends one, or None.
+        notes: What a user should know of it.
+    """
+
+    backend: tokenizers.Tokenizer
+    json: str
+    bos_token: str | None
+    eos_token: str | None
+    notes: tuple[str, ...] = ()
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, it cannot be read, or its conversion changes what texts become.
+        MissingExtraError: A package that reads its file is not installed.
+    """
+    path = checkpoint.path
+    said = read_object(path / "tokenizer_config.json")
+    said = read_object(path / "special_tokens_map.json") | said
+    file, model = path / "tokenizer.json", path / "tokenizer.model"
+    if file.is_file():
+        text = read_text(file)
+        backend = _parse(text, file)
+        own, name = _parse(text, file), file.name
+        encode = _encoder(own)
+    else:
+        backend = _converted(checkpoint, model if model.is_file() else None)
+        text, name = "", model.name
+        encode = _sentencepiece(model) if model.is_file() else _encoder(backend)
+    plain = backend.truncation is None and backend.padding is None
+    backend.no_truncation()
+    backend.no_padding()
+    added = _add_tokens(backend, said, read_object(path / "added_tokens.json"))
+    if not text or added or not plain:
+        text = backend.to_str(pretty=True)
+    # What is compared is what the runtime will read.
+    _compare(_encoder(_parse(text, file)), encode, name, _specials(backend) if file.is_file() else ())
+    bos, eos = (_special(checkpoint, said, key) for key in ("bos_token", "eos_token"))
+    return CheckpointTokenizer(backend, text, bos, eos, _notes(backend, said, bos))
+
+
+def _parse(text: str, file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the package raises plain Exception
+        raise CheckpointError(
+            f"{file} cannot be read: {first_line(error)}",
+            "Update the package tokenizers, or take the file from the checkpoint's source.",
+        ) from None
+
+
+def _converted(checkpoint: Checkpoint, model: Path | None) -> tokenizers.Tokenizer:
+    """What transformers makes of other files than tokenizer.json."""
+    if not any((checkpoint.path / name).is_file() for name in _OTHER_FILES):
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _HINT)
+    if model is not None:
+        check_pointer(model)
+        require("sentencepiece", extra="export")  # transformers would ask for another package
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
+        )
+    except Exception as error:  # it fails in as many ways as there are files
+        raise CheckpointError(
+            f"{checkpoint.path} has no tokenizer.json, and what it has cannot be converted: "
+            f"{first_line(error)}",
+            hint(error, _HINT),
+        ) from None
+    backend: tokenizers.Tokenizer | None = getattr(found, "backend_tokenizer", None)
+    if backend is None or backend.get_vocab_size(with_added_tokens=False) < len(_PROBES):
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer.", _HINT)
+    return _parse(backend.to_str(), checkpoint.path / "tokenizer.json")
+
+
+def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
+    sentencepiece = require("sentencepiece", extra="export")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except Exception as error:  # the package raises what its C++ does
+        raise CheckpointError(f"{model} is no model of SentencePiece: {first_line(error)}", _HINT) from None
+    encode: Callable[[str], list[int]] = processor.encode
+    return encode
+
+
+def _encoder(backend: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+    return lambda text: backend.encode(text, add_special_tokens=False).ids
+
+
+def _specials(backend: tokenizers.Tokenizer) -> list[str]:
+    return [token.content for token in backend.get_added_tokens_decoder().values()]
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
+    """Add tokens that only the files beside the tokenizer know, under their ids; tell whether any were."""
+    wanted: dict[int, tokenizers.AddedToken] = {}
+    for content, index in listed.items():
+        if isinstance(index, int):
+            wanted[index] = tokenizers.AddedToken(content, special=True, normalized=False)
+    decoder = said.get("added_tokens_decoder")
+    for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
+        if key.isdigit() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            flags = {
+                name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word")
+            }
+            special = bool(entry.get("special"))
+            wanted[int(key)] = tokenizers.AddedToken(entry["content"], special=special, **flags)
+    added = False
+    for index, token in sorted(wanted.items()):
+        if backend.token_to_id(token.content) is not None:
+            continue
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if (got := backend.token_to_id(token.content)) != index:
+            raise CheckpointError(
+                f"The files beside the tokenizer give {token.content!r} the id {index}, and the tokenizer's "
+                f"next free id is {got}.",
+                "Take tokenizer.json and tokenizer_config.json of one checkpoint.",
+            )
+        added = True
+    return added
+
+
+def _compare(
+    got: Callable[[str], list[int]], want: Callable[[str], list[int]], name: str, specials: Sequence[str]
+) -> None:
+    """Refuse a tokenizer that gives other ids than the checkpoint's own file."""
+    for text in (*_PROBES, *(f"a {token}b" for token in specials)):
+        mine, theirs = got(text), want(text)
+        if mine != theirs:
+            raise CheckpointError(
+                f"The tokenizer that would be written makes {mine} of {text!r}, and the checkpoint's {name} "
+                f"makes {theirs}.",
+                "Give the checkpoint the tokenizer.json that it was trained with.",
+            )
+
+
+def _special(checkpoint: Checkpoint, said: Mapping[str, Any], key: str) -> str | None:
+    """A special token by its role: as the files name it, or else as the tokenizer's class does."""
+    if key in said:
+        value = said[key]
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else None
+    with contextlib.suppress(Exception):  # a class that cannot be had names nothing
+        found = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        token = getattr(found, key, None)
+        return token if isinstance(token, str) else None
+    return None
+
+
+def _notes(backend: tokenizers.Tokenizer, said: Mapping[str, Any], bos: str | None) -> tuple[str, ...]:
+    asked = said.get("add_bos_token")
+    if not isinstance(asked, bool) or bos is None:
+        return ()
+    begins = backend.encode("a").ids[:1] == [backend.token_to_id(bos)]
+    if begins == asked:
+        return ()
+    does = "puts" if begins else "does not put"
+    return (
+        f"tokenizer_config.json has add_bos_token {str(asked).lower()}, and tokenizer.json {does} {bos} in "
+        "front; tokenizer.json is followed.",
+    )
