@@ -90,8 +90,11 @@ class CheckpointModel:
 
     def _inputs(self) -> Any:
         shown = [{"type": "image", "image": decode(Path(image))} for image in self._work.images]
+        messages = [{"role": "user", "content": [*shown, {"type": "text", "text": self._work.prompt}]}]
+        if self._work.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self._work.system}]})
         made = self._processor.apply_chat_template(
-            [{"role": "user", "content": [*shown, {"type": "text", "text": self._work.prompt}]}],
+            messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
