@@ -41,7 +41,11 @@ _PART = 50  # questions that a process is given at a time
 
 
 def demo_accuracy(
-    entries: Sequence[Entry], folder: Path, progress: Progress, questions: int = QUESTIONS
+    entries: Sequence[Entry],
+    folder: Path,
+    progress: Progress,
+    questions: int = QUESTIONS,
+    system: str | None = None,
 ) -> dict[str, Accuracy]:
     """Exact match of rows of the demo model, by their names.
 
@@ -50,10 +54,12 @@ def demo_accuracy(
         folder: Where counts are kept, a file a row.
         progress: Called as it goes on.
         questions: How many.
+        system: A system prompt before each.
     """
     about = f"the first {questions} held-out questions of the demo model, exact match"
+    about += "" if system is None else f", after the system prompt “{system}”"
     files = {one.contender.name: folder / f"{one.contender.name.replace(' ', '_')}.json" for one in entries}
-    stamps = {one.contender.name: _stamp(one, questions) for one in entries}
+    stamps = {one.contender.name: _stamp(one, questions, system) for one in entries}
     known = {name: _read(file, stamps[name]) for name, file in files.items()}
     found = {name: count for name, count in known.items() if count is not None}
     missing = [one for one in entries if one.contender.name not in found]
@@ -76,7 +82,8 @@ def demo_accuracy(
         try:
             for one in missing:
                 parts = [
-                    pool.submit(_right, one, images[i : i + _PART], asked[i : i + _PART]) for i in starts
+                    pool.submit(_right, one, images[i : i + _PART], asked[i : i + _PART], system)
+                    for i in starts
                 ]
                 right = 0
                 for part in as_completed(parts):
@@ -100,12 +107,13 @@ def _accuracy(right: int, of: int, about: str) -> Accuracy:
     return Accuracy(right, of, *wilson(right, of), about)
 
 
-def _stamp(one: Entry, questions: int) -> dict[str, object]:
-    """What an earlier count must agree in: the files of the bundle, what it keeps, the questions."""
+def _stamp(one: Entry, questions: int, system: str | None) -> dict[str, object]:
+    """What an earlier count must agree in: the files of the bundle, what it keeps, what was asked."""
     keep = one.keep
     hashes = {name: record.sha256 for name, record in one.manifest.files.items() if name.startswith("onnx/")}
     ratio = keep.layer_ratio
-    return {"graphs": hashes, "keep_tokens": keep.tokens, "layer_ratio": ratio, "questions": questions}
+    stamp = {"graphs": hashes, "keep_tokens": keep.tokens, "layer_ratio": ratio, "questions": questions}
+    return stamp if system is None else {**stamp, "system": system}
 
 
 def _read(file: Path, stamp: dict[str, object]) -> Accuracy | None:
@@ -116,7 +124,7 @@ def _read(file: Path, stamp: dict[str, object]) -> Accuracy | None:
         return None  # counted again
 
 
-def _right(one: Entry, images: NDArray[np.uint8], asked: Sequence[Question]) -> int:
+def _right(one: Entry, images: NDArray[np.uint8], asked: Sequence[Question], system: str | None) -> int:
     """What a process does with its part: how many of some questions are answered right."""
     from PIL import Image
 
@@ -129,6 +137,7 @@ def _right(one: Entry, images: NDArray[np.uint8], asked: Sequence[Question]) -> 
             Image.fromarray(image),
             question.text,
             max_new_tokens=_ANSWER_TOKENS,
+            system=system,
             ratio=keeps.ratio,
             keep_tokens=keeps.keep_tokens,
         )

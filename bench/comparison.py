@@ -16,8 +16,9 @@ from visprune.bench.worker import Contender
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
 from visprune.runtime.backends import ENGINES
-from visprune.runtime.conversation import check_prompt
 from visprune.runtime.images import decode
+from visprune.runtime.prompts import check_prompt
+from visprune.runtime.reading import check_texts
 from visprune.runtime.verified import verify
 
 __all__ = ["Comparison", "check_work", "compare", "in_pytorch", "run"]
@@ -51,7 +52,7 @@ def compare(
         UsageError: Nothing to compare, or something there is not.
         UnsupportedError: PyTorch is asked for beside another provider than the CPU.
         BundleError: A bundle that cannot be used.
-        InputError: A picture or a prompt that cannot be used.
+        InputError: A picture, a prompt or a system prompt that cannot be used.
         MissingExtraError: The provider's package is missing; for PyTorch, the `export` extra.
     """
     report = progress or (lambda what, done, total: None)
@@ -61,6 +62,7 @@ def compare(
     opened = [Bundle.open(path) for path in bundles]
     for bundle in opened:
         check_prompt(work.prompt, bundle.manifest)
+        check_texts(bundle, system=work.system)
         if against is not None:
             checkpoint_of(bundle.manifest)
     for bundle in opened:

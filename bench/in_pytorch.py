@@ -96,7 +96,8 @@ class CheckpointModel:
         return []
 
     def _inputs(self) -> Any:
-        made = self._prompts([decode(Path(image)) for image in self._work.images], self._work.prompt).inputs()
+        shown = [decode(Path(image)) for image in self._work.images]
+        made = self._prompts(shown, self._work.prompt, self._work.system).inputs()
         return made | {"pixel_values": made["pixel_values"].to(self._dtype)}
 
     def _watch(self, stage: str, module: Any) -> None:

@@ -51,6 +51,7 @@ class Work:
         warm_up: Rounds before those.
         provider: What runs the graphs.
         threads: Processor threads of each row.
+        system: The system prompt, with which the prompt begins.
 
     Raises:
         UsageError: There is no picture or prompt, or a number that cannot be.
@@ -63,6 +64,7 @@ class Work:
     rounds: int = 10
     warm_up: int = 2
     provider: str = "cpu"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -35,7 +35,8 @@ from visprune.quantize.options import QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.records import sha256
 from visprune.registry import load_method
-from visprune.runtime.conversation import check_prompt
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.prompts import check_prompt, check_system
 from visprune.runtime.samples import read_samples
 from visprune.runtime.verified import verify
 from visprune.staging import tidy
@@ -120,6 +121,7 @@ def sweep(
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
     check_work(work, against)
+    _check_system(work.system, checkpoint)
     _claim(output, checkpoint, plan.calibration)
     maker = _Maker(model, checkpoint, plan, output / "bundles", report)
     rows = LineUp()
@@ -131,7 +133,7 @@ def sweep(
     found = {}
     if checkpoint.name == DEMO and questions:
         (output / "accuracy").mkdir(exist_ok=True)
-        found = demo_accuracy(rows.entries, output / "accuracy", report, questions)
+        found = demo_accuracy(rows.entries, output / "accuracy", report, questions, work.system)
     else:
         rows.notes.append("Accuracy was not measured: questions with known answers are needed.")
     if against is not None:
@@ -149,6 +151,19 @@ def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
         if precision not in FLOATS:
             options = QuantizeOptions(precision, calibration=plan.calibration)
             prepare(options, "onnxruntime", "float32", checkpoint.name)
+
+
+def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
+    """Refuse a system prompt that the checkpoint cannot show, before anything is made."""
+    if system is None:
+        return
+    from visprune.export.loading import load_config
+    from visprune.export.processors import load_processor
+
+    processor = load_processor(checkpoint, load_config(checkpoint))
+    text = processor.text
+    template = ChatTemplate(processor.chat_template, text.bos_token, text.eos_token, text.image_token)
+    check_system(system, text, template, checkpoint.name)
 
 
 def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> None:

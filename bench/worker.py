@@ -131,7 +131,7 @@ class BundleModel:
         from visprune.runtime.conversation import Chat
 
         work, manifest = self._work, self._pipeline.manifest
-        answer = Chat(self._model, self._keep).generate(
+        answer = Chat(self._model, self._keep, work.system).generate(
             work.prompt, [Path(image) for image in work.images], max_new_tokens=work.max_new_tokens
         )
         self._last = answer

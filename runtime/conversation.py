@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visprune.errors import InputError
 from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
@@ -22,6 +21,13 @@ from visprune.runtime.images import decode
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import present_names
 from visprune.runtime.pictures import Picture, PictureMaker, Video
+from visprune.runtime.prompts import (
+    check_prompt,
+    check_stops,
+    check_system,
+    prompt_ids,
+    without_placeholders,
+)
 from visprune.runtime.sampling import Sampler, Sampling
 from visprune.runtime.session import Session
 from visprune.runtime.text import TextStream, Tokenizer
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     ImageSource = str | Path | bytes | Image.Image
     VisualInput = ImageSource | Video
 
-__all__ = ["Chat", "Model", "check_prompt"]
+__all__ = ["Chat", "Model"]
 
 _GREEDY = Sampling()
 
@@ -56,11 +62,17 @@ class Chat:
     Args:
         model: What answers.
         keep: What is kept of every image; fixed, as cached images keep theirs.
+        system: The system prompt, with which the conversation begins, or None.
+
+    Raises:
+        InputError: A system prompt that `check_system` refuses.
     """
 
-    def __init__(self, model: Model, keep: Keep) -> None:
+    def __init__(self, model: Model, keep: Keep, system: str | None = None) -> None:
+        check_system(system, model.manifest.text, model.template)
         self._model = model
         self._session = Session(model.executor, model.manifest, keep, model.room)
+        self._begins = [] if system is None else [Message("system", system)]
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
         self._open: Stream | None = None
@@ -68,7 +80,7 @@ class Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The finished turns."""
+        """The finished turns; the system prompt is none."""
         return tuple(self._messages)
 
     @property
@@ -77,7 +89,7 @@ class Chat:
         return self._session.length
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Forget the conversation, all but its system prompt."""
         self._end_open_turn()
         self._messages, self._pictures = [], []
         self._session.clear()
@@ -113,15 +125,16 @@ class Chat:
             images: New pictures, shown before the text of this turn, and videos, which follow them.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.
-            stop: Texts that end the answer.
+            stop: Texts that end the answer; that of a special token ends it at this token.
 
         Raises:
             InputError: A prompt that `check_prompt` refuses, a picture that cannot be read, a conversation
-                longer than the model's context.
-            UsageError: A limit that means nothing.
+                that `prompt_ids` refuses or that is longer than the model's context.
+            UsageError: A limit that means nothing, a stop that can never match.
         """
         start = time.perf_counter()
         limits = Limits(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        check_stops(limits.stop, self._model.tokenizer)
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)
         shown = [decode(image) for image in images if not isinstance(image, Video)]
@@ -179,7 +192,7 @@ class Chat:
             pieces.append(piece)
             yield piece
         answer = "".join(pieces)
-        self._messages += [question, Message("assistant", self._without_image_token(answer))]
+        self._messages += [question, Message("assistant", without_placeholders(answer, manifest.text))]
         self._pictures = pictures
         timings = {"preprocess": preprocess_ms, **_named(prefill.timings_ms, manifest), "decode": decode_ms}
         timings["decode_per_token"] = decode_ms / max(1, generated - 1)
@@ -196,48 +209,15 @@ class Chat:
             timings_ms=timings,
         )
 
-    def _without_image_token(self, answer: str) -> str:
-        """The answer as later turns tell it: an image token spelled in it would ask for an image."""
-        text = self._model.manifest.text
-        placeholders = [token for token in (text.image_token, text.video_token) if token]
-        while any(token in answer for token in placeholders):
-            for token in placeholders:
-                answer = answer.replace(token, "")
-        return answer
-
     def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
-        ids = self._model.tokenizer.encode(self._model.template.render(messages))
-        text = self._model.manifest.text
-        if (
-            text.video_token_id is not None
-        ):  # what stands in a placeholder's place is all the same to the graphs
-            ids = [text.image_token_id if token == text.video_token_id else token for token in ids]
-        return self._model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
+        model = self._model
+        ids = prompt_ids([*self._begins, *messages], model.template, model.tokenizer, model.manifest)
+        return model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
 
     def _end_open_turn(self) -> None:
         if self._open:
             self._open.close()
             self._open = None
-
-
-def check_prompt(prompt: str, manifest: Manifest) -> None:
-    """Refuse a prompt that no turn can have. The length is checked with the whole conversation.
-
-    Raises:
-        InputError: It is empty, is not valid Unicode, or contains the image token.
-    """
-    if not prompt.strip():
-        raise InputError("The prompt is empty.", "Give a question or an instruction.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:  # bytes of a command line that are no text come as lone surrogates
-        raise InputError("The prompt is not valid UTF-8.", "Give it in UTF-8.") from None
-    for token in (manifest.text.image_token, manifest.text.video_token):
-        if token is not None and token in prompt:
-            raise InputError(
-                f"The prompt contains {token!r}, which stands for an image.",
-                "Leave it out: pictures are put before the text of their turn.",
-            )
 
 
 def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:

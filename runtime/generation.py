@@ -11,7 +11,7 @@ from visprune.errors import UsageError
 __all__ = ["FinishReason", "Generation", "Limits", "Stream"]
 
 FinishReason = Literal["eos", "stop", "length"]
-"""The model ended the answer; a stop string was completed; `max_new_tokens` or the context was reached."""
+"""The model ended the answer; a stop was completed; `max_new_tokens` or the context was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Limits:
 
     Attributes:
         max_new_tokens: Most tokens generated.
-        stop: Texts that end the answer and are not part of it.
+        stop: Texts that end the answer and are not part of it; that of a special token stands for this token.
 
     Raises:
         UsageError: No token may be generated, or a stop string is empty.

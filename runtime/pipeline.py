@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,6 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
 from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
-from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.conversation import Chat, Model
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
@@ -24,12 +22,10 @@ from visprune.runtime.images import decode
 from visprune.runtime.keep import keep_for
 from visprune.runtime.kv_cache import check_cache, past_names
 from visprune.runtime.overlay import overlay, overlay_tiled
-from visprune.runtime.pictures import PictureMaker
-from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
 from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
 from visprune.runtime.session import rooms, wanted
-from visprune.runtime.text import Tokenizer
 from visprune.runtime.verified import verify as verify_files
 
 if TYPE_CHECKING:
@@ -140,20 +136,12 @@ class Pipeline:
         if unknown or missing:
             what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
             raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
-        text = manifest.text
-        source = _read_text(bundle.file(text.chat_template)) if text.chat_template else None
         self._model = Model(
             manifest,
             executor,
-            Tokenizer.from_file(
-                bundle.file(text.tokenizer),
-                text.image_token,
-                text.image_token_id,
-                text.bos_token,
-                manifest.decoder.eos_token_ids,
-            ),
-            ChatTemplate(source, text.bos_token, text.eos_token, text.image_token),
-            _picture_maker(bundle),
+            read_tokenizer(bundle),
+            read_template(bundle),
+            read_pictures(bundle),
             rooms(manifest, runners),
         )
 
@@ -170,11 +158,12 @@ class Pipeline:
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        system: str | None = None,
         ratio: float | None = None,
         keep_tokens: int | None = None,
     ) -> Generation:
         """Answer one prompt; see `stream`."""
-        chat = self.chat(ratio=ratio, keep_tokens=keep_tokens)
+        chat = self.chat(system=system, ratio=ratio, keep_tokens=keep_tokens)
         return chat.generate(
             prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
         )
@@ -187,6 +176,7 @@ class Pipeline:
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        system: str | None = None,
         ratio: float | None = None,
         keep_tokens: int | None = None,
     ) -> Stream:
@@ -198,28 +188,44 @@ class Pipeline:
             prompt: The question; pictures stand before it.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.
-            stop: Texts that end the answer and are not part of it.
+            stop: Texts that end the answer and are not part of it; that of a special token ends it at this
+                token.
+            system: A system prompt, with which the conversation begins.
             ratio: Fraction of visual tokens to keep, in (0, 1], by the bundle's method before the LLM, or the
                 one inside it where there is no other.
             keep_tokens: The same as a count of one image. Without either, what the bundle was exported for.
 
         Raises:
-            UsageError: Both ratio and keep_tokens, a count or a limit that cannot be.
-            InputError: A prompt that is empty, not valid Unicode, contains the image token or is longer than
-                the model's context; a picture that cannot be read.
+            UsageError: Both ratio and keep_tokens, a count or a limit that cannot be, a stop that can never
+                match.
+            InputError: A prompt or a system prompt that is empty, not valid Unicode, contains the image token
+                or is longer than the model's context; pictures or a system prompt that the model's chat
+                template cannot show; a picture that cannot be read.
         """
-        chat = self.chat(ratio=ratio, keep_tokens=keep_tokens)
+        chat = self.chat(system=system, ratio=ratio, keep_tokens=keep_tokens)
         return chat.stream(
             prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
         )
 
-    def chat(self, *, ratio: float | None = None, keep_tokens: int | None = None) -> Chat:
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        ratio: float | None = None,
+        keep_tokens: int | None = None,
+    ) -> Chat:
         """Begin a conversation, whose turns share a cache.
+
+        Args:
+            system: A system prompt, with which it begins.
+            ratio: As in `stream`.
+            keep_tokens: As in `stream`.
 
         Raises:
             UsageError: Both ratio and keep_tokens, or a number that cannot be reached.
+            InputError: A system prompt that cannot be used, or that the model's chat template cannot show.
         """
-        return Chat(self._model, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens))
+        return Chat(self._model, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens), system)
 
     def overlay(self, image: ImageSource, keep_indices: Sequence[int], *, images: int = 1) -> Image.Image:
         """The picture as the model saw it, with dropped patches dimmed.
@@ -258,34 +264,7 @@ class Pipeline:
         self.close()
 
 
-def _picture_maker(bundle: Bundle) -> PictureMaker:
-    manifest = bundle.manifest
-    image = ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor)))
-    if manifest.video_processor is None:
-        return PictureMaker(image, manifest.tiling)
-    video = ImageProcessor.from_config(_read_json(bundle.file(manifest.video_processor)))
-    return PictureMaker(image, manifest.tiling, video)
-
-
 def _as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    text = _read_text(path)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
-    if not isinstance(data, dict):
-        raise BundleError(f"{path} is not an object.", "Export the model again.")
-    return data

@@ -211,7 +211,7 @@ class Session:
             raise InputError(
                 f"The prompt has {len(places)} image placeholders where {len(pictures)} images take "
                 f"{ends[-1]}.",
-                "Do not write the image token in a prompt; give images as images.",
+                "Give as many placeholders as the images take.",
             )
         return [places[end] for end in ends[:-1]]
 

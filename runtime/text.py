@@ -118,6 +118,16 @@ class Tokenizer:
         """Whether decoding leaves a token out: a special one, or an id that only the model's head has."""
         return token_id in self.hidden_ids or self.backend.id_to_token(token_id) is None
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the special tokens by their texts."""
+        texts = ((self.backend.id_to_token(i), i) for i in sorted(self.hidden_ids))
+        return {text: i for text, i in texts if text}
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token with exactly this text, if there is one."""
+        return self.special_tokens.get(text)
+
     def expand_images(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
         """Repeats each image placeholder as often as its image has tokens.
 
@@ -132,7 +142,7 @@ class Tokenizer:
         if found != len(counts):
             raise InputError(
                 f"The prompt has {found} placeholder(s) {self.image_token!r} for {len(counts)} image(s).",
-                "Give one image for each placeholder, and do not write the placeholder in the text yourself.",
+                "Give one image for each placeholder.",
             )
         remaining = iter(counts)
         expanded: list[int] = []
@@ -153,12 +163,14 @@ class TextStream:
 
     Args:
         tokenizer: Decodes.
-        stops: Texts that end the answer, none of them empty (see `Limits`); they are not part of it.
+        stops: Texts that end the answer, none of them empty (see `Limits`); they are not part of it. One that
+            is the text of a special token also ends it at that token.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
+        self._stop_ids = {tokenizer.special_id(stop) for stop in stops} - {None}
         self._ids: list[int] = []  # the window: some tokens whose text is out, for context, then the others
         self._out = 0  # number of the former
         self._out_length = 0  # length of their text, decoded alone
@@ -167,7 +179,7 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has been completed."""
+        """Whether a stop has been completed."""
         return self._stopped
 
     def push(self, token_id: int) -> str:
@@ -176,6 +188,10 @@ class TextStream:
         Returns:
             The text that is now final, often empty.
         """
+        if token_id in self._stop_ids:
+            text = self.finish()
+            self._stopped = True
+            return text
         # Decoding leaves special and unknown tokens out *before* it joins the others, so they must not be in
         # the window: as its only context they would make the next word lose its leading space.
         if self._stopped or self._tokenizer.is_hidden(token_id):

@@ -58,6 +58,7 @@ class Settings:
         max_new_tokens: Most tokens of an answer.
         threads: Processor threads of each worker. Another number may change the last bits of sums.
         provider: What runs the graphs.
+        system: A system prompt before each question.
 
     Raises:
         UsageError: A number that cannot be.
@@ -66,6 +67,7 @@ class Settings:
     max_new_tokens: int = 16
     threads: int = 1
     provider: str = "cpu"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         Limits(self.max_new_tokens)
@@ -139,6 +141,7 @@ def answer(job: Job, question: Question) -> Answer:
             question.image,
             question.prompt(job.instruction),
             max_new_tokens=job.settings.max_new_tokens,
+            system=job.settings.system,
             ratio=job.ratio,
         )
     except InputError as error:

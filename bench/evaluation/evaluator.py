@@ -17,6 +17,7 @@ from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
 from visprune.runtime.backends import backend
 from visprune.runtime.keep import keep_for
+from visprune.runtime.reading import check_texts
 from visprune.runtime.verified import verify
 
 __all__ = ["Progress", "evaluate"]
@@ -57,7 +58,8 @@ def evaluate(
     Raises:
         UsageError: No bundle or question; a file of answers that cannot be written, or is of something else.
         BundleError: A bundle that cannot be read, or changes meanwhile.
-        InputError: Every question had to be left out; with `strict`, any.
+        InputError: Every question had to be left out; with `strict`, any. Or a bundle cannot show the system
+            prompt.
         MissingExtraError, UnsupportedError: What runs the graphs cannot be had, or a worker was ended.
     """
     if not isinstance(questions, Questions):
@@ -68,6 +70,8 @@ def evaluate(
     if not candidates:
         raise UsageError("There is no bundle to evaluate.", "Name at least one directory.")
     opened = [Bundle.open(one.path) for one in candidates]
+    for bundle in opened:
+        check_texts(bundle, system=settings.system)
     jobs = [
         Job(one.path.resolve(), identity(bundle, one.ratio), one.ratio, questions.instruction, settings)
         for one, bundle in zip(candidates, opened, strict=True)

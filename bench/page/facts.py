@@ -56,11 +56,12 @@ def method(report: BenchReport) -> str:
     """HTML: how and where it was measured."""
     work, machine = report.work, report.machine
     images = "1 image" if len(work.images) == 1 else f"{len(work.images)} images"
+    system = "" if work.system is None else f", after the system prompt “{work.system}”"
     known = {
         "Rounds": f"{work.rounds}, after {work.warm_up} to warm up; each row once a round, in an order drawn "
         "anew for each",
-        "Work": f"{images} in one prompt, “{work.prompt}”; {work.max_new_tokens} new tokens, past the end of "
-        "an answer too",
+        "Work": f"{images} in one prompt, “{work.prompt}”{system}; {work.max_new_tokens} new tokens, past "
+        "the end of an answer too",
         "Rows": "a process each, with weights of its own",
         "Test": "Wilcoxon's signed-rank test on the pairs of each round, 99%; a difference below 2% is none",
         "FLOPs": _convention(report),

@@ -121,6 +121,7 @@ def bundles(checkpoint, tmp_path_factory):
 def test_controls_and_pytorch_come_from_the_checkpoint(bundles, work, monkeypatch, tmp_path):
     model, folder = bundles
     monkeypatch.chdir(model.parent)  # a manifest names a directory without the path to it
+    work = replace(work, system="Be brief.")
     found = compare([folder / "fopru-row", folder / "fastv"], work, against="transformers")
     report = found.report
     rows = {row.name: row for row in report.rows}
@@ -134,6 +135,7 @@ def test_controls_and_pytorch_come_from_the_checkpoint(bundles, work, monkeypatc
     in_pytorch = rows["transformers, fp32"]
     full = rows["fopru-row at 100%"]
     assert (in_pytorch.visual_tokens, in_pytorch.text_tokens) == (16, full.text_tokens)
+    assert full.text_tokens == len("SYSTEM: Be brief. USER: \nWhat is it? ASSISTANT:")
     assert in_pytorch.cache_bytes == full.cache_bytes
     assert in_pytorch.flops == full.flops
     assert {"preprocess", "vision_encoder", "token_pruner", "embedding", "prefill", "other"} == set(

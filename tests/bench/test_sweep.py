@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("torch")
 from visprune.bench.sweep import FLOATS, Plan, _claim, _Maker, sweep
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
-from visprune.errors import UsageError
+from visprune.errors import InputError, UsageError
 from visprune.export.checkpoint import find
 from visprune.runtime import load
 
@@ -104,6 +105,22 @@ def test_quantizing_without_samples_is_refused_before_anything_is_made(model, wo
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_system_prompt_that_cannot_be_shown_is_refused_before_anything_is_made(model, work, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").write_text(
+        template.replace("in messages", "in messages if m.role == 'user'")
+    )
+    for place, system, words in (
+        (copy, "Be brief.", "cannot show a system prompt"),
+        (model, " ", "is empty"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sweep(str(place), Plan(("fastv",), (0.5,)), replace(work, system=system), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
@@ -165,6 +182,8 @@ def test_the_demo_is_asked_its_questions_once(tmp_path, work, monkeypatch):
 
     monkeypatch.setattr("visprune.bench.accuracy.ProcessPoolExecutor", no_pool)
     assert demo_accuracy(entries, tmp_path, lambda *_: None, questions=24) == found
+    with pytest.raises(AssertionError, match="asked again"):
+        demo_accuracy(entries, tmp_path, lambda *_: None, questions=24, system="Be brief.")
     (tmp_path / "few.json").write_text("{")
     with pytest.raises(AssertionError, match="asked again"):
         demo_accuracy(entries, tmp_path, lambda *_: None, questions=24)

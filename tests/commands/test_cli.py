@@ -374,7 +374,7 @@ def test_run_and_chat_share_their_options():
 
     ours, theirs = signature(run, eval_str=True).parameters, signature(chat, eval_str=True).parameters
     shared = ours.keys() & theirs.keys() - {"max_new_tokens", "as_json"}
-    assert len(shared) == 12
+    assert len(shared) == 14
     for name in shared:
         assert ours[name].default == theirs[name].default
         assert ours[name].annotation == theirs[name].annotation

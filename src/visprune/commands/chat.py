@@ -18,6 +18,8 @@ from visprune.commands.options import (
     Ratio,
     RepetitionPenalty,
     Seed,
+    Stop,
+    System,
     Temperature,
     Threads,
     TopK,
@@ -40,6 +42,7 @@ _HELP = "/image PATH adds a picture to the next turn, /reset begins again, /quit
 def chat(  # noqa: PLR0913 - a command line's options
     bundle: BundleDir,
     *,
+    system: System = None,
     image: Images = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
     temperature: Temperature = 0.0,
@@ -47,6 +50,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     top_p: TopP = 1.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
+    stop: Stop = None,
     ratio: Ratio = None,
     keep_tokens: KeepTokens = None,
     provider: Provider = "cpu",
@@ -56,8 +60,8 @@ def chat(  # noqa: PLR0913 - a command line's options
 ) -> None:
     """Talk about pictures. Each line is a turn; lines may also be piped in.
 
-    /image PATH adds a picture to the next turn, /reset begins again with the pictures of the command
-    line, /quit ends.
+    /image PATH adds a picture to the next turn, /reset begins again with the pictures and the system prompt
+    of the command line, /quit ends.
 
     Example: visprune-chat llava-fopru --image cat.png
     """
@@ -65,17 +69,20 @@ def chat(  # noqa: PLR0913 - a command line's options
     from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode
     from visprune.runtime.keep import keep_for
+    from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    limits = Limits(max_new_tokens)
-    manifest = Bundle.open(bundle).manifest
+    limits = Limits(max_new_tokens, tuple(stop or ()))
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    check_texts(opened, system=system, stop=limits.stop)
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
     pictures = [decode(path) for path in image or []]
     with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
         talk = _Talk(
-            pipeline.chat(ratio=ratio, keep_tokens=keep_tokens),
+            pipeline.chat(system=system, ratio=ratio, keep_tokens=keep_tokens),
             pictures,
             sampling,
             limits,
@@ -149,7 +156,11 @@ class _Talk:
 
     def _answer(self, prompt: str) -> None:
         stream = self._chat.stream(
-            prompt, self._waiting, max_new_tokens=self._limits.max_new_tokens, sampling=self._sampling
+            prompt,
+            self._waiting,
+            max_new_tokens=self._limits.max_new_tokens,
+            sampling=self._sampling,
+            stop=self._limits.stop,
         )
         try:
             if not self._as_json:

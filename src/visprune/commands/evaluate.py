@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import Provider
+from visprune.commands.options import Provider, System
 from visprune.commands.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
         str | None,
         typer.Option(metavar="TEXT", help="A line after each question.", show_default="the format's"),
     ] = None,
+    system: System = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +98,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
     from visprune.bench.evaluation.formats import Files, read_questions
     from visprune.bench.evaluation.workers import Workers
 
-    settings = Settings(max_new_tokens, threads, provider)
+    settings = Settings(max_new_tokens, threads, provider, system)
     workers = Workers(processes, ray)
     questions = read_questions(Files(data, annotations, images, split), form, metric, instruction)
     path = output if output is not None else Path(f"{data.stem}-answers.jsonl")

@@ -23,6 +23,8 @@ __all__ = [
     "Revision",
     "Samples",
     "Seed",
+    "Stop",
+    "System",
     "Temperature",
     "Then",
     "Threads",
@@ -92,6 +94,18 @@ TopK = Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0
 TopP = Annotated[float, typer.Option(help="Draw from the tokens that make up this probability.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages what was said.")]
 Seed = Annotated[int | None, typer.Option(help="Makes random answers repeatable.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text, or a special token's name, that ends an answer; may be given several times.",
+        show_default=False,
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="A system prompt, before all else.", show_default=False),
+]
 Ratio = Annotated[
     float | None, typer.Option(help="Fraction of visual tokens to KEEP; by default the export's.")
 ]

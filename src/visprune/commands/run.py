@@ -18,6 +18,8 @@ from visprune.commands.options import (
     Ratio,
     RepetitionPenalty,
     Seed,
+    Stop,
+    System,
     Temperature,
     Threads,
     TopK,
@@ -41,6 +43,7 @@ def run(  # noqa: PLR0913 - a command line's options
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", metavar="TEXT", help="The question.", show_default=False)
     ],
+    system: System = None,
     image: Images = None,
     video: Videos = None,
     frames: Frames = 8,
@@ -50,10 +53,7 @@ def run(  # noqa: PLR0913 - a command line's options
     top_p: TopP = 1.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Text that ends the answer; may be given several times."),
-    ] = None,
+    stop: Stop = None,
     ratio: Ratio = None,
     keep_tokens: KeepTokens = None,
     provider: Provider = "cpu",
@@ -74,19 +74,22 @@ def run(  # noqa: PLR0913 - a command line's options
     """
     from visprune.bundle import Bundle
     from visprune.errors import UsageError
-    from visprune.runtime.conversation import check_prompt
     from visprune.runtime.generation import Limits
     from visprune.runtime.images import decode, decode_frames
     from visprune.runtime.keep import keep_for
     from visprune.runtime.pictures import Video
+    from visprune.runtime.prompts import check_prompt
+    from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
     from visprune.staging import whole
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     limits = Limits(max_new_tokens, tuple(stop or ()))
-    manifest = Bundle.open(bundle).manifest
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
     check_prompt(prompt, manifest)
+    check_texts(opened, system=system, stop=limits.stop)
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
     if not image and not video and not (ratio is None and keep_tokens is None):
         raise UsageError(
@@ -108,6 +111,7 @@ def run(  # noqa: PLR0913 - a command line's options
             max_new_tokens=limits.max_new_tokens,
             sampling=sampling,
             stop=limits.stop,
+            system=system,
             ratio=ratio,
             keep_tokens=keep_tokens,
         )
