@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from visprune.bench.report import Repetition, Work
@@ -89,7 +88,7 @@ class CheckpointModel:
         return []
 
     def _inputs(self) -> Any:
-        shown = [{"type": "image", "image": decode(Path(image))} for image in self._work.images]
+        shown = [{"type": "image", "image": decode(image)} for image in self._work.images]
         made = self._processor.apply_chat_template(
             [{"role": "user", "content": [*shown, {"type": "text", "text": self._work.prompt}]}],
             add_generation_prompt=True,

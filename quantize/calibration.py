@@ -199,7 +199,9 @@ def _key(bundle: Bundle, samples: Sequence[Sample], watched: Watched) -> str:
     for name, record in sorted(bundle.manifest.files.items()):
         digest.update(f"{name} {record.sha256}\n".encode())
     for sample in samples:
-        digest.update(f"{sha256(sample.image)} {sample.prompt}\n".encode())
+        image = sample.image
+        seen = hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else sha256(image)
+        digest.update(f"{seen} {sample.prompt}\n".encode())
     for graph, widths in watched.items():
         digest.update(f"{graph} {sorted(widths)}\n".encode())
     return digest.hexdigest()[:32]

@@ -35,7 +35,7 @@ from visprune.runtime.verified import verify as verify_files
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.runtime.conversation import ImageSource, VisualInput
+    from visprune.runtime.sources import ImageSource, VisualInput
 
 __all__ = ["Pipeline", "check_threads", "load", "threads_for"]
 
@@ -193,8 +193,10 @@ class Pipeline:
         """Answer one prompt, the text as it comes; `.result` of what this returns has the figures.
 
         Args:
-            images: One picture, several in order, or None: a path, the bytes of a file, or a Pillow image.
-                A `Video` holds such frames, where the model takes videos; videos come after the pictures.
+            images: One picture, several in order (a list or tuple), or None. A picture is a path, a `data:`
+                URL, the bytes of a file, a binary file object, a Pillow image, or a NumPy array of uint8:
+                [H, W, 3] in RGB, or [H, W]. A `Video` holds such frames, where the model takes videos;
+                videos come after the pictures.
             prompt: The question; pictures stand before it.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.

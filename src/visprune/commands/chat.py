@@ -72,7 +72,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     limits = Limits(max_new_tokens)
     manifest = Bundle.open(bundle).manifest
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
-    pictures = [decode(path) for path in image or []]
+    pictures = [decode(one) for one in image or []]
     with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
         talk = _Talk(
             pipeline.chat(ratio=ratio, keep_tokens=keep_tokens),
