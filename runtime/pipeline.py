@@ -21,8 +21,9 @@ from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.images import decode
+from visprune.runtime.interfaces import check_interfaces, check_pixels
 from visprune.runtime.keep import keep_for
-from visprune.runtime.kv_cache import check_cache, past_names
+from visprune.runtime.kv_cache import past_names
 from visprune.runtime.overlay import overlay, overlay_tiled
 from visprune.runtime.pictures import PictureMaker
 from visprune.runtime.preprocess import ImageProcessor
@@ -81,7 +82,7 @@ def load(
         check_low_memory(provider)
     if threads is not None and provider in ENGINES:
         raise UsageError(f"The provider {provider!r} computes on no processor threads.", "Leave them out.")
-    check_cache(bundle.manifest)
+    check_interfaces(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores(), low_memory)
@@ -263,9 +264,11 @@ class Pipeline:
 def _picture_maker(bundle: Bundle) -> PictureMaker:
     manifest = bundle.manifest
     image = ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor)))
+    check_pixels(manifest, image)
     if manifest.video_processor is None:
         return PictureMaker(image, manifest.tiling)
     video = ImageProcessor.from_config(_read_json(bundle.file(manifest.video_processor)))
+    check_pixels(manifest, video)
     return PictureMaker(image, manifest.tiling, video)
 
 
