@@ -34,9 +34,18 @@ def alter_json(data: Any, draw: random.Random) -> Any:
         found = list(_places(data))
         if not found:
             return draw.choice(_ODD)
-        holder, key = draw.choice(found)
+        holder, key = draw.choice(found) if draw.random() < 0.5 else _descended(data, draw)
         _alter_place(holder, key, found, draw)
     return data
+
+
+def _descended(data: Any, draw: random.Random) -> tuple[Any, Any]:
+    """A place found from the top, so that long lists are not altered more often than single fields."""
+    key = draw.choice(list(data) if isinstance(data, dict) else range(len(data)))
+    inner = data[key]
+    if isinstance(inner, (dict, list)) and inner and draw.random() < 0.9:
+        return _descended(inner, draw)
+    return data, key
 
 
 def _alter_place(holder: Any, key: Any, found: list[tuple[Any, Any]], draw: random.Random) -> None:

@@ -173,9 +173,9 @@ class Checkpoints:
         from visprune.export.preview import preview
 
         output = self.folder.parent / "exported"
+        shutil.rmtree(output, ignore_errors=True)
         preview(self.folder, method="fopru-rank", ratio=0.5, output=output)
         if really:
-            shutil.rmtree(output, ignore_errors=True)
             export(self.folder, method="fopru-rank", ratio=0.5, output=output, verify=False)
 
 
