@@ -19,6 +19,7 @@ from visprune.runtime.backends import ENGINES
 from visprune.runtime.images import decode
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
+from visprune.runtime.sources import resolved
 from visprune.runtime.verified import verify
 
 __all__ = ["Comparison", "check_work", "compare", "in_pytorch", "run"]
@@ -94,7 +95,7 @@ def check_work(work: Work, against: str | None) -> None:
         )
     backend(work.provider)
     for image in work.images:
-        decode(Path(image))
+        decode(image)
 
 
 def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entry]:
@@ -122,7 +123,7 @@ def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entr
 
 def run(rows: LineUp, work: Work, progress: Progress) -> Comparison:
     """Measure rows and report."""
-    images = tuple(str(Path(image).resolve()) for image in work.images)
+    images = tuple(map(resolved, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)
     pictures = {timed.contender.name: timed.pictures for timed in measured.rows}
     return Comparison(report_of(rows, measured, work), pictures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from visprune.bench.report import Repetition, Work
@@ -96,7 +95,7 @@ class CheckpointModel:
         return []
 
     def _inputs(self) -> Any:
-        shown = [decode(Path(image)) for image in self._work.images]
+        shown = [decode(image) for image in self._work.images]
         made = self._prompts(shown, self._work.prompt, self._work.system).inputs()
         return made | {"pixel_values": made["pixel_values"].to(self._dtype)}
 

@@ -44,7 +44,7 @@ class Work:
     """What every row does in every round.
 
     Attributes:
-        images: Files; all of them stand in one prompt.
+        images: Files, or `data:` URLs; all of them stand in one prompt.
         prompt: The text after them.
         max_new_tokens: Tokens generated, whatever they are: the token that ends an answer does not end it.
         rounds: How often each row is timed.

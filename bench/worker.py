@@ -132,7 +132,7 @@ class BundleModel:
 
         work, manifest = self._work, self._pipeline.manifest
         answer = Chat(self._model, self._keep, work.system).generate(
-            work.prompt, [Path(image) for image in work.images], max_new_tokens=work.max_new_tokens
+            work.prompt, work.images, max_new_tokens=work.max_new_tokens
         )
         self._last = answer
         layers = answer.layer_tokens or (self._entering,) * manifest.decoder.num_layers
@@ -157,7 +157,7 @@ class BundleModel:
         for image in images:
             arrangement = None
             if manifest.tiling is not None:
-                shown = decode(Path(image))
+                shown = decode(image)
                 tiled = self._model.pictures.tiles(len(images))
                 arrangement = arrange((shown.height, shown.width), manifest.tiling, tiled=tiled)
             lengths.append(self._keep.sequence_length(manifest.pruning, arrangement))
@@ -170,7 +170,7 @@ class BundleModel:
         found = []
         for image, indices in zip(images, kept, strict=True):
             try:
-                drawn = self._pipeline.overlay(Path(image), indices, images=len(images))
+                drawn = self._pipeline.overlay(image, indices, images=len(images))
             except UnsupportedError:
                 return []
             drawn.thumbnail((_PICTURE, _PICTURE))

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from visprune import __version__
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError
+from visprune.quantize.loading import load_graph, serialize
 from visprune.quantize.observe import Observation, Observer, Sink, add_observations
 from visprune.records import sha256
 from visprune.runtime.backends.ort import open_cpu, open_model
@@ -182,9 +182,9 @@ def observed(
     options: BackendOptions,
 ) -> Runner:
     """One graph of a bundle, with some of its values observed."""
-    file = bundle.file(bundle.manifest.graphs[graph].file)
-    model = add_observations(ir.load(file), widths, most_rows)
-    return Observer(open_model(model, file.parent, graph, options), graph, list(widths), sink)
+    model = load_graph(bundle, graph)
+    add_observations(model, widths, most_rows)
+    return Observer(open_model(*serialize(model), graph, options), graph, list(widths), sink)
 
 
 def calm() -> BackendOptions:
@@ -199,7 +199,9 @@ def _key(bundle: Bundle, samples: Sequence[Sample], watched: Watched) -> str:
     for name, record in sorted(bundle.manifest.files.items()):
         digest.update(f"{name} {record.sha256}\n".encode())
     for sample in samples:
-        digest.update(f"{sha256(sample.image)} {sample.prompt}\n".encode())
+        image = sample.image
+        seen = hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else sha256(image)
+        digest.update(f"{seen} {sample.prompt}\n".encode())
     for graph, widths in watched.items():
         digest.update(f"{graph} {sorted(widths)}\n".encode())
     return digest.hexdigest()[:32]

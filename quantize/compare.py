@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from visprune.bundle import Bundle
 from visprune.manifest import GraphError
 from visprune.quantize.calibration import Progress, Watched, ask, calm, observed, observed_pipeline
 from visprune.quantize.linears import find_linears
+from visprune.quantize.loading import load_graph
 from visprune.quantize.observe import Around, Observation
 from visprune.runtime.cores import usable_cores
 from visprune.runtime.runner import BackendOptions, Runner, Value, to_numpy
@@ -79,8 +79,8 @@ class Difference:
 
 def outputs_of(bundle: Bundle, graph: str) -> dict[str, int]:
     """The values that linear layers of a graph put out, and their widths."""
-    model = ir.load(bundle.file(bundle.manifest.graphs[graph].file))
-    return {str(linear.y.name): linear.shape[1] for linear in find_linears(model.graph)}
+    linears = find_linears(load_graph(bundle, graph).graph)
+    return {str(linear.y.name): linear.shape[1] for linear in linears}
 
 
 def record(

@@ -16,6 +16,7 @@ from visprune.manifest import MANIFEST, FileRecord, Graph, Quantization
 from visprune.quantize.calibration import Progress, Statistics, calibrate
 from visprune.quantize.compare import Recorded, compare, outputs_of, record
 from visprune.quantize.linears import find_linears, part_of
+from visprune.quantize.loading import load_graph
 from visprune.quantize.options import FLOAT, QuantizeOptions, Settings
 from visprune.quantize.outcome import (
     Judge,
@@ -106,7 +107,7 @@ class Job:
         return Bundle(folder, replace(self.source.manifest, graphs=graphs, quantization=known))
 
     def _load(self, name: str) -> ir.Model:
-        return ir.load(self.source.file(self.source.manifest.graphs[name].file))
+        return load_graph(self.source, name)
 
     def _calibrate(self, samples: Sequence[Sample]) -> dict[str, Statistics]:
         watched = {}

@@ -145,12 +145,9 @@ def read_weight(value: ir.Value) -> Array:
     assert value.const_value is not None
     try:
         array: Array = value.const_value.numpy().astype(np.float32)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # such as files with more than one hard link, which onnx-ir refuses
+    except (OSError, ValueError) as error:
         raise BundleError(
-            f"{value.name} cannot be read: {error}", "Copy the bundle to a new place."
+            f"{value.name} cannot be read: {error}.", "Copy the bundle again, or export it again."
         ) from None
     if not np.isfinite(array).all():
         raise BundleError(f"{value.name} holds numbers that are not finite.", "Check the checkpoint.")

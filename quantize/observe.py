@@ -47,8 +47,8 @@ Sink = Callable[[str, Mapping[str, Observation]], None]
 """Takes the name of a graph and what was seen of its values in one run."""
 
 
-def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int) -> bytes:
-    """The model with outputs added that tell of some values, serialized; external data stays where it is.
+def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int) -> None:
+    """Add outputs to a model that tell of some values.
 
     Args:
         model: The model; it is changed.
@@ -101,8 +101,6 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
             output.type = ir.TensorType(ir.DataType.INT64 if what == "count" else ir.DataType.FLOAT)
             graph.outputs.append(output)
     graph.extend(nodes)
-    serialized: bytes = ir.to_proto(model).SerializeToString()
-    return serialized
 
 
 class Around:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visprune.manifest import Manifest
@@ -30,13 +29,11 @@ from visprune.runtime.prompts import (
 )
 from visprune.runtime.sampling import Sampler, Sampling
 from visprune.runtime.session import Session
+from visprune.runtime.sources import as_list
 from visprune.runtime.text import TextStream, Tokenizer
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    ImageSource = str | Path | bytes | Image.Image
-    VisualInput = ImageSource | Video
+    from visprune.runtime.sources import VisualInput
 
 __all__ = ["Chat", "Model"]
 
@@ -97,7 +94,7 @@ class Chat:
     def generate(
         self,
         prompt: str,
-        images: Sequence[VisualInput] = (),
+        images: VisualInput | Sequence[VisualInput] = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
@@ -109,7 +106,7 @@ class Chat:
     def stream(
         self,
         prompt: str,
-        images: Sequence[VisualInput] = (),
+        images: VisualInput | Sequence[VisualInput] = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
@@ -137,6 +134,7 @@ class Chat:
         check_stops(limits.stop, self._model.tokenizer)
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)
+        images = as_list(images)
         shown = [decode(image) for image in images if not isinstance(image, Video)]
         videos = [[decode(frame) for frame in item.frames] for item in images if isinstance(item, Video)]
         question = Message("user", prompt, images=len(shown), videos=len(videos))

@@ -1,12 +1,14 @@
 """Pictures in: decoding whatever a user hands over.
 
 `decode` fixes one reading of every picture mode, so that the same file gives the same pixels on every
-machine. This file knows nothing of models; resizing and normalising are in `preprocess`.
+machine. What a picture may be given as is in `sources`. This file knows nothing of models; resizing and
+normalising are in `preprocess`.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visprune.errors import InputError, UsageError
+from visprune.runtime.sources import ImageSource, opened
 
 __all__ = ["MAX_PIXELS", "decode", "decode_frames"]
 
@@ -29,7 +32,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "
 _FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
 
 
-def decode(source: str | Path | bytes | Image.Image) -> Image.Image:
+def decode(source: ImageSource) -> Image.Image:
     """Reads a picture as 8-bit RGB.
 
     The EXIF orientation is applied. Transparency (an alpha channel, or a transparent colour of a palette,
@@ -40,21 +43,25 @@ def decode(source: str | Path | bytes | Image.Image) -> Image.Image:
     Of an animation the first frame is read; an `Image` is taken at the frame it stands at.
 
     Args:
-        source: A path, the bytes of a file, or a Pillow image, which is not changed.
+        source: A path, a `data:` URL, the bytes of a file, a file opened in binary mode, a Pillow image, or
+            pixels as a NumPy array of uint8: [H, W, 3] in the order RGB (OpenCV's is BGR), or [H, W] of grey.
+            It is not changed.
 
     Returns:
         A new picture of mode RGB with empty metadata, so that decoding it again changes nothing.
 
     Raises:
-        InputError: The file is missing, a directory, no picture, damaged, of zero size, of a mode that
-            cannot become RGB, or larger than `MAX_PIXELS` (checked before the pixels are decoded).
+        InputError: It is something else, such as another URL; the file is missing, a directory, no picture,
+            damaged, of zero size, of a mode that cannot become RGB, or larger than `MAX_PIXELS` (checked
+            before the pixels are decoded).
     """
-    if isinstance(source, Image.Image):
+    given = opened(source)
+    if isinstance(given, Image.Image):
         with _as_input_errors("The picture"):
-            return _to_rgb(source, "The picture")
-    if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "The picture given as bytes")
-    path = Path(source)
+            return _to_rgb(given, "The picture")
+    if isinstance(given, bytes):
+        return _read(io.BytesIO(given), "The picture given as bytes")
+    path = given
     try:
         stream = path.open("rb")
     except FileNotFoundError:
@@ -71,36 +78,50 @@ def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
     """Some frames of a video, evenly spaced: of n frames those with the index floor((i + 1/2) n / count).
 
     Args:
-        source: A folder, whose pictures are frames in the order of their names, or an animated picture.
+        source: A folder, whose pictures are frames in the order of their names, or an animated picture, which
+            may also be a `data:` URL.
         count: How many; all of them if there are fewer.
 
     Returns:
         As `decode` gives them.
 
     Raises:
-        InputError: There is no frame, or one cannot be read.
+        InputError: There is no frame, or one cannot be read, or it is another URL.
         UsageError: The count is not positive.
     """
     if count < 1:
         raise UsageError(f"Cannot take {count} frames.", "Give a number of at least 1.")
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        return [decode(files[index]) for index in _spaced(len(files), count, path)]
-    if not path.is_file():
-        raise InputError(f"There is no video at {path}.", "Give a folder of pictures, or an animated one.")
-    label = f"The video {path}"
-    with path.open("rb") as stream, _opened(stream, label) as film:
+    given = opened(source)
+    assert not isinstance(given, Image.Image)
+    if isinstance(given, bytes):
+        return _frames(io.BytesIO(given), count, "The video given as bytes")
+    try:
+        if os.path.isdir(given):  # noqa: PTH112 - Path.is_dir fails on what no system takes for a name
+            files = sorted(f for f in given.iterdir() if f.is_file() and not f.name.startswith("."))
+            return [decode(files[index]) for index in _spaced(len(files), count, str(given))]
+        stream = given.open("rb")
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no video at {given}.", "Give a folder of pictures, or an animated one."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The video {given} cannot be opened: {error}.", "Check the path.") from None
+    with stream:
+        return _frames(stream, count, f"The video {given}")
+
+
+def _frames(stream: IO[bytes], count: int, label: str) -> list[Image.Image]:
+    with _opened(stream, label) as film:
         found = []
-        for index in _spaced(getattr(film, "n_frames", 1), count, path):
+        for index in _spaced(getattr(film, "n_frames", 1), count, label):
             film.seek(index)
             found.append(_to_rgb(film, label))
         return found
 
 
-def _spaced(total: int, count: int, path: Path) -> list[int]:
+def _spaced(total: int, count: int, label: str) -> list[int]:
     if not total:
-        raise InputError(f"{path} holds no pictures.", "Give a folder of frames.")
+        raise InputError(f"{label} holds no pictures.", "Give a folder of frames.")
     number = min(total, count)
     return [(2 * index + 1) * total // (2 * number) for index in range(number)]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from PIL import Image
 
 from visprune.errors import InputError
 from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.sources import ImageSource
 from visprune.runtime.tiling import Arrangement, arrange, arrange_video, pixel_values
 from visprune.tiling import Tiling
 
@@ -25,9 +25,9 @@ __all__ = ["Picture", "PictureMaker", "Video"]
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """Frames to be seen as one video, in order: paths, the bytes of files, or Pillow images."""
+    """Frames to be seen as one video, in order: each as a picture may be given."""
 
-    frames: Sequence[str | Path | bytes | Image.Image]
+    frames: Sequence[ImageSource]
 
 
 @dataclass(frozen=True, slots=True)

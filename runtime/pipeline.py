@@ -19,8 +19,9 @@ from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.images import decode
+from visprune.runtime.interfaces import check_interfaces
 from visprune.runtime.keep import keep_for
-from visprune.runtime.kv_cache import check_cache, past_names
+from visprune.runtime.kv_cache import past_names
 from visprune.runtime.overlay import overlay, overlay_tiled
 from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
 from visprune.runtime.runner import BackendOptions, Runner
@@ -31,7 +32,7 @@ from visprune.runtime.verified import verify as verify_files
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.runtime.conversation import ImageSource, VisualInput
+    from visprune.runtime.sources import ImageSource, VisualInput
 
 __all__ = ["Pipeline", "check_threads", "load", "threads_for"]
 
@@ -77,7 +78,7 @@ def load(
         check_low_memory(provider)
     if threads is not None and provider in ENGINES:
         raise UsageError(f"The provider {provider!r} computes on no processor threads.", "Leave them out.")
-    check_cache(bundle.manifest)
+    check_interfaces(bundle.manifest)
     if verify:
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores(), low_memory)
@@ -183,8 +184,10 @@ class Pipeline:
         """Answer one prompt, the text as it comes; `.result` of what this returns has the figures.
 
         Args:
-            images: One picture, several in order, or None: a path, the bytes of a file, or a Pillow image.
-                A `Video` holds such frames, where the model takes videos; videos come after the pictures.
+            images: One picture, several in order (a list or tuple), or None. A picture is a path, a `data:`
+                URL, the bytes of a file, a binary file object, a Pillow image, or a NumPy array of uint8:
+                [H, W, 3] in RGB, or [H, W]. A `Video` holds such frames, where the model takes videos;
+                videos come after the pictures.
             prompt: The question; pictures stand before it.
             max_new_tokens: Most tokens generated.
             sampling: How tokens are chosen; greedy by default.

@@ -9,6 +9,7 @@ from pathlib import Path
 from visprune.bundle import Bundle
 from visprune.errors import BundleError
 from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.interfaces import check_pixels
 from visprune.runtime.pictures import PictureMaker
 from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.prompts import check_stops, check_system
@@ -59,12 +60,18 @@ def read_template(bundle: Bundle) -> ChatTemplate:
 
 
 def read_pictures(bundle: Bundle) -> PictureMaker:
-    """What prepares pictures and videos."""
+    """What prepares pictures and videos.
+
+    Raises:
+        BundleError: A file cannot be read, or makes other pictures than the vision encoder takes.
+    """
     manifest = bundle.manifest
     image = ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor)))
+    check_pixels(manifest, image)
     if manifest.video_processor is None:
         return PictureMaker(image, manifest.tiling)
     video = ImageProcessor.from_config(_read_json(bundle.file(manifest.video_processor)))
+    check_pixels(manifest, video)
     return PictureMaker(image, manifest.tiling, video)
 
 

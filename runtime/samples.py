@@ -1,5 +1,7 @@
 """Samples to calibrate on: lines of {"image": path, "prompt": text}, image paths relative to the file.
 
+An image may also be a `data:` URL.
+
 Everything that can be wrong with them is said before a model is loaded, with the line's number. Where a share
 of unreadable pictures is allowed, those lines are left out and named.
 """
@@ -15,8 +17,9 @@ import numpy as np
 
 from visprune.errors import InputError, UsageError
 from visprune.runtime.images import decode
+from visprune.runtime.sources import located
 
-__all__ = ["Sample", "Samples", "draw_samples", "read_lines", "read_samples"]
+__all__ = ["Sample", "Samples", "draw_samples", "picture_of", "read_lines", "read_samples"]
 
 _FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
 
@@ -27,12 +30,12 @@ class Sample:
 
     Attributes:
         where: File and line, for errors.
-        image: The picture, which can be read.
+        image: The picture, which can be read: a path, or the bytes of a file.
         prompt: What the user says.
     """
 
     where: str
-    image: Path
+    image: Path | bytes
     prompt: str
 
 
@@ -135,4 +138,17 @@ def _sample(text: str, path: Path, where: str) -> Sample:
             raise InputError(f"{where} has no {key!r}.", _FORM)
         if not isinstance(data[key], str) or not data[key].strip():
             raise InputError(f"{where}: {key!r} is not a text.", _FORM)
-    return Sample(where, path.parent / data["image"], data["prompt"])
+    return Sample(where, picture_of(data["image"], path.parent, where), data["prompt"])
+
+
+def picture_of(text: str, folder: Path, where: str) -> Path | bytes:
+    """The picture that a line names, from the folder that its path is relative to.
+
+    Raises:
+        InputError: It is a URL of something elsewhere, or a damaged `data:` URL.
+    """
+    try:
+        image = located(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error.what}", error.hint) from None
+    return image if isinstance(image, bytes) else folder / image

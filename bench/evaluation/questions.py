@@ -22,7 +22,7 @@ from typing import Any
 from visprune.bench.evaluation.text import letters
 from visprune.errors import InputError, UsageError
 from visprune.records import sha256
-from visprune.runtime.samples import read_lines
+from visprune.runtime.samples import picture_of, read_lines
 
 __all__ = [
     "FORM",
@@ -145,9 +145,10 @@ def _question(line: str, key: str, where: str, folder: Path) -> Question:
         raise InputError(f"{where} is not a JSON object.", FORM)
     image, text = (field_of(data, name, str, where) for name in ("image", "question"))
     choices = answers_of(data, "choices", where) if "choices" in data else ()
-    return Question(
-        key, where, inside(folder, image, where), text, answers_of(data, "answers", where), choices
-    )
+    picture = picture_of(image, folder, where)
+    if isinstance(picture, Path):
+        picture = inside(folder, image, where)
+    return Question(key, where, picture, text, answers_of(data, "answers", where), choices)
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

@@ -15,6 +15,7 @@ from visprune.bench.page.tables import TIMES, Column, costs, html_table
 from visprune.bench.report import BenchReport, Row
 from visprune.bench.table import verdicts
 from visprune.bench.words import STAGES, milliseconds, stages, times, tokens
+from visprune.runtime.sources import named
 
 __all__ = ["page"]
 
@@ -174,7 +175,7 @@ def _gallery(report: BenchReport, pictures: Mapping[str, Sequence[str]]) -> str:
             f"<figcaption><b>{escape(row.name)}</b>{escape(tokens(row))} tokens</figcaption></figure>"
             for row in shown.values()
         ]
-        name = image.rsplit("/", 1)[-1]
+        name = named(image).rsplit("/", 1)[-1]
         parts.append(f'<p class="soft">{escape(name)}</p><div class="gallery">{"".join(figures)}</div>')
     if not shown:
         return ""

@@ -210,7 +210,21 @@ class OrtRunner:
 
         Raises:
             UnsupportedError: There is not enough memory.
+            BundleError: The graph does not take what the manifest's numbers lead to.
         """
+        try:
+            return self._run(feeds)
+        except Exception as error:  # the package's exceptions have no common base of their own
+            if _out_of_memory(error):
+                raise _no_memory(self._graph) from None
+            raise BundleError(
+                f"ONNX Runtime {self._ort.__version__} cannot run the graph {self._graph!r}: "
+                f"{_first_line(error)}",
+                "The bundle says other numbers than its graphs were made for, such as its context length: "
+                "copy it again, or export the model again.",
+            ) from error
+
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         binding = self._session.io_binding()
         for name, value in feeds.items():
             # The OrtValue points into the array and holds a reference to it; the binding copies to a GPU.
@@ -223,12 +237,7 @@ class OrtRunner:
         names = [spec.name for spec in self._specs.outputs]
         for name in names:
             binding.bind_output(name, self._device)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            if _out_of_memory(error):
-                raise _no_memory(self._graph) from None
-            raise
+        self._session.run_with_iobinding(binding)
         return dict(zip(names, binding.get_outputs(), strict=True))
 
     def __enter__(self) -> Runner:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -64,14 +64,19 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file that the manifest names.
 
+        The name stays inside the bundle, and so does what it leads to, with one exception: in a snapshot of
+        the Hugging Face hub's cache, where every file is a link, the `blobs` of that same cache entry count
+        as inside. Any other link that leads out is refused, because whoever copies or sends the bundle would
+        take along a file that is no part of it.
+
         Raises:
-            BundleError: The name is absolute, climbs out of the bundle, or follows a link out of it.
+            BundleError: The name is absolute or climbs out of the bundle, or a link leads out of it.
         """
         pure = PurePosixPath(name)
         path = self.path / pure
         inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
         try:
-            inside = inside and path.resolve().is_relative_to(self.path.resolve())
+            inside = inside and any(map(path.resolve().is_relative_to, self._places()))
         except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
             inside = False
         if not inside:
@@ -80,6 +85,14 @@ class Bundle:
                 "Do not use this bundle; get it again from a source you trust.",
             )
         return path
+
+    def _places(self) -> Iterator[Path]:
+        """Where its files may really lie."""
+        root = self.path.resolve()
+        yield root
+        # A cache entry is models--OWNER--NAME/snapshots/COMMIT/..., and has its blobs beside `snapshots`.
+        # They are not resolved: were `blobs` itself a link, it could lead anywhere.
+        yield from (folder.parent / "blobs" for folder in root.parents if folder.name == "snapshots")
 
     def _check_program(self) -> None:
         """Each stage names a known graph and its own tensors, and every value is assigned once."""

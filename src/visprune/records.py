@@ -29,7 +29,8 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
         where: The place to name in errors, such as `visprune.json`.
 
     Raises:
-        BundleError: A field is unknown, missing, of the wrong type, or refused by the dataclass's own checks.
+        BundleError: A field is unknown, missing, of the wrong type, an integer of more than 64 bits, or
+            refused by the dataclass's own checks.
     """
     return cast(T, _convert(kind, data, where))
 
@@ -64,6 +65,11 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if type(data) is not kind:  # bool is not int here
         raise _wrong(where, kind, data)
+    if kind is int and not -(2**63) <= data < 2**63:
+        raise BundleError(
+            f"{where} is a number of {len(str(abs(data)))} digits, and 64 bits hold no such integer.",
+            "Write the file again instead of editing it.",
+        )
     return data
 
 

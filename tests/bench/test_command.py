@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def picture_file(picture, tmp_path) -> str:
 
 
 def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, capsys):
+    content = base64.b64encode(Path(picture_file).read_bytes()).decode()
+    picture_file = f"data:image/png;base64,{content}"
     files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
     options = ["-i", picture_file, "-p", "What?", "--max-new-tokens", "2", "--threads", "1", *files]
     assert run_command("bench", [str(tiny_bundle), str(tiny_bundle), *options]) == 0
@@ -33,6 +36,7 @@ def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, caps
     assert (tiny.name, again.name) == ("tiny", "tiny (2)")
     html = (tmp_path / "r.html").read_text()
     assert "data:image/jpeg;base64," in html
+    assert '<p class="soft">a data: URL</p>' in html
     assert "tiny at 100%" in html
     assert sorted(p.name for p in tmp_path.glob("*r.*")) == ["r.html", "r.json"]
 
@@ -45,6 +49,7 @@ def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, caps
         (["--threads", "0"], "0 threads"),
         (["--max-new-tokens", "1"], "1 new tokens"),
         (["--image", "nowhere.png"], "nowhere.png"),
+        (["--image", "http://host/cat.png"], "http://host/cat.png is a URL"),
         (["--prompt", ""], "empty"),
         (["--provider", "gpu"], "gpu"),
         (["--against", "jax"], "jax"),

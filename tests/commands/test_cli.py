@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import errno
 import io
@@ -121,6 +122,10 @@ class TestMistakes:
         [
             (["-p", ""], "The prompt is empty."),
             (["-p", "q", "--image", "/nowhere.png"], "no picture at"),
+            (["-p", "q", "--image", "https://host/cat.png"], "https://host/cat.png is a URL, and pictures"),
+            (["-p", "q", "--image", "data:image/png;base64,aGVsbG8"], "is not a picture in a known format"),
+            (["-p", "q", "--image", "data:image/png;base64,?"], "is not base64"),
+            (["-p", "q", "--video", "https://host/cat.gif"], "is a URL, and pictures are not downloaded"),
             (["-p", "q", "--ratio", "0"], "outside (0, 1]"),
             (["-p", "q", "--ratio", "nan"], "outside (0, 1]"),
             (["-p", "q", "--ratio", "0.5", "--keep-tokens", "3"], "Both"),
@@ -251,6 +256,12 @@ class TestRun:
         assert (answer["tokens_kept"], answer["visual_tokens"]) == (16, 32)
         assert [len(kept) for kept in answer["keep_indices"]] == [8, 8]
 
+    def test_a_picture_in_a_data_url(self, call, tiny_bundle, cat):
+        url = "data:image/png;base64," + base64.b64encode(cat.read_bytes()).decode()
+        told = [call("run", tiny_bundle, "-i", i, "-p", "What?", "--max-new-tokens", 5) for i in (cat, url)]
+        assert told[0][:2] == told[1][:2]
+        assert told[0][0] == 0
+
     def test_text_only(self, call, tiny_bundle):
         code, _, err = call("run", tiny_bundle, "-p", "What?", "--max-new-tokens", 2)
         assert code == 0
@@ -340,7 +351,7 @@ class TestChat:
         monkeypatch.setattr("visprune.commands.chat.open_pipeline", lambda *_: 1 / 0)
         assert call("chat", tiny_bundle, "--max-new-tokens", 0)[0] == 2
 
-    @pytest.mark.parametrize("line", ["/image /nowhere.png", "/foo", "/image"])
+    @pytest.mark.parametrize("line", ["/image /nowhere.png", "/image http://a/b.png", "/foo", "/image"])
     def test_a_mistake_ends_a_script(self, talk, tiny_bundle, line):
         code, out, err = talk(["hello", line, "again"], tiny_bundle, "--json", "--max-new-tokens", 2)
         assert code == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from linked import in_hub_cache
 
 from visprune.budget import Budget, LayerBudget
 from visprune.bundle import Bundle
@@ -480,6 +481,34 @@ def test_a_neighbour_whose_name_begins_alike_is_outside(folder, tmp_path):
     (folder / "link").symlink_to(tmp_path / "bundle-other")
     with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.open(folder).file("link/x")
+
+
+def test_a_bundle_in_the_cache_of_the_hub_is_whole(folder, tmp_path):
+    snapshot = in_hub_cache(folder, tmp_path / "hub")
+    assert all((snapshot / name).is_symlink() for name in (*FILES, MANIFEST))
+    Bundle.open(snapshot).verify()
+
+
+def test_one_of_several_bundles_in_a_cache_entry_is_whole(folder, tmp_path):
+    snapshot = in_hub_cache(folder.parent, tmp_path / "hub")
+    Bundle.open(snapshot / folder.name).verify()
+
+
+def test_a_link_out_of_a_cache_entry_is_refused(folder, tmp_path):
+    snapshot = in_hub_cache(folder, tmp_path / "hub")
+    (snapshot / "b.onnx").unlink()
+    (snapshot / "b.onnx").symlink_to(folder / "b.onnx")
+    with pytest.raises(BundleError, match=r"'b\.onnx', which lies outside"):
+        Bundle.open(snapshot)
+
+
+def test_blobs_that_are_elsewhere_are_refused(folder, tmp_path):
+    snapshot = in_hub_cache(folder, tmp_path / "hub")
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.open(snapshot)
 
 
 def test_a_loop_of_links_is_refused(folder):

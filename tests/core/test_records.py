@@ -138,3 +138,12 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int):
     content = bytes(range(251)) * (size // 251 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_integers_have_64_bits(number):
+    with pytest.raises(BundleError, match=r"x\.size is a number of \d+ digits, and 64 bits"):
+        from_json(Inner, {"size": number}, "x")
+    with pytest.raises(BundleError, match=r"x\.dims\[0\] should be"):
+        from_json(Outer, {**good(), "dims": [number]}, "x")
+    assert from_json(Inner, {"size": 2**63 - 1}, "x").size == 2**63 - 1

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 
+from linked import WAYS
+
 import visprune
 from visprune import cli
 from visprune.bundle import Bundle
@@ -114,6 +116,12 @@ class TestBuild:
     def test_kinds_of_gpu_that_are_read_once(self, rtx, tmp_path, cached, no_child):
         made = build(rtx, tmp_path / "new", sm=(sm for sm in (86,)))
         assert {engine.sm for engine in made.manifest.engines} == {86}
+
+    @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+    def test_bundles_of_linked_files(self, rtx, tmp_path, cached, no_child, way):
+        made = build(way(rtx.path, tmp_path / "linked"), tmp_path / "new")
+        made.verify()
+        assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in made.path.rglob("*.*"))
 
     def test_a_cache_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
         def refuse(folder, pattern):

@@ -69,6 +69,8 @@ def test_a_calibration_file_without_lines(text, tiny, jsonl, refused):
         ({"image": "0.png", "prompt": " "}, "Line 2 .*: 'prompt' is not a text"),
         ({"image": 3, "prompt": "what?"}, "Line 2 .*: 'image' is not a text"),
         ({"image": "missing.png", "prompt": "what?"}, "Line 2 .*missing.png"),
+        ({"image": "http://host/0.png", "prompt": "what?"}, "Line 2 .*http://host/0.png is a URL"),
+        ({"image": "data:image/png;base64,?", "prompt": "what?"}, "Line 2 .*is not base64"),
     ],
 )
 def test_a_line_that_cannot_be_used(line, match, tiny, jsonl, refused):

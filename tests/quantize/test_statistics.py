@@ -12,6 +12,7 @@ from small_graphs import drawn, model, node, ort
 
 from visprune.quantize.calibration import calibrate, observed_pipeline
 from visprune.quantize.compare import Difference, outputs_of, record
+from visprune.quantize.loading import serialize
 from visprune.quantize.observe import add_observations
 from visprune.runtime import load
 from visprune.runtime.samples import read_samples
@@ -55,8 +56,8 @@ def test_the_decoder_is_seen_with_visual_tokens_and_while_it_decodes(tiny, sampl
 @pytest.mark.parametrize("most", [1, 8])
 def test_rows_are_spread_and_sums_are_of_all(count, most):
     made = model([node("Relu", ["x"], ["y"])], {"x": ["B", "S", 4]}, {"y": ["B", "S", 4]}, {})
-    serialized = add_observations(made, {"x": 4, "y": 4}, most)
-    session = ort.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    add_observations(made, {"x": 4, "y": 4}, most)
+    session = ort.InferenceSession(serialize(made)[0], providers=["CPUExecutionProvider"])
     x = drawn(1, count, 4, seed=3) * 10
     found = dict(zip([one.name for one in session.get_outputs()], session.run(None, {"x": x}), strict=True))
     np.testing.assert_array_equal(found["observed.amax.x"], np.abs(x[0]).max(axis=0))
@@ -72,7 +73,8 @@ def test_rows_are_spread_and_sums_are_of_all(count, most):
 
 def test_float16_sums_do_not_overflow():
     made = model([node("Relu", ["x"], ["y"])], {"x": ["S", 2]}, {"y": ["S", 2]}, {}, "float16")
-    session = ort.InferenceSession(add_observations(made, {"y": 2}, 4), providers=["CPUExecutionProvider"])
+    add_observations(made, {"y": 2}, 4)
+    session = ort.InferenceSession(serialize(made)[0], providers=["CPUExecutionProvider"])
     (total,) = session.run(["observed.total.y"], {"x": np.full((500, 2), 60000, np.float16)})
     np.testing.assert_allclose(total, 500 * 60000, rtol=1e-3)
 

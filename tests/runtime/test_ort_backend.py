@@ -43,6 +43,14 @@ def test_outputs_stay_with_the_backend_and_feed_back(embedding):
     np.testing.assert_array_equal(to_numpy(again["inputs_embeds"]), to_numpy(value))
 
 
+@pytest.mark.parametrize("ids", [np.array([[5, 10**6]]), np.array([5, 6]), np.array([[0.5]])])
+def test_a_run_that_fails_names_the_graph(embedding, ids):
+    with pytest.raises(BundleError, match="cannot run the graph 'embedding': ") as caught:
+        embedding.infer({"input_ids": ids, "image_features": np.zeros((0, 8), np.float32)})
+    assert "export the model again" in caught.value.hint
+    assert "\n" not in caught.value.what
+
+
 def test_strided_arrays_and_scalars(tiny_bundle, embedding):
     strided = np.arange(3, 23, dtype=np.int64).reshape(1, 20)[:, ::2]
     blank = np.zeros((0, 8), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -53,14 +54,30 @@ def test_order_of_images_matters(pipeline, picture):
     assert first.keep_indices == second.keep_indices[::-1]
 
 
-def test_images_may_be_given_as_path_bytes_or_picture(pipeline, picture, tmp_path):
+def test_images_may_be_given_in_many_ways(pipeline, picture, tmp_path):
     path = tmp_path / "cat.png"
     picture(3).save(path)
+    array, content = np.asarray(picture(3)), path.read_bytes()
+    sources = (path, str(path), content, bytearray(content), io.BytesIO(content), picture(3), array)
+    made = [pipeline.generate(source, "q", max_new_tokens=6) for source in (*sources, [path], [array])]
+    made += [pipeline.chat().generate("q", source, max_new_tokens=6) for source in sources]
+    assert len({one.token_ids for one in made}) == 1
+
+
+def test_several_arrays_are_several_pictures(pipeline, picture):
+    pictures = [picture(seed) for seed in range(2)]
     answers = [
-        pipeline.generate(source, "q", max_new_tokens=6).token_ids
-        for source in (path, str(path), path.read_bytes(), picture(3), [path])
+        pipeline.generate([read(one) for one in pictures], "q", max_new_tokens=6).token_ids
+        for read in (np.asarray, lambda one: one)
     ]
-    assert len(set(answers)) == 1
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("images", [[None], [np.zeros((1, 8, 8, 3), np.uint8)], 5, [[]]])
+def test_what_is_no_picture(pipeline, images):
+    with pytest.raises(InputError, match="was given") as caught:
+        pipeline.generate(images, "q")
+    assert "NumPy array of uint8" in caught.value.hint
 
 
 def test_stream_gives_the_text_of_generate(pipeline, picture):

@@ -126,7 +126,7 @@ def bench(  # noqa: PLR0913 - a command line's options
     _write(found, json_files, html_files)
 
 
-def _work(image: list[Path] | None, prompt: str, threads: int | None, **options: Any) -> Work:
+def _work(image: list[str] | None, prompt: str, threads: int | None, **options: Any) -> Work:
     """What every row is to do.
 
     Raises:
@@ -144,7 +144,7 @@ def _work(image: list[Path] | None, prompt: str, threads: int | None, **options:
         )
     if threads is not None and threads < 1:
         raise UsageError(f"Cannot run on {threads} threads.", "Give a number of at least 1, or leave it out.")
-    images = tuple(str(path) for path in image or [IMAGE])
+    images = tuple(image or [str(IMAGE)])
     return Work(images, prompt, threads=threads or usable_cores(), **options)
 
 

@@ -79,7 +79,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     manifest = opened.manifest
     check_texts(opened, system=system, stop=limits.stop)
     keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
-    pictures = [decode(path) for path in image or []]
+    pictures = [decode(one) for one in image or []]
     with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
         talk = _Talk(
             pipeline.chat(system=system, ratio=ratio, keep_tokens=keep_tokens),

@@ -78,12 +78,15 @@ MaxPrunePoints = Annotated[
 BundleDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False)
 ]
+# As text: a path would change what a URL says.
 Images = Annotated[
-    list[Path] | None,
-    typer.Option("--image", "-i", metavar="FILE", help="A picture; may be given several times."),
+    list[str] | None,
+    typer.Option(
+        "--image", "-i", metavar="FILE", help="A picture, or a data: URL; may be given several times."
+    ),
 ]
 Videos = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--video", metavar="PATH", help="A folder of frames or an animated picture, for a model of videos."
     ),

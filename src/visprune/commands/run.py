@@ -100,8 +100,8 @@ def run(  # noqa: PLR0913 - a command line's options
         raise UsageError(
             "--force replaces an overlay, and none is asked for.", "Add --overlay, or leave --force out."
         )
-    pictures = [decode(path) for path in image or []]
-    videos = [Video(decode_frames(path, frames)) for path in video or []]
+    pictures = [decode(one) for one in image or []]
+    videos = [Video(decode_frames(one, frames)) for one in video or []]
     targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
 
     with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:

@@ -252,6 +252,9 @@ def test_jsonl(write):
         json.dumps({**good, "image": "b.png"}): "there is no picture at",
         json.dumps({**good, "image": "../a.png"}): "names a picture outside",
         json.dumps({**good, "image": "/etc/hostname"}): "names a picture outside",
+        json.dumps({**good, "image": "http://host/a.png"}): "http://host/a.png is a URL",
+        json.dumps({**good, "image": "data:,"}): "holds no data",
+        json.dumps({**good, "image": "data:,x"}): None,
         json.dumps({**good, "image": 3}): "'image' is not a text",
         json.dumps({**good, "question": " "}): "'question' is not a text",
         json.dumps({"image": "a.png", "question": "What?"}): "has no 'answers'",
@@ -262,8 +265,9 @@ def test_jsonl(write):
     }
     data = write(*lines)
     found = read_questions(data)
-    assert [question.key for question in found.usable] == ["1", "14"]
-    assert found.usable[1].prompt("") == "Which?\nA. x\nB. z"
+    assert [question.key for question in found.usable] == ["1", "10", "17"]
+    assert found.usable[1].image == b"x"
+    assert found.usable[2].prompt("") == "Which?\nA. x\nB. z"
     numbered = {number: why for number, why in enumerate(lines.values(), 1) if why}
     assert len(found.skipped) == len(numbered)
     for said, (number, why) in zip(found.skipped, numbered.items(), strict=True):

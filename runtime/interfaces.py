@@ -1,0 +1,125 @@
+"""Whether the graphs of a bundle fit each other, and what the manifest says of the model.
+
+Everything here follows from the interfaces in the manifest, which backends compare with the graphs' files
+when they load them. So a bundle that was altered, or put together from two, is refused before a question is
+asked. What only a graph's constants know, such as the length of a table of positions, shows when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from visprune.errors import BundleError
+from visprune.manifest import Manifest, TensorSpec
+from visprune.runtime.kv_cache import PAST, check_cache
+from visprune.runtime.preprocess import ImageProcessor
+
+__all__ = ["check_interfaces", "check_pixels"]
+
+# What the runtime supplies and takes, as (is a float, dimensions); None stands for any size. A dimension with
+# a name fits all. The cache is in `kv_cache`.
+_KNOWN: dict[str, tuple[bool, tuple[int | None, ...]]] = {
+    "pixel_values": (True, (None, 3, None, None)),
+    "keep_tokens": (False, ()),
+    "input_ids": (False, (1, None)),
+    "position_ids": (False, (1, None)),
+    "token_places": (False, (None, None)),
+    "newline_places": (False, (None,)),
+    "image_tokens": (False, ()),
+    "token_sources": (False, (None, None, None)),
+    "token_weights": (True, (None, None, None)),
+    "logits": (True, (1, 1, None)),
+    "keep_indices": (False, (None, None)),
+}
+_PER_POINT = {"keep_tokens": (), "position_ids": (1, None), "keep_indices": (1, None)}
+
+
+def check_interfaces(manifest: Manifest) -> None:
+    """Refuse a bundle whose graphs do not fit.
+
+    Raises:
+        BundleError: A value is read in another form than it is written in, or supplied or taken in by the
+            runtime; the logits are not of the vocabulary; the cache is another than the decoder's.
+    """
+    check_cache(manifest)
+    written: dict[str, TensorSpec] = {}
+    for stage in manifest.stages:
+        graph = manifest.graphs[stage.graph]
+        for spec in graph.inputs:
+            value = stage.inputs[spec.name]
+            _check_known(value, spec, stage.graph)
+            if value in written:
+                _check_pair(value, written[value], spec, stage.graph)
+        for spec in graph.outputs:
+            if spec.name in stage.outputs:
+                _check_known(stage.outputs[spec.name], spec, stage.graph)
+                written[stage.outputs[spec.name]] = spec
+    vocabulary = manifest.decoder.vocab_size
+    found = written["logits"].shape[2] if "logits" in written else vocabulary
+    if isinstance(found, int) and found != vocabulary:
+        raise _unfit(f"The logits have {found} numbers for a vocabulary of {vocabulary} tokens.")
+
+
+def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
+    """Refuse an image processor that makes other pictures than the graphs take.
+
+    Raises:
+        BundleError: It does, or makes other tiles than pictures are cut into.
+    """
+    height, width = made = processor.output_size
+    for spec in _specs_of(manifest, "pixel_values"):
+        if any(isinstance(dim, int) and dim != n for dim, n in zip(spec.shape[2:], made, strict=True)):
+            raise _unfit(
+                f"The image processor makes pictures of {height} x {width} pixels, and the graphs take "
+                f"{list(spec.shape)}."
+            )
+    if manifest.tiling is not None and {height, width} != {manifest.tiling.tile_size}:
+        raise _unfit(
+            f"The image processor makes tiles of {height} x {width} pixels, and pictures are cut into tiles "
+            f"of {manifest.tiling.tile_size}."
+        )
+
+
+def _specs_of(manifest: Manifest, value: str) -> Iterator[TensorSpec]:
+    for stage in manifest.stages:
+        yield from (s for s in manifest.graphs[stage.graph].inputs if stage.inputs[s.name] == value)
+
+
+def _check_known(value: str, spec: TensorSpec, graph: str) -> None:
+    """A value that the runtime supplies or takes is of the kind that it has."""
+    name, point, number = value.partition(".")
+    if value.startswith((PAST, "present.")):
+        return
+    if value in _KNOWN:
+        floating, shape = _KNOWN[value]
+    elif point and number.isdecimal() and name in _PER_POINT:
+        floating, shape = False, _PER_POINT[name]
+    else:
+        return
+    kinds = ("float16", "float32") if floating else ("int64",)
+    sizes = len(spec.shape) == len(shape) and all(
+        wanted is None or isinstance(size, str) or size == wanted
+        for size, wanted in zip(spec.shape, shape, strict=True)
+    )
+    if spec.dtype not in kinds or not sizes:
+        raise _unfit(
+            f"{value!r} of the graph {graph!r} is {spec.dtype} {list(spec.shape)}, and this visprune has "
+            f"{' or '.join(kinds)} {['any' if size is None else size for size in shape]}."
+        )
+
+
+def _check_pair(value: str, written: TensorSpec, read: TensorSpec, graph: str) -> None:
+    """What one graph writes is what another reads; dimensions with names may be of any size."""
+    alike = written.dtype == read.dtype and len(written.shape) == len(read.shape)
+    if not alike or any(
+        isinstance(a, int) and isinstance(b, int) and a != b
+        for a, b in zip(written.shape, read.shape, strict=True)
+    ):
+        raise _unfit(
+            f"The graph {graph!r} reads {value!r} as {read.dtype} {list(read.shape)}, and it is written as "
+            f"{written.dtype} {list(written.shape)}."
+        )
+
+
+def _unfit(what: str) -> BundleError:
+    return BundleError(what, "Copy the bundle again, or export the model again.")
