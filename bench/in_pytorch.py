@@ -50,7 +50,9 @@ class CheckpointModel:
             local_files_only=True,
         ).eval()
         features = models.family(checkpoint.model_type).features(config)
-        self._prompts = PromptMaker(load_processor(checkpoint, config), features)
+        self._prompts = PromptMaker(
+            load_processor(checkpoint, config), features, config.text_config.vocab_size
+        )
         self.load = elapsed(start)
         self._work = work
         self._spent: dict[str, float] = {}

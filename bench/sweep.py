@@ -35,7 +35,6 @@ from visprune.quantize.options import QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.records import sha256
 from visprune.registry import load_method
-from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.prompts import check_prompt, check_system
 from visprune.runtime.samples import read_samples
 from visprune.runtime.verified import verify
@@ -161,9 +160,7 @@ def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
     from visprune.export.processors import load_processor
 
     processor = load_processor(checkpoint, load_config(checkpoint))
-    text = processor.text
-    template = ChatTemplate(processor.chat_template, text.bos_token, text.eos_token, text.image_token)
-    check_system(system, text, template, checkpoint.name)
+    check_system(system, processor.text, processor.template, checkpoint.name)
 
 
 def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> None:

@@ -212,7 +212,7 @@ def _prompts(
     features = models.family(checkpoint.model_type).features(config)
     processor = processors.load_processor(checkpoint, config, chat_template)
     check_pixels(processor, features)
-    make = PromptMaker(processor, features)
+    make = PromptMaker(processor, features, config.text_config.vocab_size)
     image_token = processor.text.image_token
     longest = loading.room(config.text_config)
     prompts: list[Prompt] = []

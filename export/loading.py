@@ -8,7 +8,6 @@ in `processors`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -98,9 +97,8 @@ def _read_config(checkpoint: Checkpoint) -> Any:
 
 def _edge(size: Any) -> Any:
     """One edge of a square that is given by both."""
-    edges = list(size.values()) if isinstance(size, Mapping) else size
-    pair = isinstance(edges, (list, tuple)) and len(edges) == 2 and edges[0] == edges[1]
-    return edges[0] if pair else size
+    pair = isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]
+    return size[0] if pair else size
 
 
 def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:

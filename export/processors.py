@@ -134,13 +134,12 @@ def _ends(
 
     Of generation_config.json nothing else is read: what transformers refuses in it does not concern a bundle.
     """
-    said = read_object(checkpoint.path / "generation_config.json").get("eos_token_id")
-    for value in (
-        said,
-        config.text_config.eos_token_id,
-        getattr(config, "eos_token_id", None),
-        found.eos_token,
-    ):
+    generation = read_object(checkpoint.path / "generation_config.json")
+    whole = read_object(checkpoint.path / "config.json")
+    said = [part for part in (generation, whole.get("text_config"), whole) if isinstance(part, dict)]
+    # What no file says is a default of the class, which may be of another tokenizer.
+    default = getattr(config.text_config, "eos_token_id", None)
+    for value in (*(part.get("eos_token_id") for part in said), found.eos_token, default):
         ids = [_token_id(entry, found) for entry in (value if isinstance(value, list) else [value])]
         if ends := tuple(dict.fromkeys(token for token in ids if token is not None)):
             return ends, ()

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visprune.errors import InputError
 from visprune.export.parts import Features
 from visprune.export.processors import Processor
 from visprune.runtime.chat_template import Message
 from visprune.runtime.pictures import Picture, PictureMaker
 from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.prompts import prompt_ids
 
 __all__ = ["Prompt", "PromptMaker"]
 
@@ -56,11 +56,13 @@ class PromptMaker:
     Args:
         processor: Of the checkpoint.
         features: Which tokens of it are visual.
+        rows: Of its embedding table.
     """
 
-    def __init__(self, processor: Processor, features: Features) -> None:
+    def __init__(self, processor: Processor, features: Features, rows: int) -> None:
         self._processor = processor
         self._features = features
+        self._rows = rows
         image = ImageProcessor.from_config(processor.image_processor)
         self._pictures = PictureMaker(image, features.tiling)
 
@@ -73,16 +75,12 @@ class PromptMaker:
             system: The system prompt.
 
         Raises:
-            InputError: The chat template does not show these pictures, or refuses the conversation.
+            InputError: The chat template does not show these pictures, or refuses the conversation; or a
+                token has no row in the embedding table.
         """
         messages = [*([Message("system", system)] if system else []), Message("user", text, len(images))]
-        tokenizer, template = self._processor.tokenizer, self._processor.template
-        ids = tokenizer.encode(template.render(messages))
-        if ids.count(tokenizer.image_token_id) != len(images):
-            raise InputError(
-                f"The chat template shows {template.describe()}, and there are {len(images)} pictures.",
-                "Give as many pictures as it shows.",
-            )
+        processor, tokenizer = self._processor, self._processor.tokenizer
+        ids = prompt_ids(messages, processor.template, tokenizer, processor.text, self._rows)
         pictures = self._pictures.add([], images)
         ids = tokenizer.expand_images(ids, [self._length(picture) for picture in pictures])
         input_ids = torch.tensor([ids])

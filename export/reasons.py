@@ -9,8 +9,10 @@ __all__ = ["first_line", "hint"]
 
 def first_line(error: Exception) -> str:
     """What a library says, cut where it begins to list everything it knows."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], 200, placeholder=" ...")
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    if first.endswith(":") and more:  # what was announced is what is wrong
+        first = f"{first} {more[0].strip()}"
+    return textwrap.shorten(first, 200, placeholder=" ...")
 
 
 def hint(error: Exception, otherwise: str) -> str:

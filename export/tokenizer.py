@@ -62,14 +62,14 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
     said = read_object(path / "tokenizer_config.json")
     said = read_object(path / "special_tokens_map.json") | said
     file, model = path / "tokenizer.json", path / "tokenizer.model"
+    probes = list(_PROBES)
     if file.is_file():
-        text = read_text(file)
-        backend = _parse(text, file)
-        own, name = _parse(text, file), file.name
-        encode = _encoder(own)
+        text, name = read_text(file), file.name
+        backend, encode = _parse(text, file), _encoder(_parse(text, file))
+        probes += [f"a {token.content}b" for token in backend.get_added_tokens_decoder().values()]
     else:
-        backend = _converted(checkpoint, model if model.is_file() else None)
         text, name = "", model.name
+        backend = _converted(checkpoint, model if model.is_file() else None)
         encode = _sentencepiece(model) if model.is_file() else _encoder(backend)
     plain = backend.truncation is None and backend.padding is None
     backend.no_truncation()
@@ -78,7 +78,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
     if not text or added or not plain:
         text = backend.to_str(pretty=True)
     # What is compared is what the runtime will read.
-    _compare(_encoder(_parse(text, file)), encode, name, _specials(backend) if file.is_file() else ())
+    _compare(_encoder(_parse(text, file)), encode, name, probes)
     bos, eos = (_special(checkpoint, said, key) for key in ("bos_token", "eos_token"))
     return CheckpointTokenizer(backend, text, bos, eos, _notes(backend, said, bos))
 
@@ -130,10 +130,6 @@ def _encoder(backend: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
     return lambda text: backend.encode(text, add_special_tokens=False).ids
 
 
-def _specials(backend: tokenizers.Tokenizer) -> list[str]:
-    return [token.content for token in backend.get_added_tokens_decoder().values()]
-
-
 def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
     """Add tokens that only the files beside the tokenizer know, under their ids; tell whether any were."""
     wanted: dict[int, tokenizers.AddedToken] = {}
@@ -164,10 +160,10 @@ def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: 
 
 
 def _compare(
-    got: Callable[[str], list[int]], want: Callable[[str], list[int]], name: str, specials: Sequence[str]
+    got: Callable[[str], list[int]], want: Callable[[str], list[int]], name: str, probes: Sequence[str]
 ) -> None:
     """Refuse a tokenizer that gives other ids than the checkpoint's own file."""
-    for text in (*_PROBES, *(f"a {token}b" for token in specials)):
+    for text in probes:
         mine, theirs = got(text), want(text)
         if mine != theirs:
             raise CheckpointError(

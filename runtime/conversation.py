@@ -208,8 +208,9 @@ class Chat:
         )
 
     def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
-        model = self._model
-        ids = prompt_ids([*self._begins, *messages], model.template, model.tokenizer, model.manifest)
+        model, manifest = self._model, self._model.manifest
+        told = [*self._begins, *messages]
+        ids = prompt_ids(told, model.template, model.tokenizer, manifest.text, manifest.decoder.vocab_size)
         return model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
 
     def _end_open_turn(self) -> None:

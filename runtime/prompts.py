@@ -16,22 +16,22 @@ __all__ = ["check_prompt", "check_stops", "check_system", "prompt_ids", "without
 
 
 def prompt_ids(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, manifest: Manifest
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, text: Text, rows: int
 ) -> list[int]:
     """Token ids of a conversation, with one image placeholder for each picture and each video.
 
     Args:
         messages: The turns, oldest first.
-        template: Of the bundle.
-        tokenizer: Of the bundle.
-        manifest: Of the bundle.
+        template: Of the model.
+        tokenizer: Of the model.
+        text: Its placeholders.
+        rows: Of its embedding table.
 
     Raises:
         InputError: The template refuses the conversation, or shows another number of pictures than it has; or
             a token of it has no row in the embedding table.
         BundleError: The template fails.
     """
-    text = manifest.text
     ids = tokenizer.encode(template.render(messages))
     if text.video_token_id is not None:
         # What stands in a placeholder's place is all the same to the graphs.
@@ -39,7 +39,6 @@ def prompt_ids(
     found = ids.count(text.image_token_id)
     if found != sum(message.images + message.videos for message in messages):
         raise _other_pictures(found, messages, template)
-    rows = manifest.decoder.vocab_size
     beyond = next((token for token in ids if token >= rows and token != text.image_token_id), None)
     if beyond is not None:
         raise InputError(

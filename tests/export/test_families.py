@@ -13,9 +13,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 
-from PIL import Image
-
 from oracle import NEW, Oracle
+from PIL import Image
 
 import visprune
 from visprune.errors import InputError

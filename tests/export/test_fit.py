@@ -48,7 +48,7 @@ def loaded(path, picture):
     ours = auto.from_pretrained(path, dtype=torch.float32).eval()
     checkpoint = find(path)
     config = loading.load_config(checkpoint)
-    make = PromptMaker(load_processor(checkpoint, config), models.family("llava").features(config))
+    make = PromptMaker(load_processor(checkpoint, config), models.family("llava").features(config), 320)
     prompt = make([picture], "What?")
     parts = models.family("llava").parts(ours)
     statistics.prepare(ours, parts)

@@ -74,7 +74,13 @@ def test_a_video_that_the_template_does_not_write(tiny_bundle):
     with pytest.raises(
         InputError, match="writes 1 image placeholder for a conversation with 1 picture and 1"
     ):
-        prompt_ids(messages, template, read_tokenizer(bundle), bundle.manifest)
+        prompt_ids(
+            messages,
+            template,
+            read_tokenizer(bundle),
+            bundle.manifest.text,
+            bundle.manifest.decoder.vocab_size,
+        )
 
 
 def test_a_token_without_a_row_in_the_embedding_table_is_named(more_tokens):
@@ -95,10 +101,14 @@ def test_placeholders_need_no_row(tiny_bundle):
     )
     messages = [Message("user", "q", images=1, videos=1)]
     template = ChatTemplate("<bos><image>~", None, None)
-    assert prompt_ids(messages, template, tokenizer, manifest) == [0, IMAGE, IMAGE]
+    assert prompt_ids(messages, template, tokenizer, manifest.text, manifest.decoder.vocab_size) == [
+        0,
+        IMAGE,
+        IMAGE,
+    ]
     template = ChatTemplate("<bos><image>~a", None, None)
     with pytest.raises(InputError, match=r"the token 'a' .* has 2 rows"):
-        prompt_ids(messages, template, tokenizer, manifest)
+        prompt_ids(messages, template, tokenizer, manifest.text, manifest.decoder.vocab_size)
 
 
 def test_a_special_token_ends_the_answer(tiny_copy, more_tokens):
