@@ -155,8 +155,10 @@ def _as_input_errors(label: str) -> Iterator[None]:
         raise _too_large(label) from None
     except UnidentifiedImageError:
         raise InputError(f"{label} is not a picture in a known format.", _FORMATS_HINT) from None
-    except MemoryError:
-        raise
+    except MemoryError:  # a damaged file may ask for any amount
+        raise InputError(
+            f"{label} takes more memory than there is.", "It is damaged, or too large: scale it down first."
+        ) from None
     except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
         raise InputError(f"{label} is damaged or cut short: {error}.", _FORMATS_HINT) from error
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
 from visprune.errors import UnsupportedError
 
 __all__ = ["Defaults", "Settings", "unsupported"]
+
+_MOST = 1e9  # of any number; what is far beyond a float32 would overflow on the way
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -144,7 +145,8 @@ def _integer(key: str, value: object) -> int:
 
 
 def _number(key: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
+    # Compared, because `isfinite` fails on integers that are too large for a float.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
         raise unsupported(key, value)
     return float(value)
 

@@ -107,7 +107,8 @@ def usable(question: Question) -> Question | str:
     """The question, or why it cannot be used."""
     if not question.text.strip():
         return f"{question.where} asks nothing."
-    if isinstance(question.image, Path) and not question.image.is_file():
+    # Not by `Path.is_file`, which fails on what no system takes for a name.
+    if isinstance(question.image, Path) and not os.path.isfile(question.image):  # noqa: PTH113
         return f"{question.where}: there is no picture at {question.image}."
     if question.choices:
         known = letters(question.choices)

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fuzz"
 
 
 def outcomes(kind, name, count):
-    found = [run_case(kind, name, 0, number) for number in range(count)]
+    found = [run_case(kind, name, 1, number) for number in range(count)]
     failed = [(number, text) for number, (outcome, text) in enumerate(found) if outcome == "failed"]
     assert not failed, f"case {failed[0][0]} of {name}: {failed[0][1]}"
     return {outcome for outcome, _ in found}

@@ -161,6 +161,14 @@ def test_a_truncated_file(form):
             decode(data[:length])
 
 
+def test_a_file_that_asks_for_all_memory(tmp_path):
+    path = tmp_path / "picture.jp2"
+    endless = (1).to_bytes(4, "big") + b"jp2h" + (2**62).to_bytes(8, "big")  # a box of so many bytes
+    path.write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + endless + bytes(8))
+    with pytest.raises(InputError, match="takes more memory than there is"):
+        decode(path)
+
+
 @pytest.mark.parametrize("edge", [9_500, 13_000, 60_000])
 def test_a_decompression_bomb_is_refused_from_its_header(edge, recwarn):
     with pytest.raises(InputError, match="89,478,485"):

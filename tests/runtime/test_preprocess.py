@@ -209,6 +209,8 @@ def test_every_variant_of_a_class_name(name, suffix):
         {"image_std": [0.5, 0.0, 0.5]},
         {"image_mean": [0.5, 0.5]},
         {"image_mean": [0.5, "x", 0.5]},
+        {"image_mean": [0.5, 0.5, 1e308]},
+        {"rescale_factor": 10**400},
         {"rescale_factor": float("nan")},
         {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "image_mean": [1.5, 0.5, 0.5]},
         {"image_processor_type": "SiglipImageProcessor", "do_center_crop": True, "crop_size": None},

@@ -253,6 +253,7 @@ def test_jsonl(write):
         json.dumps({**good, "image": "../a.png"}): "names a picture outside",
         json.dumps({**good, "image": "/etc/hostname"}): "names a picture outside",
         json.dumps({**good, "image": "http://host/a.png"}): "http://host/a.png is a URL",
+        json.dumps({**good, "image": "x" * 5000}): "there is no picture at",
         json.dumps({**good, "image": "data:,"}): "holds no data",
         json.dumps({**good, "image": "data:,x"}): None,
         json.dumps({**good, "image": 3}): "'image' is not a text",
@@ -265,7 +266,7 @@ def test_jsonl(write):
     }
     data = write(*lines)
     found = read_questions(data)
-    assert [question.key for question in found.usable] == ["1", "10", "17"]
+    assert [question.key for question in found.usable] == ["1", "11", "18"]
     assert found.usable[1].image == b"x"
     assert found.usable[2].prompt("") == "Which?\nA. x\nB. z"
     numbered = {number: why for number, why in enumerate(lines.values(), 1) if why}
