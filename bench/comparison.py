@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, line_up
-from visprune.bench.making import checkpoint_of, make
+from visprune.bench.making import chat_template, checkpoint_of, make
 from visprune.bench.measure import Progress, measure
 from visprune.bench.report import BenchReport, Work
 from visprune.bench.rows import report_of
@@ -71,7 +71,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
         engines = work.provider in ENGINES
         found = line_up(
-            opened, lambda manifest, method: make(manifest, method, Path(folder), report, engines=engines)
+            opened, lambda bundle, method: make(bundle, method, Path(folder), report, engines=engines)
         )
         if against is not None:
             found.entries += in_pytorch(found.entries)
@@ -114,9 +114,13 @@ def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entr
         folder = checkpoint_of(one.manifest)[1].path if place is None else place
         prefix = f"{one.manifest.source.model} in " if len(models) > 1 else ""
         path = str(folder.resolve())
-        contenders = [Contender(f"{prefix}transformers, fp32", "pytorch", path, dtype="float32")]
+        template = chat_template(Bundle(Path(one.contender.path), one.manifest))
+        first = Contender(
+            f"{prefix}transformers, fp32", "pytorch", path, dtype="float32", chat_template=template
+        )
+        contenders = [first]
         if _computes_bf16():
-            contenders.append(Contender(f"{prefix}transformers, bf16", "pytorch", path, dtype="bfloat16"))
+            contenders.append(replace(first, name=f"{prefix}transformers, bf16", dtype="bfloat16"))
         found += [replace(one, contender=contender) for contender in contenders]
     return found
 

@@ -51,7 +51,9 @@ class CheckpointModel:
         ).eval()
         features = models.family(checkpoint.model_type).features(config)
         self._prompts = PromptMaker(
-            load_processor(checkpoint, config), features, config.text_config.vocab_size
+            load_processor(checkpoint, config, contender.chat_template),
+            features,
+            config.text_config.vocab_size,
         )
         self.load = elapsed(start)
         self._work = work

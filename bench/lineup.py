@@ -22,8 +22,8 @@ from visprune.targets import WIDTHS
 
 __all__ = ["Entry", "LineUp", "entry", "is_unpruned", "line_up", "method_of", "precision_of", "random_tokens"]
 
-Maker = Callable[[Manifest, str], Bundle]
-"""Makes a bundle of a manifest's model and precision with another method, or raises VispruneError."""
+Maker = Callable[[Bundle, str], Bundle]
+"""Makes a bundle of the same model and precision with another method, or raises VispruneError."""
 
 _MADE_HERE = "exported for this comparison, without a comparison with PyTorch, and not kept."
 
@@ -158,7 +158,7 @@ def _add_unpruned(found: LineUp, entries: list[Entry], make: Maker) -> None:
             return
     name = _unique(found, f"none, {precision_of(entries[0].manifest)}")
     try:
-        made = make(entries[0].manifest, "none")
+        made = make(_bundle(entries[0]), "none")
     except VispruneError as error:
         found.not_made.append(NotMade(name, _how("none", entries[0].manifest, error)))
         return
@@ -191,7 +191,7 @@ def _add_random(found: LineUp, entries: list[Entry], make: Maker) -> None:
     manifest = entries[0].manifest
     total = manifest.pruning.budget.visual_tokens
     try:
-        bundle = _bundle(drawn[0]) if drawn else make(manifest, "random")
+        bundle = _bundle(drawn[0]) if drawn else make(_bundle(entries[0]), "random")
     except VispruneError as error:
         names = ", ".join(f"random, {count} of {total}" for count in wanted)
         found.not_made.append(NotMade(names, _how("random", manifest, error)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visprune.export.checkpoint import Checkpoint
     from visprune.manifest import Manifest
 
-__all__ = ["checkpoint_of", "make"]
+__all__ = ["chat_template", "checkpoint_of", "make"]
 
 
 def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
@@ -44,13 +44,19 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
     return model, found
 
 
-def make(manifest: Manifest, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
+def chat_template(bundle: Bundle) -> str | None:
+    """The file of a bundle's chat template, which may be another than its checkpoint's."""
+    name = bundle.manifest.text.chat_template
+    return str(bundle.file(name)) if name else None
+
+
+def make(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
     """Export a bundle's model with another method and all tokens kept, in the same precision.
 
     It is not compared with PyTorch.
 
     Args:
-        manifest: Of the bundle.
+        bundle: The bundle.
         method: One before the LLM.
         folder: Where to make it, under a name of its own.
         progress: Called as it goes on.
@@ -64,6 +70,7 @@ def make(manifest: Manifest, method: str, folder: Path, progress: Progress, *, e
     from visprune.quantize import quantize
     from visprune.quantize.options import FLOAT
 
+    manifest = bundle.manifest
     model, checkpoint = checkpoint_of(manifest)
     place = folder / f"{method}-{len(list(folder.iterdir()))}"
     made = export(
@@ -74,6 +81,7 @@ def make(manifest: Manifest, method: str, folder: Path, progress: Progress, *, e
         dtype=WIDTHS[manifest.dtype],
         verify=False,
         revision=checkpoint.revision,
+        chat_template=chat_template(bundle),
         progress=progress,
     )
     if manifest.quantization is not None:

@@ -51,6 +51,7 @@ class Contender:
         keep_tokens: Visual tokens kept of one tile; what the bundle was exported for if neither is given.
         ratio: The same as a fraction.
         dtype: In PyTorch; None is a bundle.
+        chat_template: In PyTorch, a file that takes the place of the checkpoint's own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Contender:
     keep_tokens: int | None = None
     ratio: float | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

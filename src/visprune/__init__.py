@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "VispruneError", "__version__", "build", "export", "fit", "load", "preview", "quantize"]
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",

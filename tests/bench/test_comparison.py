@@ -17,7 +17,7 @@ from visprune.errors import BundleError, CheckpointError, InputError, UsageError
 from visprune.runtime.keep import keep_for
 
 
-def no_maker(manifest, method):
+def no_maker(bundle, method):
     raise CheckpointError("There is no checkpoint.", "Find it.")
 
 
