@@ -53,6 +53,7 @@ def read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(read_text(file))
+        json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half a character
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not JSON: {error}.", "Correct it, or take the file from the checkpoint's source."

@@ -115,6 +115,11 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
     try:
         with no_init_weights():
             model = auto._from_config(config, dtype=stored_dtype(stored)).eval()
+    except Exception as error:  # fields are looked at only where they are used, and anything is raised there
+        raise CheckpointError(
+            f"The model of {checkpoint.path} cannot be built from its configuration: {first_line(error)}",
+            "Correct config.json.",
+        ) from None
     finally:
         hook.remove()
     check_decoder(model)

@@ -10,6 +10,8 @@ __all__ = ["first_line", "hint"]
 def first_line(error: Exception) -> str:
     """What a library says, cut where it begins to list everything it knows."""
     first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, KeyError):  # which says no more than the key
+        first = f"there is no {first}"
     if first.endswith(":") and more:  # what was announced is what is wrong
         first = f"{first} {more[0].strip()}"
     return textwrap.shorten(first, 200, placeholder=" ...")

@@ -142,7 +142,15 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
                 f"The weight file {file} has {size} bytes, and its header promises {promised}.", _AGAIN
             )
         return _stored(file, entries, 8 + length)
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (
+        struct.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         raise CheckpointError(
             f"The weight file {file} is not safetensors, or is truncated.", _AGAIN
         ) from None

@@ -94,7 +94,7 @@ class Chat:
     def generate(
         self,
         prompt: str,
-        images: VisualInput | Sequence[VisualInput] = (),
+        images: VisualInput | Sequence[VisualInput] | None = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
@@ -106,7 +106,7 @@ class Chat:
     def stream(
         self,
         prompt: str,
-        images: VisualInput | Sequence[VisualInput] = (),
+        images: VisualInput | Sequence[VisualInput] | None = (),
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,

@@ -165,9 +165,7 @@ class Pipeline:
     ) -> Generation:
         """Answer one prompt; see `stream`."""
         chat = self.chat(system=system, ratio=ratio, keep_tokens=keep_tokens)
-        return chat.generate(
-            prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-        )
+        return chat.generate(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def stream(
         self,
@@ -206,9 +204,7 @@ class Pipeline:
                 template cannot show; a picture that cannot be read.
         """
         chat = self.chat(system=system, ratio=ratio, keep_tokens=keep_tokens)
-        return chat.stream(
-            prompt, _as_list(images), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-        )
+        return chat.stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def chat(
         self,
@@ -265,9 +261,3 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
-    if images is None:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]

@@ -57,7 +57,8 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         edges = (self.resize,) if isinstance(self.resize, int) else self.resize or ()
-        if min((*self.output_size, *edges)) <= 0:
+        height, width = self.output_size
+        if min((height, width, *edges)) <= 0 or max(height * width, *edges, 0) > MAX_RESIZED_PIXELS:
             raise unsupported("size and crop_size", (self.resize, self.crop_size))
         if self.resample not in list(Image.Resampling):
             raise unsupported("resample", self.resample)
