@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec
 
 import numpy as np
 
-FIRST = 0x7F00_0000_0000  # of device addresses: none that this process has
+FIRST = 1 << 56  # of device addresses: none that a process can have
 GAP = 1 << 16
 
 
