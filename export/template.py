@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visprune.errors import CheckpointError, UsageError
+from visprune.errors import CheckpointError, UsageError, VispruneError
 from visprune.export.files import read_object, read_text
 from visprune.runtime.chat_template import ChatTemplate, Message
 
@@ -79,30 +79,33 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         CheckpointError: One picture does not give the placeholder exactly once, or the question is lost.
         BundleError: The template fails on a question about a picture.
     """
-    rendered, plain = (template.render([Message("user", _QUESTION, images=count)]) for count in (1, 0))
+    rendered = template.render([Message("user", _QUESTION, images=1)])
     if _QUESTION not in rendered:
         raise CheckpointError(
             "The chat template leaves out what the user says.",
             "Correct it, or give the model's own template with --chat-template FILE.",
         )
-    with_picture, without = tokenizer.encode(rendered), tokenizer.encode(plain)
-    found = with_picture.count(tokenizer.image_token_id)
+    found = tokenizer.encode(rendered).count(tokenizer.image_token_id)
     if found == 1:
         return
-    name = f"{tokenizer.image_token!r} ({tokenizer.image_token_id})"
-    others = [token for token in with_picture if token not in without]
-    shown = " ".join(repr(tokenizer.backend.id_to_token(token)) for token in dict.fromkeys(others))
-    says = (
-        f"; what it writes for one is {shown} ({', '.join(map(str, dict.fromkeys(others)))})"
-        if others
-        else ""
-    )
+    shown = " ".join(repr(token) for token in _of_a_picture(template, tokenizer, rendered))
     raise CheckpointError(
-        f"The model replaces the token {name} by a picture, and the chat template writes it {found} times "
-        f"for one picture{says}.",
+        f"The model replaces the token {tokenizer.image_token!r} ({tokenizer.image_token_id}) by a picture, and "
+        f"the chat template writes it {found} times for one picture"
+        f"{f'; what it writes for one is {shown}' if shown else ''}.",
         "Correct image_token_index (or image_token_id) in config.json, or give the model's own template with "
         "--chat-template FILE.",
     )
+
+
+def _of_a_picture(template: ChatTemplate, tokenizer: Tokenizer, rendered: str) -> list[str]:
+    """The tokens that a rendered question has because there is a picture, with their ids."""
+    try:
+        plain = set(tokenizer.encode(template.render([Message("user", _QUESTION)])))
+    except VispruneError:  # a template may insist on a picture
+        return []
+    others = dict.fromkeys(token for token in tokenizer.encode(rendered) if token not in plain)
+    return [f"{tokenizer.backend.id_to_token(token)} ({token})" for token in others]
 
 
 def turn_ends(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]) -> tuple[int, ...]:

@@ -208,7 +208,7 @@ class TestTemplate:
         path = copy()
         edit(path / "config.json", image_token_id=260)
         found = refused(
-            CheckpointError, r"'<video>' \(260\) by a picture.*writes it 0 times.*'<image>'", path
+            CheckpointError, r"'<video>' \(260\) by a picture.*writes it 0 times.*'<image> \(259\)'", path
         )
         assert "--chat-template" in found.hint
 
