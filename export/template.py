@@ -90,8 +90,8 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         return
     shown = " ".join(repr(token) for token in _of_a_picture(template, tokenizer, rendered))
     raise CheckpointError(
-        f"The model replaces the token {tokenizer.image_token!r} ({tokenizer.image_token_id}) by a picture, and "
-        f"the chat template writes it {found} times for one picture"
+        f"The model replaces the token {tokenizer.image_token!r} ({tokenizer.image_token_id}) by a picture, "
+        f"and the chat template writes it {found} times for one picture"
         f"{f'; what it writes for one is {shown}' if shown else ''}.",
         "Correct image_token_index (or image_token_id) in config.json, or give the model's own template with "
         "--chat-template FILE.",
