@@ -8,9 +8,25 @@ from typing import Any
 
 from visprune.errors import CheckpointError
 
-__all__ = ["check_pointer", "read_object", "read_text"]
+__all__ = ["check_pointer", "is_there", "read_object", "read_text"]
 
 _POINTER = b"version https://git-lfs"
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        CheckpointError: Its name is, as a link to nothing or as a directory: a copy or a download left it so.
+    """
+    if file.is_file():
+        return True
+    if file.is_symlink() or file.exists():
+        what = "a directory" if file.exists() else "a link to a file that is missing"
+        raise CheckpointError(
+            f"{file} is {what}.", "Copy the checkpoint with its files (cp -rL), or fetch that file."
+        )
+    return False
 
 
 def check_pointer(file: Path) -> None:
@@ -49,7 +65,7 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: As `read_text`, or it is not a JSON object.
     """
-    if not file.is_file():
+    if not is_there(file):
         return {}
     try:
         found = json.loads(read_text(file))

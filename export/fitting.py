@@ -6,6 +6,7 @@ pictures, the prompts once they are token ids.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,6 +28,8 @@ from visprune.work import LayerWork
 if TYPE_CHECKING:
     from visprune.export.job import Progress
     from visprune.export.prompts import Prompt
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["FitOptions", "check_fit", "fit", "fit_checkpoint"]
 
@@ -211,6 +214,8 @@ def _prompts(
 
     features = models.family(checkpoint.model_type).features(config)
     processor = processors.load_processor(checkpoint, config, chat_template)
+    for note in processor.notes:
+        _log.warning(note)
     check_pixels(processor, features)
     make = PromptMaker(processor, features, config.text_config.vocab_size)
     image_token = processor.text.image_token

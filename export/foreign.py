@@ -7,24 +7,44 @@ Each is refused with what to do about it, because "a tensor is missing" would he
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.files import read_object
 
-__all__ = ["check_adapter", "check_config", "check_names", "missing", "no_weights", "unwrapped"]
+__all__ = [
+    "check_adapter",
+    "check_config",
+    "check_names",
+    "missing",
+    "no_weights",
+    "quantized",
+    "spare_note",
+    "spellings",
+]
+
+T = TypeVar("T")
 
 # Marks of LLaVA checkpoints in the format of the original repository.
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
-_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_NAMES = (  # of GPTQ and AWQ, compressed-tensors and FP8, bitsandbytes, MLX, HQQ
     *(".qweight", ".qzeros", ".g_idx"),
     *(".weight_packed", ".weight_scale", ".weight_scale_inv", ".weight_shape", ".weight_zero_point"),
     *(".SCB", ".weight_format", ".absmax", ".quant_map", ".bitsandbytes__nf4", ".bitsandbytes__fp4"),
     *(".scales", ".biases", ".W_q"),
 )
-_ADAPTER_PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
+# How parts of names begin that peft and others give to adapters.
+_ADAPTER_PARTS = (
+    *("lora_", "ia3_", "hada_", "lokr_", "oft_", "boft_", "vera_", "fourierft_", "adapter_", "adapters"),
+    *("prompt_embeddings", "prompt_encoder", "modules_to_save", "original_module", "base_layer"),
+)
+_ADAPTER_FILES = (
+    *("adapter_model*.safetensors", "adapter_model*.bin", "adapters*.safetensors"),
+    *("pytorch_lora_weights*.safetensors", "pytorch_lora_weights*.bin", "non_lora_trainables.bin"),
+)
 # What wrappers put into names: torch.compile, FSDP, activation checkpointing, Lightning.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 # What PEFT and DataParallel put in front of them.
@@ -46,7 +66,7 @@ def check_adapter(path: Path) -> None:
         UnsupportedError: It does.
     """
     config = path / "adapter_config.json"
-    weights = [*path.glob("adapter_model*.safetensors"), *path.glob("adapter_model*.bin")]
+    weights = [file for pattern in _ADAPTER_FILES for file in path.glob(pattern)]
     if not config.is_file() and not weights:
         return
     said = read_object(config)
@@ -105,7 +125,7 @@ def check_names(path: Path, names: Collection[str]) -> None:
         UnsupportedError: They are.
     """
     for name in names:
-        if set(name.split(".")) & set(_ADAPTER_PARTS):
+        if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
             raise _is_adapter(f"{path} has the weights of an adapter among its own ({name})")
         if name.endswith(_QUANTIZED_NAMES):
             raise quantized(f"{path} (see its tensor {name})")
@@ -134,8 +154,29 @@ def no_weights(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
 
 
-def unwrapped(name: str) -> str:
-    """A tensor's name without what wrappers of modules put into it."""
+def spellings(stored: Mapping[str, T]) -> list[dict[str, T]]:
+    """Tensors under their names; without what wrappers put into these; and without a beginning common to all.
+
+    A spelling that gives two tensors one name is left out.
+    """
+    plain = {name: _unwrapped(name) for name in stored}
+    parts = [name.split(".")[:-1] for name in plain.values()]
+    begin = "".join(f"{part}." for part in _common(parts))
+    found = [dict(stored)]
+    for names in (plain, {name: short.removeprefix(begin) for name, short in plain.items()}):
+        spelled = {names[name]: tensor for name, tensor in stored.items()}
+        if len(spelled) == len(stored) and spelled.keys() not in [one.keys() for one in found]:
+            found.append(spelled)
+    return found
+
+
+def _common(parts: list[list[str]]) -> list[str]:
+    """What all lists begin with."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    return [column[0] for column in same]
+
+
+def _unwrapped(name: str) -> str:
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
@@ -143,7 +184,7 @@ def unwrapped(name: str) -> str:
 
 
 def missing(
-    where: Path, lacking: Collection[str], known: Collection[str], stored: Collection[str]
+    where: Path, lacking: Collection[str], known: Collection[str], spare: Collection[str]
 ) -> CheckpointError:
     """What to raise of weights that lack tensors of the model.
 
@@ -151,23 +192,32 @@ def missing(
         where: The checkpoint.
         lacking: Names in the model that no tensor has.
         known: Names in the model that a tensor has.
-        stored: Names on disk.
+        spare: Names on disk that the model does not have.
     """
     first = min(lacking)
     what = f"The weights of {where} lack {len(lacking)} of {len(lacking) + len(known)} tensors: {first}"
-    if len(lacking) > len(known):
-        there = f"has names such as {min(stored)} and {max(stored)}" if stored else "has no tensor"
+    what += " is one of them" if len(lacking) > 1 else ""
+    if spare:
         return CheckpointError(
-            f"{what} is expected, for instance, and the checkpoint {there}.",
-            "Take the weights that belong to this config.json, or have transformers write its own names: "
-            "load the model there, and save it.",
+            f"{what}; they have {len(spare)} that the model does not, such as {min(spare)}.",
+            "Take the weights that belong to this config.json. If names alone differ, rename the tensors.",
         )
-    if first == "lm_head.weight":
+    if first == "lm_head.weight" and "model.language_model.embed_tokens.weight" in known:
         return CheckpointError(
             f"{what}.",
             "If the embedding is the head too, set tie_word_embeddings in config.json; else add the tensor.",
         )
     return CheckpointError(
-        f"{what}{' is one of them' if len(lacking) > 1 else ''}.",
-        "Take the weights that belong to this config.json, with every part of the model in them.",
+        f"{what}.", "Take the weights that belong to this config.json, with every part of the model in them."
+    )
+
+
+def spare_note(spare: Collection[str]) -> tuple[str, ...]:
+    """What to say of stored tensors that the model does not have; buffers of older versions are none."""
+    odd = [name for name in spare if not name.endswith(("position_ids", "inv_freq"))]
+    if not odd:
+        return ()
+    return (
+        f"The weights have {len(odd)} tensors that the model of config.json does not, such as {min(odd)}; "
+        "they are not exported.",
     )

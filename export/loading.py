@@ -90,6 +90,8 @@ def _read_config(checkpoint: Checkpoint) -> Any:
             f"The configuration of {checkpoint.path} cannot be read: {first_line(error)}",
             hint(error, "Correct config.json."),
         ) from None
+    for part in (config, config.text_config, config.vision_config):
+        part._attn_implementation = None  # such as one whose package is not here; it is replaced anyway
     for key in ("image_size", "patch_size"):
         setattr(config.vision_config, key, _edge(getattr(config.vision_config, key, None)))
     return config
@@ -216,6 +218,8 @@ def room(config: Any) -> int:
 
 def sliding_window(config: Any) -> int | None:
     """Positions that some layer of a decoder sees at most; None where all see everything before them."""
+    if not hasattr(type(config), "sliding_window"):
+        return None  # a field left over from another decoder
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     return None if kinds is not None and "sliding_attention" not in kinds else window

@@ -14,7 +14,13 @@ from typing import Any
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint import Checkpoint
 from visprune.export.files import read_object
-from visprune.export.template import check_placeholders, find_template, template_notes, turn_ends
+from visprune.export.template import (
+    check_placeholders,
+    find_template,
+    template_notes,
+    turn_ends,
+    with_tokens,
+)
 from visprune.export.tokenizer import CheckpointTokenizer, read_tokenizer
 from visprune.manifest import Text
 from visprune.runtime.chat_template import ChatTemplate
@@ -77,7 +83,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
     video_token_id = getattr(config, "video_token_id", None)
     video_token = found.backend.id_to_token(video_token_id) if isinstance(video_token_id, int) else None
     ends, notes = _ends(checkpoint, config, found)
-    source = find_template(checkpoint.path, chat_template)
+    source = with_tokens(find_template(checkpoint.path, chat_template), found.said)
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
     tokenizer = Tokenizer.of(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
@@ -116,6 +122,15 @@ def _placeholder(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token
         if isinstance(image_token_id, int) and 0 <= image_token_id < 2**32
         else None
     )
+    ordinary = image_token_id not in backend.get_added_tokens_decoder() or token in (
+        found.bos_token,
+        found.eos_token,
+    )
+    if token is not None and ordinary:
+        raise CheckpointError(
+            f"The model replaces the token {image_token_id} by a picture, and {token!r} is a part of texts.",
+            "Correct image_token_index (or image_token_id) in config.json.",
+        )
     if token is not None and backend.encode(token, add_special_tokens=False).ids == [image_token_id]:
         return token
     usual = backend.token_to_id("<image>")
@@ -134,7 +149,11 @@ def _ends(
 
     Of generation_config.json nothing else is read: what transformers refuses in it does not concern a bundle.
     """
-    generation = read_object(checkpoint.path / "generation_config.json")
+    notes: tuple[str, ...] = ()
+    try:
+        generation = read_object(checkpoint.path / "generation_config.json")
+    except CheckpointError as error:
+        generation, notes = {}, (f"{error.what} The ends of text are taken from other files.",)
     whole = read_object(checkpoint.path / "config.json")
     said = [part for part in (generation, whole.get("text_config"), whole) if isinstance(part, dict)]
     # What no file says is a default of the class, which may be of another tokenizer.
@@ -142,19 +161,20 @@ def _ends(
     for value in (*(part.get("eos_token_id") for part in said), found.eos_token, default):
         ids = [_token_id(entry, found) for entry in (value if isinstance(value, list) else [value])]
         if ends := tuple(dict.fromkeys(token for token in ids if token is not None)):
-            return ends, ()
+            return ends, notes
     return (), (
+        *notes,
         "The checkpoint names no token that ends a text: answers end at --max-new-tokens, or at a --stop.",
     )
 
 
 def _token_id(value: Any, found: CheckpointTokenizer) -> int | None:
     """The id of a token that is named by its id or by its text; None where there is no such token."""
+    added = {token.content: index for index, token in found.backend.get_added_tokens_decoder().items()}
     if isinstance(value, str):
-        token: int | None = found.backend.token_to_id(value)
-        return token
+        return added.get(value, int(value) if value.isdecimal() and len(value) < 10 else None)
     is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return value if is_id else None
+    return value if is_id and found.backend.id_to_token(value) is not None else None
 
 
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import textwrap
 __all__ = ["first_line", "hint"]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library says, cut where it begins to list everything it knows."""
     first, *more = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, KeyError):  # which says no more than the key
         first = f"there is no {first}"
-    if first.endswith(":") and more:  # what was announced is what is wrong
-        first = f"{first} {more[0].strip()}"
+    if first.rstrip().endswith(":") and more:  # what was announced is what is wrong
+        first = f"{first.rstrip()} {more[0].strip()}"
     return textwrap.shorten(first, 200, placeholder=" ...")
 
 

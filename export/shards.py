@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.files import check_pointer
+from visprune.export.files import check_pointer, is_there
 from visprune.export.foreign import no_weights
 
 __all__ = ["StoredTensor", "find_files", "read_headers"]
@@ -54,9 +54,9 @@ def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
         CheckpointError: There are none, or the index is missing or cannot be used.
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file():  # transformers, too, looks no further then
+    if is_there(single):  # transformers, too, looks no further then
         return (single,), {}
-    if index.is_file():
+    if is_there(index):
         places = _read_index(index)
         return tuple(path / name for name in sorted(set(places.values()))), places
     if any(path.glob("model-*.safetensors")):
@@ -125,7 +125,7 @@ def _loads(text: bytes, file: Path) -> Any:
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, which fill it without a gap."""
-    if not file.is_file():
+    if not is_there(file):
         raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
     check_pointer(file)
     size = file.stat().st_size

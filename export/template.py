@@ -7,21 +7,24 @@ no prompt of it can show.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import CheckpointError, UsageError, VispruneError
-from visprune.export.files import read_object, read_text
-from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.export.files import is_there, read_object, read_text
+from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
 
 if TYPE_CHECKING:
     from visprune.runtime.text import Tokenizer
 
-__all__ = ["check_placeholders", "find_template", "template_notes", "turn_ends"]
+__all__ = ["check_placeholders", "find_template", "template_notes", "turn_ends", "with_tokens"]
 
 
-_QUESTION = "What is this?"
+_QUESTIONS = ("What is this?", "Jump vexingly: 0 or 9?")  # two, so that no letter passes for a placeholder
+# Roles of tokens by which templates may write them, beside the two that every template is given.
+_ROLES = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 def find_template(path: Path, given: str | Path | None) -> str | None:
@@ -40,7 +43,7 @@ def find_template(path: Path, given: str | Path | None) -> str | None:
         return _given(Path(given))
     found = read_object(path / "processor_config.json").get("chat_template")
     found = found or read_object(path / "chat_template.json").get("chat_template")
-    if not found and (path / "chat_template.jinja").is_file():
+    if not found and is_there(path / "chat_template.jinja"):
         found = read_text(path / "chat_template.jinja")
     return _one(found or read_object(path / "tokenizer_config.json").get("chat_template"))
 
@@ -69,7 +72,27 @@ def _one(found: Any) -> str | None:
         found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
     if isinstance(found, dict):
         found = found.get("default") or next(iter(found.values()), None)
-    return found if isinstance(found, str) and found else None
+    if found and not isinstance(found, str):
+        raise CheckpointError(
+            f"The chat template is {type(found).__name__} and no text.",
+            "Correct it, or give a template with --chat-template FILE.",
+        )
+    return found or None
+
+
+def with_tokens(source: str | None, said: Mapping[str, Any]) -> str | None:
+    """A template that knows the tokens it names by their roles, as transformers would give them.
+
+    Args:
+        source: Of the template.
+        said: What the tokenizer's files say: texts by role, or objects with a `content`.
+    """
+    for role in _ROLES:
+        value = said.get(role)
+        value = value.get("content") if isinstance(value, dict) else value
+        if source and isinstance(value, str) and re.search(rf"\b{role}\b", source):
+            source = f"{{% set {role} = {json.dumps(value)} %}}{source}"
+    return source
 
 
 def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -79,14 +102,17 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         CheckpointError: One picture does not give the placeholder exactly once, or the question is lost.
         BundleError: The template fails on a question about a picture.
     """
-    rendered = template.render([Message("user", _QUESTION, images=1)])
-    if _QUESTION not in rendered:
-        raise CheckpointError(
-            "The chat template leaves out what the user says.",
-            "Correct it, or give the model's own template with --chat-template FILE.",
-        )
-    found = tokenizer.encode(rendered).count(tokenizer.image_token_id)
-    if found == 1:
+    for question in _QUESTIONS:
+        rendered = template.render([Message("user", question, images=1)])
+        if question not in rendered:
+            raise CheckpointError(
+                "The chat template leaves out what the user says.",
+                "Correct it, or give the model's own template with --chat-template FILE.",
+            )
+        found = tokenizer.encode(rendered).count(tokenizer.image_token_id)
+        if found != 1:
+            break
+    else:
         return
     shown = " ".join(repr(token) for token in _of_a_picture(template, tokenizer, rendered))
     raise CheckpointError(
@@ -101,7 +127,7 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
 def _of_a_picture(template: ChatTemplate, tokenizer: Tokenizer, rendered: str) -> list[str]:
     """The tokens that a rendered question has because there is a picture, with their ids."""
     try:
-        plain = set(tokenizer.encode(template.render([Message("user", _QUESTION)])))
+        plain = set(tokenizer.encode(template.render([Message("user", _QUESTIONS[-1])])))
     except VispruneError:  # a template may insist on a picture
         return []
     others = dict.fromkeys(token for token in tokenizer.encode(rendered) if token not in plain)
@@ -129,6 +155,6 @@ def template_notes(source: str | None, template: ChatTemplate) -> tuple[str, ...
             "The checkpoint has no chat template: prompts are handed to the model as they are, without the "
             "words around a turn that it was trained with. Give them with --chat-template FILE.",
         )
-    if template.shown != (0, 1, 2):
+    if template.describe() != ANY_NUMBER:
         return (f"The chat template shows {template.describe()}.",)
     return ()

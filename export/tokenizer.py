@@ -18,7 +18,7 @@ import transformers
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint import Checkpoint
-from visprune.export.files import check_pointer, read_object, read_text
+from visprune.export.files import check_pointer, is_there, read_object, read_text
 from visprune.export.reasons import first_line, hint
 from visprune.optional import require
 
@@ -41,6 +41,7 @@ class CheckpointTokenizer:
         json: The text of its `tokenizer.json`.
         bos_token: Text of the token that begins a sequence, or None.
         eos_token: Text of the token that ends one, or None.
+        said: What the files beside it say of it.
         notes: What a user should know of it.
     """
 
@@ -48,6 +49,7 @@ class CheckpointTokenizer:
     json: str
     bos_token: str | None
     eos_token: str | None
+    said: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 
@@ -63,46 +65,60 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
     said = read_object(path / "special_tokens_map.json") | said
     file, model = path / "tokenizer.json", path / "tokenizer.model"
     probes = list(_PROBES)
-    if file.is_file():
+    if is_there(file):
         text, name = read_text(file), file.name
         backend, encode = _parse(text, file), _encoder(_parse(text, file))
         probes += [f"a {token.content}b" for token in backend.get_added_tokens_decoder().values()]
     else:
         text, name = "", model.name
-        backend = _converted(checkpoint, model if model.is_file() else None)
-        encode = _sentencepiece(model) if model.is_file() else _encoder(backend)
-    plain = backend.truncation is None and backend.padding is None
-    backend.no_truncation()
-    backend.no_padding()
+        if is_there(model):
+            encode = _sentencepiece(model)
+            backend = _converted(checkpoint)
+            if _differs(_encoder(backend), encode, probes):  # an older rule for the spaces in front
+                backend = _converted(checkpoint, legacy=True)
+        else:
+            backend = _converted(checkpoint)
+            encode = _encoder(_parse(backend.to_str(), file))
     added = _add_tokens(backend, said, read_object(path / "added_tokens.json"))
-    if not text or added or not plain:
+    if not text or added:
         text = backend.to_str(pretty=True)
     # What is compared is what the runtime will read.
-    _compare(_encoder(_parse(text, file)), encode, name, probes)
+    if different := _differs(_encoder(_parse(text, file)), encode, probes):
+        raise CheckpointError(
+            f"The tokenizer that would be written makes {different[1]} of {different[0]!r}, and the "
+            f"checkpoint's {name} makes {different[2]}.",
+            "Give the checkpoint the tokenizer.json that it was trained with.",
+        )
     bos, eos = (_special(checkpoint, said, key) for key in ("bos_token", "eos_token"))
-    return CheckpointTokenizer(backend, text, bos, eos, _notes(backend, said, bos))
+    return CheckpointTokenizer(backend, text, bos, eos, said, _notes(backend, said, bos))
 
 
 def _parse(text: str, file: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the package raises plain Exception
+        found = tokenizers.Tokenizer.from_str(text)
+        found.no_truncation()
+        found.no_padding()
+        found.encode("a")
+        return found
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, and a panic of its Rust, which is none
         raise CheckpointError(
             f"{file} cannot be read: {first_line(error)}",
             "Update the package tokenizers, or take the file from the checkpoint's source.",
         ) from None
 
 
-def _converted(checkpoint: Checkpoint, model: Path | None) -> tokenizers.Tokenizer:
+def _converted(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
     """What transformers makes of other files than tokenizer.json."""
     if not any((checkpoint.path / name).is_file() for name in _OTHER_FILES):
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _HINT)
-    if model is not None:
-        check_pointer(model)
-        require("sentencepiece", extra="export")  # transformers would ask for another package
     try:
         found = transformers.AutoTokenizer.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
+            checkpoint.path,
+            local_files_only=True,
+            trust_remote_code=checkpoint.trust_remote_code,
+            **options,
         )
     except Exception as error:  # it fails in as many ways as there are files
         raise CheckpointError(
@@ -117,6 +133,7 @@ def _converted(checkpoint: Checkpoint, model: Path | None) -> tokenizers.Tokeniz
 
 
 def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
+    check_pointer(model)
     sentencepiece = require("sentencepiece", extra="export")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
@@ -138,7 +155,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: 
             wanted[index] = tokenizers.AddedToken(content, special=True, normalized=False)
     decoder = said.get("added_tokens_decoder")
     for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        if key.isdigit() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             flags = {
                 name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word")
             }
@@ -159,18 +176,12 @@ def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: 
     return added
 
 
-def _compare(
-    got: Callable[[str], list[int]], want: Callable[[str], list[int]], name: str, probes: Sequence[str]
-) -> None:
-    """Refuse a tokenizer that gives other ids than the checkpoint's own file."""
-    for text in probes:
-        mine, theirs = got(text), want(text)
-        if mine != theirs:
-            raise CheckpointError(
-                f"The tokenizer that would be written makes {mine} of {text!r}, and the checkpoint's {name} "
-                f"makes {theirs}.",
-                "Give the checkpoint the tokenizer.json that it was trained with.",
-            )
+def _differs(
+    got: Callable[[str], list[int]], want: Callable[[str], list[int]], probes: Sequence[str]
+) -> tuple[str, list[int], list[int]] | None:
+    """The first text of which one makes other ids than the other, with both."""
+    found = ((text, got(text), want(text)) for text in probes)
+    return next((row for row in found if row[1] != row[2]), None)
 
 
 def _special(checkpoint: Checkpoint, said: Mapping[str, Any], key: str) -> str | None:

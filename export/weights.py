@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,17 @@ class Weights:
     The model has its parameters on the meta device, and its buffers in memory. Wrappers around its modules
     share its parameters and give them other names; so a parameter is asked for by itself.
 
-    Names that wrappers of modules have lengthened are shortened where nothing else fits. What is not stored
-    and `unused` is zeros: nothing that is exported depends on it.
+    Of the spellings of names that `foreign` knows, the one that fits with fewest tensors to spare is taken.
+    What is `unused` need not be stored, or may hold no numbers: it is zeros then, as nothing depends on it.
 
     Args:
         model: A `PreTrainedModel`. Parameters that are tied, and of which one is stored, become one.
         stored: The checkpoint's tensors, by their names on disk.
         where: The checkpoint, for messages.
-        unused: Gives the names of parameters that need not be stored; called only where some are not.
+        unused: Gives the names of parameters that need not be stored; called only where that matters.
+
+    Attributes:
+        spare: Stored tensors that the model does not have, by their names on disk.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
@@ -84,8 +88,11 @@ class Weights:
     ) -> None:
         self._model = model
         self._where = where
+        self._unused = cache(unused)
         tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
-        places = self._find(tensors, stored, unused)
+        places = self._find(tensors, stored)
+        taken = {tensor.name for place in places.values() for tensor in _stored(place)}
+        self.spare = sorted(stored.keys() - taken)
         self._places = {tensors[name]: (name, place) for name, place in places.items()}
         self._absent = {tensor for tensor in tensors.values() if tensor not in self._places}
         for name, place in places.items():
@@ -95,28 +102,24 @@ class Weights:
             if not tensor.is_meta and tensor not in self._absent:  # a buffer that is stored
                 tensor.copy_(self.read(tensor))
 
-    def _find(
-        self,
-        tensors: dict[str, Tensor],
-        stored: Mapping[str, StoredTensor],
-        unused: Callable[[], Collection[str]],
-    ) -> dict[str, _Place]:
+    def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
         """Where all that is needed lies; tied parameters become one."""
-        spellings = [stored, {foreign.unwrapped(name): tensor for name, tensor in stored.items()}]
-        spare: Collection[str] | None = None
+        fitting: list[tuple[int, dict[str, _Place], dict[str, str]]] = []
         failures = []
-        for names in spellings[: 1 + (spellings[0].keys() != spellings[1].keys())]:
+        for names in foreign.spellings(stored):
             places = _places(self._model, tensors, names)
             twins = _twins(self._model, places)
+            taken = {tensor.name for place in places.values() for tensor in _stored(place)}
             lacking = tensors.keys() - places.keys() - twins.keys()
-            if lacking:
-                spare = unused() if spare is None else spare
-                lacking -= set(spare)
-            if not lacking:
-                _tie(self._model, tensors, places, twins)
-                return places
-            failures.append(foreign.missing(self._where, lacking, places, stored))
-        raise failures[0]
+            if lacking := lacking and lacking - set(self._unused()):
+                failures.append(foreign.missing(self._where, lacking, places, stored.keys() - taken))
+            else:
+                fitting.append((len(stored) - len(taken), places, twins))
+        if not fitting:
+            raise failures[0]
+        _, places, twins = min(fitting, key=lambda one: one[0])
+        _tie(self._model, tensors, places, twins)
+        return places
 
     def read(self, tensor: Tensor) -> Tensor:
         """The values of a parameter of the model, as they are stored; any other tensor as it is.
@@ -130,16 +133,23 @@ class Weights:
             return tensor
         name, place = self._places[tensor]
         if isinstance(place, StoredTensor):
-            return _read(place)
+            value = _read(place)
+            if not _is_finite(value):
+                if name not in self._unused():
+                    raise _no_number(place)
+                value = torch.zeros_like(value)
+            return value
         converter = copy.deepcopy(place.converter)  # it keeps what it is given
         for source, pattern, part in place.sources:
             future: Future[Tensor] = Future()  # what a converter takes
             future.set_result(_read(part))
+            if not _is_finite(future.result()):
+                raise _no_number(part)
             converter.add_tensor(place.first, source, pattern, future)
         made = converter.convert(place.first, model=self._model, config=self._model.config)[name]
-        value: Tensor = made[0] if isinstance(made, list) else made
-        self._check(name, tensor, tuple(value.shape))
-        return value
+        whole: Tensor = made[0] if isinstance(made, list) else made
+        self._check(name, tensor, tuple(whole.shape))
+        return whole
 
     def fill(
         self, module: nn.Module, dtype: torch.dtype | None = None, but: nn.Module | None = None
@@ -247,12 +257,22 @@ def _read(place: StoredTensor) -> Tensor:
         raise CheckpointError(
             f"The weight file {place.file} became shorter while it was read.", "Download it again."
         )
-    tensor = values.view(_DTYPES[place.dtype]).reshape(place.shape)
-    if tensor.is_floating_point() and not all(
-        bool(part.isfinite().all()) for part in tensor.flatten().split(_CHUNK)
-    ):
-        raise CheckpointError(
-            f"The tensor {place.name} in {place.file} holds NaN or infinity.",
-            "The model cannot compute anything with it: take weights that were saved before that happened.",
-        )
-    return tensor
+    return values.view(_DTYPES[place.dtype]).reshape(place.shape)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers alone; looked at in parts."""
+    parts = tensor.flatten().split(_CHUNK) if tensor.is_floating_point() else ()
+    return all(bool(part.isfinite().all()) for part in parts)
+
+
+def _no_number(place: StoredTensor) -> CheckpointError:
+    return CheckpointError(
+        f"The tensor {place.name} in {place.file} holds NaN or infinity.",
+        "The model cannot compute anything with it: take weights that were saved before that happened.",
+    )
+
+
+def _stored(place: _Place) -> tuple[StoredTensor, ...]:
+    """The stored tensors that one of the model is made of."""
+    return (place,) if isinstance(place, StoredTensor) else tuple(part for _, _, part in place.sources)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
-from visprune.runtime.generation import FinishReason, Generation, Limits, Stream
+from visprune.runtime.generation import FinishReason, Generation, Limits, Stream, as_stops
 from visprune.runtime.images import decode
 from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import present_names
@@ -130,7 +130,7 @@ class Chat:
             UsageError: A limit that means nothing, a stop that can never match.
         """
         start = time.perf_counter()
-        limits = Limits(max_new_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        limits = Limits(max_new_tokens, as_stops(stop))
         check_stops(limits.stop, self._model.tokenizer)
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["FinishReason", "Generation", "Limits", "Stream"]
+__all__ = ["FinishReason", "Generation", "Limits", "Stream", "as_stops"]
 
 FinishReason = Literal["eos", "stop", "length"]
 """The model ended the answer; a stop was completed; `max_new_tokens` or the context was reached."""
@@ -30,6 +30,13 @@ class Limits:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int):
+            raise UsageError(
+                f"max_new_tokens is {self.max_new_tokens!r}, which is no whole number.",
+                "Give one of at least 1.",
+            )
+        if not all(isinstance(stop, str) for stop in self.stop):
+            raise UsageError(f"The stops {self.stop!r} are not all texts.", "Give texts.")
         if self.max_new_tokens < 1:
             raise UsageError(
                 f"Cannot generate {self.max_new_tokens} tokens.", "Give max_new_tokens of at least 1."
@@ -67,6 +74,17 @@ class Generation:
     layer_tokens: tuple[int, ...]
     finish_reason: FinishReason
     timings_ms: dict[str, float]
+
+
+def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several, as `Limits` takes them.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable):
+        return (stop,)  # which `Limits` looks at
+    return tuple(stop)
 
 
 class Stream(Iterator[str]):

@@ -110,6 +110,8 @@ def without_placeholders(answer: str, text: Text) -> str:
 
 
 def _check(what: str, said: str, text: Text) -> None:
+    if not isinstance(said, str):
+        raise InputError(f"The {what} is {type(said).__name__} and no text.", "Give a text.")
     if not said.strip():
         hint = "Give a question or an instruction." if what == "prompt" else "Give a text, or leave it out."
         raise InputError(f"The {what} is empty.", hint)

@@ -71,7 +71,11 @@ class Tokenizer:
             raise BundleError(
                 f"The tokenizer {path} cannot be read: {error}.", "Export the model again."
             ) from None
-        if image_token_id not in backend.encode(image_token, add_special_tokens=False).ids:
+        try:
+            ids = backend.encode(image_token, add_special_tokens=False).ids
+        except TypeError:  # half a character
+            ids = []
+        if image_token_id not in ids:
             raise BundleError(
                 f"The tokenizer {path} does not turn {image_token!r} into the token {image_token_id}.",
                 "Give the checkpoint the tokenizer that it was trained with and export again.",

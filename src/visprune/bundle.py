@@ -40,6 +40,10 @@ class Bundle:
         file = root / MANIFEST
         try:
             if not file.is_file():
+                if file.is_symlink():
+                    raise BundleError(
+                        f"{file} is a link to a file that is missing.", "Copy the bundle with cp -rL."
+                    )
                 raise BundleError(
                     f"{root} is not a bundle: it has no {MANIFEST}.",
                     "Give a directory that `visprune export` wrote.",
@@ -74,11 +78,16 @@ class Bundle:
         """
         pure = PurePosixPath(name)
         path = self.path / pure
-        inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
+        named = inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
         try:
             inside = inside and any(map(path.resolve().is_relative_to, self._places()))
         except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
-            inside = False
+            named, inside = named and "\0" not in name, False
+        if named and not inside:
+            raise BundleError(
+                f"{MANIFEST} names {name!r}, which lies outside the bundle: a link leads elsewhere.",
+                "Put the file itself there (cp -rL copies a bundle so), or get it from a source you trust.",
+            )
         if not inside:
             raise BundleError(
                 f"{MANIFEST} names {name!r}, which lies outside the bundle.",
@@ -109,6 +118,11 @@ class Bundle:
                 raise BundleError(
                     f"The stage {stage.graph!r} does not fit its graph's tensors.", "Export again."
                 )
+            steady = any(
+                value == "logits" or value.startswith("present.") for value in stage.outputs.values()
+            )
+            if steady and stage.when != "always":
+                raise BundleError(f"The stage {stage.graph!r} would not run at every token.", "Export again.")
             for value in stage.outputs.values():
                 if value in assigned or value.startswith("past_key_values."):
                     raise BundleError(f"{MANIFEST} assigns {value!r} twice.", "Export again.")
@@ -125,7 +139,7 @@ class Bundle:
             pruning.budget.from_tokens(pruning.keep_tokens)
         except UsageError as error:
             raise BundleError(f"{MANIFEST} cannot be used: {error.what}", "Export again.") from None
-        if pruning.always_kept < 0:
+        if not 0 <= pruning.always_kept <= pruning.budget.visual_tokens:
             raise BundleError(f"{MANIFEST} always keeps {pruning.always_kept} tokens.", "Export again.")
         shapes, decoder = self.manifest.shapes, self.manifest.decoder
         if shapes is not None and shapes.num_layers != decoder.num_layers:

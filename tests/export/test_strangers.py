@@ -18,6 +18,7 @@ pytest.importorskip("onnxruntime")
 import tokenizers
 from checkpoints import TEMPLATE
 from PIL import Image
+from published import OLD_NAMES
 from safetensors.torch import load_file, save_file
 
 import visprune
@@ -28,6 +29,7 @@ from visprune.export.checkpoint import find
 from visprune.export.preview import preview
 from visprune.export.processors import load_processor
 from visprune.export.template import find_template
+from visprune.runtime.chat_template import Message
 from visprune.runtime.runner import to_numpy
 
 LONG = (("max_position_embeddings", 2048),)
@@ -56,6 +58,11 @@ def edit(file, **changes):
             part[name] = value
     file.write_text(json.dumps(data))
     return data
+
+
+def old(name):
+    """The name that published checkpoints have for a tensor."""
+    return next((new + name[len(begin) :] for begin, new in OLD_NAMES if name.startswith(begin)), name)
 
 
 def tensors(path, change):
@@ -353,7 +360,9 @@ class TestWeights:
         path = copy()
         tensors(path, lambda n, t: (f"flax.{n.replace('weight', 'kernel')}", t))
         found = refused(
-            CheckpointError, r"is expected, for instance, and the checkpoint has names such as flax\.", path
+            CheckpointError,
+            r"lm_head\.weight is one of them; they have 80 that the model does not, such as flax\.",
+            path,
         )
         assert "config.json" in found.hint
 
@@ -501,3 +510,120 @@ class TestConfiguration:
             pytest.raises(VispruneError, match="a count is of one tile"),
         ):
             pipeline.chat(keep_tokens=40)
+
+
+class TestVariants:
+    """More of the same kinds, as others found them."""
+
+    @pytest.mark.parametrize("index", [67, 39, 2, 1])
+    def test_a_placeholder_that_is_a_part_of_texts(self, index, copy):
+        path = copy()
+        edit(path / "config.json", image_token_id=index)
+        refused(CheckpointError, f"the token {index} by a picture, and .* is a part of texts", path)
+
+    @pytest.mark.parametrize(
+        "part",
+        ["lora_down.weight", "ia3_l", "hada_w1_a", "base_layer.weight", "modules_to_save.default.weight"],
+    )
+    def test_adapters_of_other_kinds(self, part, copy):
+        path = copy()
+        tensors(path, lambda n, t: (n.replace("q_proj.weight", f"q_proj.{part}"), t))
+        refused(UnsupportedError, "weights of an adapter among its own", path)
+
+    def test_a_head_behind_a_common_beginning_is_not_lost(self, copy):
+        path = copy()
+        _, want = read(path)
+        tensors(path, lambda n, t: ("model." + old(n), t))
+        assert same(read(path)[1], want)
+        edit(path / "config.json", tie_word_embeddings=True, text_config__tie_word_embeddings=True)
+        assert torch.equal(
+            read(path)[1]["model.language_model.embed_tokens.weight"],
+            want["model.language_model.embed_tokens.weight"],
+        )
+        tensors(path, lambda n, t: (n.removeprefix("model."), t))
+        edit(path / "config.json", tie_word_embeddings=False, text_config__tie_word_embeddings=False)
+        tensors(path, lambda n, t: (n.replace("lm_head", "old_head"), t))
+        assert "old_head" in refused(CheckpointError, "lack 1 of 80 tensors: lm_head", path).what
+
+    def test_tensors_to_spare_are_named(self, copy):
+        path = copy()
+        weights = load_file(path / "model.safetensors")
+        save_file(weights | {"model.extra.bias": torch.ones(2)}, path / "model.safetensors", {"format": "pt"})
+        notes = preview(path, method="none").notes
+        assert any(
+            "1 tensors that the model of config.json does not, such as model.extra.bias" in n for n in notes
+        )
+
+    def test_a_template_that_writes_another_role(self, copy):
+        path = copy()
+        (path / "chat_template.jinja").write_text("{{ pad_token }}" + TEMPLATE)
+        processor, _ = read(path)
+        told = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+        want = transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(
+            told, tokenize=False, add_generation_prompt=True
+        )
+        assert processor.template.render([Message("user", "What?", images=1)]) == want
+
+    @pytest.mark.parametrize(
+        "name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
+    )
+    def test_a_link_to_a_file_that_is_missing(self, name, copy):
+        path = copy()
+        (path / name).unlink()
+        (path / name).symlink_to("../../blobs/none")
+        refused(CheckpointError, f"{name} is a link to a file that is missing", path)
+
+    def test_ends_of_text_that_cannot_be_read(self, copy):
+        path = copy()
+        (path / "generation_config.json").write_text("{")
+        processor, _ = read(path)
+        assert processor.tokenizer.eos_token_ids == (2,)
+        assert "generation_config.json is not JSON" in processor.notes[0]
+
+    def test_no_numbers_in_a_tensor_that_nothing_uses(self, copy):
+        path = copy()
+        tensors(path, lambda n, t: (n, t * float("nan") if "post_layernorm" in n else t))
+        assert exported(path).manifest.parity.verified
+
+    def test_a_tokenizer_with_padding_and_truncation(self, copy):
+        path = copy()
+        data = json.loads((path / "tokenizer.json").read_text())
+        data["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+        data["padding"] = {
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        }
+        (path / "tokenizer.json").write_text(json.dumps(data))
+        assert len(read(path)[0].tokenizer.encode("a text of many tokens")) == 21
+
+    def test_an_attention_whose_package_is_not_here(self, copy):
+        path = copy()
+        _, want = read(path)
+        config = json.loads((path / "config.json").read_text())
+        for part in (config, config["text_config"], config["vision_config"]):
+            part["_attn_implementation"] = "flash_attention_2"
+        (path / "config.json").write_text(json.dumps(config))
+        assert same(read(path)[1], want)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"projector_hidden_act": "nonsense"},
+            {"text_config__hidden_act": "nonsense"},
+            {"text_config__pad_token_id": 4000},
+            {"text_config__num_key_value_heads": 0},
+        ],
+    )
+    def test_a_model_that_cannot_be_built(self, change, copy):
+        path = copy()
+        edit(path / "config.json", **change)
+        refused(CheckpointError, "cannot be (built|read)", path)
+
+    def test_a_window_left_over_from_another_decoder(self, copy):
+        path = copy()
+        edit(path / "config.json", text_config__sliding_window=12)
+        assert exported(path, verify=False).manifest.decoder.sliding_window is None
