@@ -6,6 +6,7 @@ above all, is neither copied nor seen by Python.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -129,6 +130,7 @@ def _settings(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
 def _session(
     ort: ModuleType, model: str | bytes, settings: Any, providers: list[Provider], graph: str
 ) -> Any:
+    _check_version(ort)
     try:
         # Without the fallback, which prints on stdout and tries other providers than those asked for.
         return ort.InferenceSession(model, settings, providers=providers or None, enable_fallback=0)
@@ -140,6 +142,19 @@ def _session(
             f"ONNX Runtime {ort.__version__} cannot load the graph {graph!r}: {text}",
             "Update ONNX Runtime, or export the model again.",
         ) from None
+
+
+def _check_version(ort: ModuleType) -> None:
+    """Refuse versions of which one computes grouped-query attention wrongly, without a word.
+
+    Raises:
+        UnsupportedError: It is older than 1.23.2.
+    """
+    if tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:3]) < (1, 23, 2):
+        raise UnsupportedError(
+            f"ONNX Runtime {ort.__version__} is too old: 1.23.0 computes grouped-query attention wrongly.",
+            "Install 1.23.2 or newer: pip install -U onnxruntime.",
+        )
 
 
 def _keep_weights_on_disk(ort: ModuleType, settings: Any) -> None:

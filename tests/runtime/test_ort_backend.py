@@ -107,6 +107,14 @@ def test_a_graph_that_is_not_the_manifests(tiny_bundle, kind, index, changes, wh
     assert "graph 'embedding'" in caught.value.what
 
 
+def test_a_version_that_computes_wrongly(tiny_bundle, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.0")
+    with pytest.raises(UnsupportedError, match=r"1\.23\.0 is too old"):
+        ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
+
+
 def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):
     import sys
 
