@@ -148,12 +148,12 @@ def _check_version(ort: ModuleType) -> None:
     """Refuse versions of which one computes grouped-query attention wrongly, without a word.
 
     Raises:
-        UnsupportedError: It is older than 1.23.2.
+        UnsupportedError: It is older than 1.23.1.
     """
-    if tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:3]) < (1, 23, 2):
+    if tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:3]) < (1, 23, 1):
         raise UnsupportedError(
             f"ONNX Runtime {ort.__version__} is too old: 1.23.0 computes grouped-query attention wrongly.",
-            "Install 1.23.2 or newer: pip install -U onnxruntime.",
+            "Install 1.23.1 or newer: pip install -U onnxruntime.",
         )
 
 
