@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 
 from tensorrt_10_3 import problems
 
-from visprune.export import loading, plan
+from visprune.export import plan
 from visprune.export.beside import Beside
 from visprune.export.exporter import ExportOptions, prepare
 from visprune.pruning.freepruner import FreePruner
@@ -43,7 +43,7 @@ def found(checkpoint, tmp_path, monkeypatch):
         )
         (tmp_path / "onnx").mkdir()
         with Beside() as beside:
-            graphs = job._write_graphs(*loading.open_model(job.checkpoint), tmp_path, beside)
+            graphs = job._write_graphs(tmp_path, beside)
         assert len(graphs) >= len(wanted)
         return [
             f"{name}: {problem}"
