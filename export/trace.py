@@ -108,7 +108,7 @@ def trace(
             verbose=False,
         )
     if program is None:
-        raise ExportError("The tracer gave no graph.", "Install torch 2.8 to 2.13.")
+        raise ExportError("The tracer gave no graph.", "Install torch 2.9 to 2.14.")
     model = program.model
     _lift_weights(model, named_tensors(module), weights)
     optimizer.optimize(model)
