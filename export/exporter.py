@@ -104,9 +104,12 @@ def prepare(
     keep = pruning.keep_tokens
     text = config.text_config
     check_room(pruning, features, loading.room(text), loading.sliding_window(text))
+    progress = progress or (lambda what, done, total: None)
+    progress("loading the checkpoint", 0, 1)
     processor = processors.load_processor(checkpoint, config, settings.chat_template)
     check_pixels(processor, features)
     model, weights = loading.open_model(checkpoint)
+    progress("loading the checkpoint", 1, 1)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:
         for said in (*tidy(existing_parent(destination)), *processor.notes, *spare_note(weights.spare)):
@@ -116,7 +119,6 @@ def prepare(
     scope = None
     if not dry:
         scope = check_resources(checkpoint, dtype, destination, settings.verify, text.model_type)
-    progress = progress or (lambda what, done, total: None)
     tokens = keep + features.always_kept
     inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
     job = Job(
