@@ -91,7 +91,6 @@ def prepare(
     if settings.verify:
         require("onnxruntime", extra="cpu")
     from visprune.export import loading, models, processors
-    from visprune.export.foreign import spare_note
     from visprune.export.inside import decide
     from visprune.export.pixels import check_pixels
     from visprune.export.scope import check_room, pruning_for
@@ -112,7 +111,7 @@ def prepare(
     progress("loading the checkpoint", 1, 1)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:
-        for said in (*tidy(existing_parent(destination)), *processor.notes, *spare_note(weights.spare)):
+        for said in (*tidy(existing_parent(destination)), *processor.notes, *weights.notes):
             _log.warning(said)
     check_destination(destination, force=settings.force, marker=MANIFEST)
     dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype

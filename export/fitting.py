@@ -105,7 +105,10 @@ def fit(
     if output is not None:
         check_output(Path(output), force=settings.force)
     checkpoint = find(model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    recipe = _fit(checkpoint, settings, progress)
+    ready = _ready(checkpoint, settings)
+    for note in ready.notes:
+        _log.warning(note)
+    recipe = _fit(checkpoint, settings, ready, progress)
     if output is not None:
         write_recipe(recipe, output, force=settings.force)
     return recipe
@@ -113,7 +116,8 @@ def fit(
 
 def fit_checkpoint(checkpoint: Checkpoint, *, progress: Progress | None = None, **options: Any) -> Recipe:
     """Fit a recipe for a checkpoint that is found already, with the options of `fit` and its errors."""
-    return _fit(checkpoint, FitOptions(**options), progress)
+    settings = FitOptions(**options)
+    return _fit(checkpoint, settings, _ready(checkpoint, settings), progress)
 
 
 def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
@@ -121,8 +125,17 @@ def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
     _ready(checkpoint, FitOptions(**options))
 
 
-def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], Task]:
-    """The samples as the model takes them, and what is to be found."""
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """The samples as the model takes them, what is to be found, and what a user should know before."""
+
+    prompts: list[Prompt]
+    task: Task
+    notes: tuple[str, ...]
+
+
+def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
+    """All of a fit that is done without the weights."""
     lines = draw_samples(read_samples(options.data).usable, options.samples, options.seed)
     for module in ("torch", "transformers", "safetensors"):
         require(module, extra="export")
@@ -132,7 +145,7 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], T
     loading.quiet()
     config = loading.load_config(checkpoint)
     models.check_cut(config.text_config.model_type)
-    prompts = _prompts(checkpoint, config, lines, options.chat_template)
+    prompts, notes = _prompts(checkpoint, config, lines, options.chat_template)
     task = Task(
         num_layers=config.text_config.num_hidden_layers,
         visual_tokens=len(prompts[0].visual),
@@ -140,12 +153,12 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> tuple[list[Prompt], T
         ratio=options.ratio,
     )
     task.check_possible(range(task.num_layers))
-    return prompts, task
+    return _Ready(prompts, task, notes)
 
 
-def _fit(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None) -> Recipe:
+def _fit(checkpoint: Checkpoint, options: FitOptions, ready: _Ready, progress: Progress | None) -> Recipe:
     report = progress or (lambda what, done, total: None)
-    prompts, task = _ready(checkpoint, options)
+    prompts, task = ready.prompts, ready.task
     if options.device == "cpu":
         check_memory(checkpoint, "fit", "fit where a GPU holds the model, with --device cuda")
     from visprune.export import loading, models, statistics
@@ -200,8 +213,8 @@ def _check_device(device: str) -> None:
 
 def _prompts(
     checkpoint: Checkpoint, config: Any, lines: Sequence[Sample], chat_template: str | Path | None
-) -> list[Prompt]:
-    """The samples as the model takes them, all with as many visual tokens.
+) -> tuple[list[Prompt], tuple[str, ...]]:
+    """The samples as the model takes them, all with as many visual tokens; and the processor's notes.
 
     Raises:
         CheckpointError: Tokenizer, template or image processor are missing or do not fit the model.
@@ -214,8 +227,6 @@ def _prompts(
 
     features = models.family(checkpoint.model_type).features(config)
     processor = processors.load_processor(checkpoint, config, chat_template)
-    for note in processor.notes:
-        _log.warning(note)
     check_pixels(processor, features)
     make = PromptMaker(processor, features, config.text_config.vocab_size)
     image_token = processor.text.image_token
@@ -250,4 +261,4 @@ def _prompts(
                 "Fit on images that make equally many.",
             )
         prompts.append(prompt)
-    return prompts
+    return prompts, processor.notes

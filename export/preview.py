@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from visprune.errors import ExportError, VispruneError
 from visprune.export.exporter import ExportOptions, prepare
-from visprune.export.foreign import spare_note
 from visprune.export.job import Job, untraceable
 from visprune.export.resources import (
     Memory,
@@ -151,7 +150,7 @@ def _kept(job: Job) -> str | None:
 
 
 def _notes(job: Job) -> list[str]:
-    notes = [*job.processor.notes, *spare_note(job.weights.spare)]
+    notes = [*job.processor.notes, *job.weights.notes]
     if job.inside.is_open:
         notes.append(
             "The recipe is fitted when the weights are read: it decides how many tokens stay after which "

@@ -7,7 +7,7 @@ prepares text and pictures itself, and it is asked here whether it can.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
         )
     return Processor(
         json=found.json,
-        tokenizer=Tokenizer.of(found.backend, image_token, image_token_id, found.bos_token, ends + more),
+        tokenizer=replace(tokenizer, eos_token_ids=ends + more),
         template_source=source,
         template=template,
         image_processor=_image_processor(checkpoint),

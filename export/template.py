@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from visprune.errors import CheckpointError, UsageError, VispruneError
 from visprune.export.files import is_there, read_object, read_text
+from visprune.export.tokenizer import token_of
 from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -85,13 +86,12 @@ def with_tokens(source: str | None, said: Mapping[str, Any]) -> str | None:
 
     Args:
         source: Of the template.
-        said: What the tokenizer's files say: texts by role, or objects with a `content`.
+        said: What the tokenizer's files say, as `token_of` reads it.
     """
     for role in _ROLES:
-        value = said.get(role)
-        value = value.get("content") if isinstance(value, dict) else value
-        if source and isinstance(value, str) and re.search(rf"\b{role}\b", source):
-            source = f"{{% set {role} = {json.dumps(value)} %}}{source}"
+        token = token_of(said, role)
+        if source and token is not None and re.search(rf"\b{role}\b", source):
+            source = f"{{% set {role} = {json.dumps(token)} %}}{source}"
     return source
 
 

@@ -22,7 +22,7 @@ from visprune.export.files import check_pointer, is_there, read_object, read_tex
 from visprune.export.reasons import first_line, hint
 from visprune.optional import require
 
-__all__ = ["CheckpointTokenizer", "read_tokenizer"]
+__all__ = ["CheckpointTokenizer", "read_tokenizer", "token_of"]
 
 _PROBES = (
     *("In 2023, 1,234.50 of 1000000 cost 7% more.", "a  b   c    d ", " two lines\nand\n\n\ttabs\r\n"),
@@ -184,12 +184,17 @@ def _differs(
     return next((row for row in found if row[1] != row[2]), None)
 
 
+def token_of(said: Mapping[str, Any], role: str) -> str | None:
+    """The token of a role, such as `bos_token`: the files have its text, or an object with a `content`."""
+    value = said.get(role)
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
 def _special(checkpoint: Checkpoint, said: Mapping[str, Any], key: str) -> str | None:
     """A special token by its role: as the files name it, or else as the tokenizer's class does."""
     if key in said:
-        value = said[key]
-        value = value.get("content") if isinstance(value, dict) else value
-        return value if isinstance(value, str) else None
+        return token_of(said, key)
     with contextlib.suppress(Exception):  # a class that cannot be had names nothing
         found = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
         token = getattr(found, key, None)

@@ -102,6 +102,11 @@ class Weights:
             if not tensor.is_meta and tensor not in self._absent:  # a buffer that is stored
                 tensor.copy_(self.read(tensor))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of them."""
+        return foreign.spare_note(self.spare)
+
     def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
         """Where all that is needed lies; tied parameters become one."""
         fitting: list[tuple[int, dict[str, _Place], dict[str, str]]] = []

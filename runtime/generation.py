@@ -77,13 +77,9 @@ class Generation:
 
 
 def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several, as `Limits` takes them.
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """One text, or several, as `Limits` takes them; anything else is left for it to refuse."""
     if isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable):
-        return (stop,)  # which `Limits` looks at
+        return (stop,)
     return tuple(stop)
 
 
