@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.bench.files import write_file
 from visprune.bench.lineup import Entry
-from visprune.bench.measure import Progress
-from visprune.bench.report import Accuracy
+from visprune.bench.measure.measure import Progress
+from visprune.bench.report.report import Accuracy
+from visprune.cores import usable_cores
 from visprune.errors import VispruneError
+from visprune.outputs import write_file
 from visprune.records import from_json
-from visprune.runtime.cores import usable_cores
 from visprune.runtime.pipeline import Pipeline, load
 
 if TYPE_CHECKING:

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, line_up
-from visprune.bench.making import chat_template, checkpoint_of, make
-from visprune.bench.measure import Progress, measure
-from visprune.bench.report import BenchReport, Work
+from visprune.bench.make_bundle import chat_template, checkpoint_of, make
+from visprune.bench.measure.measure import Progress, measure
+from visprune.bench.measure.worker import Contender
+from visprune.bench.report.report import BenchReport, Work
 from visprune.bench.rows import report_of
-from visprune.bench.worker import Contender
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
 from visprune.runtime.backends import ENGINES
-from visprune.runtime.images import decode
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
-from visprune.runtime.sources import resolved
-from visprune.runtime.verified import verify
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.sources import resolved
+from visprune.verified import verify
 
 __all__ = ["Comparison", "check_work", "compare", "in_pytorch", "run"]
 

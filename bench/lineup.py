@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from visprune.bench.flops import savings
-from visprune.bench.report import NotMade, Role
-from visprune.bench.worker import Contender
+from visprune.bench.measure.worker import Contender
+from visprune.bench.report.report import NotMade, Role
 from visprune.bundle import Bundle
 from visprune.errors import UsageError, VispruneError
+from visprune.estimate.flops import savings
 from visprune.manifest import Manifest
-from visprune.runtime.keep import Keep, keep_for
+from visprune.runtime.vision.kept_tokens import Keep, keep_for
 from visprune.targets import WIDTHS
 
 __all__ = ["Entry", "LineUp", "entry", "is_unpruned", "line_up", "method_of", "precision_of", "random_tokens"]

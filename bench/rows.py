@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 import visprune
-from visprune.bench.flops import savings
 from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
-from visprune.bench.measure import Measured, Timed
-from visprune.bench.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
-from visprune.bench.worker import Done
-from visprune.runtime.cores import usable_cores
+from visprune.bench.measure.measure import Measured, Timed
+from visprune.bench.measure.worker import Done
+from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
+from visprune.cores import usable_cores
+from visprune.estimate.flops import savings
 
 __all__ = ["report_of"]
 

@@ -22,24 +22,24 @@ from typing import Any
 
 from visprune.bench.accuracy import QUESTIONS, demo_accuracy
 from visprune.bench.comparison import Comparison, check_work, in_pytorch, run
-from visprune.bench.files import write_file
 from visprune.bench.lineup import Entry, LineUp, entry, random_tokens
-from visprune.bench.measure import Progress
-from visprune.bench.report import NotMade, Role, Work
+from visprune.bench.measure.measure import Progress
+from visprune.bench.report.report import NotMade, Role, Work
 from visprune.budget import check_ratio
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError, VispruneError
-from visprune.export.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.outputs import write_file
 from visprune.pruning.fitprune import FitPrune
-from visprune.quantize.options import QuantizeOptions
+from visprune.pruning.registry import load_method
+from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.quantize.quantizer import DEMO, prepare
 from visprune.records import sha256
-from visprune.registry import load_method
 from visprune.runtime.prompts import check_prompt, check_system
 from visprune.runtime.samples import read_samples
-from visprune.runtime.verified import verify
 from visprune.staging import tidy
 from visprune.targets import target
+from visprune.verified import verify
 
 __all__ = ["FLOATS", "Plan", "sweep"]
 
@@ -156,8 +156,8 @@ def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
     """Refuse a system prompt that the checkpoint cannot show, before anything is made."""
     if system is None:
         return
-    from visprune.export.loading import load_config
-    from visprune.export.processors import load_processor
+    from visprune.export.checkpoint.loading import load_config
+    from visprune.export.checkpoint.processors import load_processor
 
     processor = load_processor(checkpoint, load_config(checkpoint))
     check_system(system, processor.text, processor.template, checkpoint.name)

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visprune.bench.evaluation.answering import Settings
-from visprune.bench.evaluation.evaluator import evaluate
-from visprune.bench.evaluation.summary import Evaluation, Row
-from visprune.bench.evaluation.workers import Workers
 from visprune.commands.terminal import bars
 from visprune.demo.held_out import held_out_questions
 from visprune.demo.scenes import Question
 from visprune.errors import VispruneError
+from visprune.evaluation.answering import Settings
+from visprune.evaluation.evaluator import evaluate
+from visprune.evaluation.summary import Evaluation, Row
+from visprune.evaluation.workers import Workers
 from visprune.runtime import Generation, Pipeline
 
 __all__ = ["exact_match", "generations", "is_right", "main"]

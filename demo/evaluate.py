@@ -26,11 +26,11 @@ from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
 from visprune.demo.scenes import Question
 from visprune.demo.tower import coverage, pixels
-from visprune.export import attention
-from visprune.export.graphs import VisionEncoder
+from visprune.export.graph import attention
+from visprune.export.graph.graphs import VisionEncoder
 from visprune.export.models import clip_vision_model, llava
 from visprune.pruning.base import Layout, VisionPruner
-from visprune.registry import load_method
+from visprune.pruning.registry import load_method
 from visprune.work import LayerWork
 
 __all__ = ["METHODS", "RATIOS", "HeldOut", "encode", "evaluate", "hold_out", "main", "summary"]

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visprune.bench.evaluation.intervals import wilson
-from visprune.bench.evaluation.questions import Question as Asked
-from visprune.bench.evaluation.questions import Questions
 from visprune.demo.scenes import Question, draw, questions
+from visprune.evaluation.intervals import wilson
+from visprune.evaluation.questions import Question as Asked
+from visprune.evaluation.questions import Questions
 
 __all__ = ["FIRST_TEST_SCENE", "held_out", "held_out_questions", "main", "wilson"]
 
@@ -41,7 +41,7 @@ def held_out(count: int, first: int = FIRST_TEST_SCENE) -> tuple[NDArray[np.uint
 
 
 def held_out_questions(count: int) -> Questions:
-    """The same as `visprune.bench.evaluate` takes them."""
+    """The same as `visprune.evaluation.evaluate` takes them."""
     images, asked = held_out(count)
     return Questions(
         "the demo's held-out questions",

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.bench.flops import savings
 from visprune.demo.answers import generations, is_right
 from visprune.demo.scenes import Question
 from visprune.errors import UnsupportedError
+from visprune.estimate.flops import savings
 from visprune.export import export
 from visprune.runtime import load
 

@@ -5,8 +5,8 @@ Knows graphs and bundles, and no model family; needs neither PyTorch nor onnx, a
 
 from __future__ import annotations
 
+from visprune.engines.build_job import build
 from visprune.engines.builder import Caps
-from visprune.engines.job import build
-from visprune.runtime.profiles import Limits
+from visprune.runtime.backends.profiles import Limits
 
 __all__ = ["Caps", "Limits", "build"]

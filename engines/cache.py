@@ -19,7 +19,7 @@ from pathlib import Path
 from visprune.engines.builder import Request
 from visprune.manifest import Manifest
 from visprune.records import sha256
-from visprune.runtime.verified import cache_dir
+from visprune.verified import cache_dir
 
 __all__ = ["fetch", "key", "store", "timing_cache"]
 

@@ -9,7 +9,7 @@ from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import Manifest
 from visprune.optional import require
-from visprune.runtime.profiles import Limits, profiles
+from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.targets import (
     PACKAGES,
     TARGETS,

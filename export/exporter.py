@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
-from visprune.export.checkpoint import Checkpoint, find
-from visprune.export.job import Job, Progress
-from visprune.export.options import ExportOptions, Methods
-from visprune.export.resources import check_resources
+from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.resources import check_resources
+from visprune.export.export_job import Job, Progress
+from visprune.export.export_options import ExportOptions, Methods
 from visprune.manifest import MANIFEST
 from visprune.optional import require
 from visprune.pruning.base import LayerPruner, VisionPruner
@@ -90,9 +90,10 @@ def prepare(
         require(module, extra="export")
     if settings.verify:
         require("onnxruntime", extra="cpu")
-    from visprune.export import loading, models, processors
-    from visprune.export.inside import decide
-    from visprune.export.pixels import check_pixels
+    from visprune.export import models
+    from visprune.export.checkpoint import loading, processors
+    from visprune.export.checkpoint.pixels import check_pixels
+    from visprune.export.inside_llm import decide
     from visprune.export.scope import check_room, pruning_for
 
     loading.quiet()

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from visprune.errors import ExportError, VispruneError
-from visprune.export.exporter import ExportOptions, prepare
-from visprune.export.job import Job, untraceable
-from visprune.export.resources import (
+from visprune.export.checkpoint.resources import (
     Memory,
     available_memory,
     check_memory,
@@ -19,12 +17,14 @@ from visprune.export.resources import (
     layers_memory,
     memory,
 )
+from visprune.export.export_job import Job, untraceable
+from visprune.export.exporter import ExportOptions, prepare
 from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
-from visprune.runtime.keep import Keep
+from visprune.runtime.vision.kept_tokens import Keep
 
 if TYPE_CHECKING:
-    from visprune.export.processors import Processor
+    from visprune.export.checkpoint.processors import Processor
 
 __all__ = ["GraphPreview", "Preview", "preview"]
 
@@ -183,7 +183,7 @@ def _before_decoder(graphs: Sequence[GraphPreview]) -> int:
 
 def _text_bytes(processor: Processor) -> int:
     """Bytes of the files beside the graphs."""
-    from visprune.export.processors import processor_files
+    from visprune.export.checkpoint.processors import processor_files
 
     return sum(len(text.encode()) for text in processor_files(processor).values())
 
@@ -192,9 +192,10 @@ def _graphs(job: Job) -> list[GraphPreview]:
     """Every graph with its weights, by the modules that would be traced."""
     import torch
 
-    from visprune.export import loading, models
-    from visprune.export.plan import plan
-    from visprune.export.used import used_tensors
+    from visprune.export import models
+    from visprune.export.checkpoint import loading
+    from visprune.export.graph.graph_specs import plan
+    from visprune.export.graph.used_weights import used_tensors
 
     family = models.family(job.checkpoint.model_type)
     dtype = getattr(torch, job.dtype)

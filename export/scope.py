@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from visprune.budget import Budget, no_count
 from visprune.errors import UnsupportedError, UsageError
-from visprune.export.options import Asked, Methods
-from visprune.export.parts import Features
+from visprune.export.export_options import Asked, Methods
+from visprune.export.models.parts import Features
 from visprune.manifest import LayerPruning, Pruning
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.signals import SIGNALS
-from visprune.runtime.keep import Keep, count_for
-from visprune.runtime.tiling import arrange
+from visprune.runtime.vision.arrangement import arrange
+from visprune.runtime.vision.kept_tokens import Keep, count_for
 
 __all__ = ["budget_for", "check_room", "layer_pruning_for", "pruning_for"]
 

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from visprune.quantize.options import QuantizeOptions
+from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.quantize.quantizer import quantize
 
 __all__ = ["QuantizeOptions", "quantize"]

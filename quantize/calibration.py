@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from visprune import __version__
 from visprune.bundle import Bundle
+from visprune.cores import usable_cores
 from visprune.errors import BundleError, InputError
 from visprune.quantize.loading import load_graph, serialize
 from visprune.quantize.observe import Observation, Observer, Sink, add_observations
 from visprune.records import sha256
 from visprune.runtime.backends.ort import open_cpu, open_model
-from visprune.runtime.cores import usable_cores
+from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.generation import Generation
 from visprune.runtime.pipeline import Pipeline
-from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.samples import Sample
-from visprune.runtime.verified import cache_dir
+from visprune.verified import cache_dir
 
 __all__ = ["Progress", "Statistics", "Watched", "ask", "calibrate", "calm", "observed", "observed_pipeline"]
 

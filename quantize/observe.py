@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from visprune.runtime.runner import Runner, Specs, Value, to_numpy
+from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
 
 __all__ = ["Around", "Observation", "Observer", "Sink", "add_observations"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from visprune.bundle import Bundle
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Graph, GraphError, Parity, Quantization
 from visprune.quantize.calibration import Progress
-from visprune.quantize.compare import NEW_TOKENS, Difference, Recorded
-from visprune.quantize.options import FLOAT
-from visprune.quantize.plan import GraphPlan
-from visprune.quantize.report import REPORT, Answers, GraphReport, LayerReport, Report
+from visprune.quantize.layer_choices import GraphPlan
+from visprune.quantize.output_error import NEW_TOKENS, Difference, Recorded
+from visprune.quantize.quantize_options import FLOAT
 from visprune.quantize.timing import time_graph
+from visprune.quantize.verdict import REPORT, Answers, GraphReport, LayerReport, Report
 from visprune.records import sha256
 from visprune.runtime.pipeline import Pipeline, load
 from visprune.runtime.samples import Sample

@@ -10,11 +10,11 @@ from visprune.bundle import Bundle
 from visprune.errors import UsageError
 from visprune.manifest import MANIFEST
 from visprune.optional import require
-from visprune.quantize.options import QuantizeOptions, Settings, resolve
+from visprune.quantize.quantize_options import QuantizeOptions, Settings, resolve
 from visprune.runtime.samples import Samples, draw_samples, read_samples
-from visprune.runtime.verified import verify
 from visprune.staging import check_destination, existing_parent, staged, tidy
 from visprune.targets import target
+from visprune.verified import verify
 
 if TYPE_CHECKING:
     from visprune.quantize.calibration import Progress
@@ -74,7 +74,7 @@ def quantize(
     verify(source)
     for done in tidy(existing_parent(destination)):
         _log.warning(done)
-    from visprune.quantize.job import Job
+    from visprune.quantize.quantize_job import Job
 
     job = Job(source, settings, chosen, samples, progress or (lambda what, done, total: None))
     with staged(destination) as folder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from visprune.quantize.options import FLOAT
-from visprune.quantize.plan import GraphPlan
+from visprune.quantize.layer_choices import GraphPlan
+from visprune.quantize.quantize_options import FLOAT
 
 __all__ = ["leave_out"]
 

@@ -11,10 +11,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from visprune.bundle import Bundle
-from visprune.quantize.compare import Recorded
+from visprune.cores import available_memory, usable_cores
+from visprune.quantize.output_error import Recorded
 from visprune.runtime.backends.ort import open_cpu
-from visprune.runtime.cores import available_memory, usable_cores
-from visprune.runtime.runner import BackendOptions, Runner
+from visprune.runtime.backends.runner import BackendOptions, Runner
 
 __all__ = ["Times", "time_graph"]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visprune.runtime.conversation import Chat
     from visprune.runtime.generation import Generation, Stream
-    from visprune.runtime.pictures import Video
     from visprune.runtime.pipeline import Pipeline, load
     from visprune.runtime.sampling import Sampling
+    from visprune.runtime.vision.pictures import Video
 
 __all__ = ["Chat", "Generation", "Pipeline", "Sampling", "Stream", "Video", "load"]
 
@@ -27,7 +27,7 @@ _LAZY = {
     "Pipeline": "visprune.runtime.pipeline",
     "Sampling": "visprune.runtime.sampling",
     "Stream": "visprune.runtime.generation",
-    "Video": "visprune.runtime.pictures",
+    "Video": "visprune.runtime.vision.pictures",
     "load": "visprune.runtime.pipeline",
 }
 

@@ -16,10 +16,7 @@ from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import FinishReason, Generation, Limits, Stream, as_stops
-from visprune.runtime.images import decode
-from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import present_names
-from visprune.runtime.pictures import Picture, PictureMaker, Video
 from visprune.runtime.prompts import (
     check_prompt,
     check_stops,
@@ -29,11 +26,14 @@ from visprune.runtime.prompts import (
 )
 from visprune.runtime.sampling import Sampler, Sampling
 from visprune.runtime.session import Session
-from visprune.runtime.sources import as_list
 from visprune.runtime.text import TextStream, Tokenizer
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.kept_tokens import Keep
+from visprune.runtime.vision.pictures import Picture, PictureMaker, Video
+from visprune.runtime.vision.sources import as_list
 
 if TYPE_CHECKING:
-    from visprune.runtime.sources import VisualInput
+    from visprune.runtime.vision.sources import VisualInput
 
 __all__ = ["Chat", "Model"]
 

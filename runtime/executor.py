@@ -15,7 +15,7 @@ import numpy as np
 
 from visprune.errors import BundleError, UsageError
 from visprune.manifest import Graph, Stage, TensorSpec
-from visprune.runtime.runner import Runner, Value, to_numpy
+from visprune.runtime.backends.runner import Runner, Value, to_numpy
 
 __all__ = ["Execution", "Executor"]
 

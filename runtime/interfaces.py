@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from visprune.errors import BundleError
 from visprune.manifest import Manifest, TensorSpec
 from visprune.runtime.kv_cache import PAST, check_cache
-from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.vision.preprocess import ImageProcessor
 
 __all__ = ["check_interfaces", "check_pixels"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
-from visprune.runtime.runner import Croppable, Value, to_numpy
+from visprune.runtime.backends.runner import Croppable, Value, to_numpy
 
 __all__ = ["PAST", "KVCache", "check_cache", "past_names", "present_names"]
 

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from visprune.bundle import Bundle
+from visprune.cores import usable_cores
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
 from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
+from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.conversation import Chat, Model
-from visprune.runtime.cores import usable_cores
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
-from visprune.runtime.images import decode
 from visprune.runtime.interfaces import check_interfaces
-from visprune.runtime.keep import keep_for
 from visprune.runtime.kv_cache import past_names
-from visprune.runtime.overlay import overlay, overlay_tiled
 from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
-from visprune.runtime.runner import BackendOptions, Runner
 from visprune.runtime.sampling import Sampling
 from visprune.runtime.session import rooms, wanted
-from visprune.runtime.verified import verify as verify_files
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.kept_tokens import keep_for
+from visprune.runtime.vision.overlay import overlay, overlay_tiled
+from visprune.verified import verify as verify_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.runtime.sources import ImageSource, VisualInput
+    from visprune.runtime.vision.sources import ImageSource, VisualInput
 
 __all__ = ["Pipeline", "check_threads", "load", "threads_for"]
 

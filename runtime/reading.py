@@ -10,10 +10,10 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.interfaces import check_pixels
-from visprune.runtime.pictures import PictureMaker
-from visprune.runtime.preprocess import ImageProcessor
 from visprune.runtime.prompts import check_stops, check_system
 from visprune.runtime.text import Tokenizer
+from visprune.runtime.vision.pictures import PictureMaker
+from visprune.runtime.vision.preprocess import ImageProcessor
 
 __all__ = ["check_texts", "read_pictures", "read_template", "read_tokenizer"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from visprune.errors import InputError, UsageError
-from visprune.runtime.images import decode
-from visprune.runtime.sources import located
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.sources import located
 
 __all__ = ["Sample", "Samples", "draw_samples", "picture_of", "read_lines", "read_samples"]
 

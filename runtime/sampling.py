@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.errors import BundleError, UsageError
-from visprune.runtime.runner import Ranked
+from visprune.runtime.backends.runner import Ranked
 
 __all__ = ["Sampler", "Sampling", "probabilities"]
 

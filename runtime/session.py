@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from visprune.errors import InputError
 from visprune.manifest import Manifest
+from visprune.runtime.backends.runner import Ranked, Runner, Value, to_numpy
 from visprune.runtime.executor import Execution, Executor
 from visprune.runtime.history import History, Image
-from visprune.runtime.keep import Keep
 from visprune.runtime.kv_cache import KVCache, present_names
-from visprune.runtime.pictures import Picture
-from visprune.runtime.runner import Ranked, Runner, Value, to_numpy
+from visprune.runtime.vision.kept_tokens import Keep
+from visprune.runtime.vision.pictures import Picture
 
 __all__ = ["Prefill", "Session", "context_limit", "rooms", "wanted"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import models
-from visprune.export.parts import Features, Parts
+from visprune.export.models.parts import Features, Parts
 
 __all__ = ["AUTO_CLASS", "features", "parts"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.models import llava
-from visprune.export.parts import Features, Parts
+from visprune.export.models.parts import Features, Parts
 from visprune.tiling import Tiling
 
 __all__ = ["AUTO_CLASS", "features", "parts", "tiled"]

@@ -8,7 +8,7 @@ from typing import Any
 from visprune.errors import UnsupportedError
 from visprune.export.models import llava_next
 from visprune.export.models.llava_next import parts
-from visprune.export.parts import Features
+from visprune.export.models.parts import Features
 
 __all__ = ["AUTO_CLASS", "features", "parts"]
 

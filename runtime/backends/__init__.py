@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from visprune.bundle import Bundle
-    from visprune.runtime.runner import BackendOptions, Runner
+    from visprune.runtime.backends.runner import BackendOptions, Runner
 
 __all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "opener"]
 

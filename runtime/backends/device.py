@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visprune.cores import available_memory
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.optional import have, require
-from visprune.runtime.cores import available_memory
 
 __all__ = ["Block", "Device", "DeviceMemoryError", "Recording"]
 

@@ -16,9 +16,9 @@ from visprune.errors import BundleError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph, Manifest
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
+from visprune.runtime.backends.runner import BackendOptions, Runner, Specs
 from visprune.runtime.backends.trt import TrtRunner, room
 from visprune.runtime.kv_cache import PAST
-from visprune.runtime.runner import BackendOptions, Runner, Specs
 from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
 
 __all__ = ["Engines"]

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from visprune.bundle import Bundle
+from visprune.cores import sums_may_overflow
 from visprune.errors import BundleError, UnsupportedError
 from visprune.manifest import TensorSpec
 from visprune.optional import require
-from visprune.runtime.cores import sums_may_overflow
-from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
+from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
 
 __all__ = ["CPU", "CUDA", "OrtRunner", "Provider", "open_cpu", "open_graph", "open_model", "settings_for"]
 

@@ -18,9 +18,9 @@ from visprune.errors import BundleError, InputError, MissingExtraError, Unsuppor
 from visprune.manifest import InputRange
 from visprune.optional import require
 from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_graph, settings_for
-from visprune.runtime.profiles import Limits, profiles
-from visprune.runtime.runner import BackendOptions, Runner, Specs, Value
-from visprune.runtime.verified import cache_dir
+from visprune.runtime.backends.profiles import Limits, profiles
+from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
+from visprune.verified import cache_dir
 
 __all__ = ["RTX", "TENSORRT", "Bounded", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from visprune.runtime.backends.device import DeviceMemoryError
-from visprune.runtime.runner import Runner, Specs, Value
+from visprune.runtime.backends.runner import Runner, Specs, Value
 
 __all__ = ["Resident", "Residents"]
 

@@ -19,10 +19,10 @@ from visprune.errors import BundleError, InputError, UnsupportedError, VispruneE
 from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
 from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
-from visprune.runtime.backends.fit import choose
+from visprune.runtime.backends.engine_limits import choose
 from visprune.runtime.backends.recordings import Key, Recordings
+from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
 from visprune.runtime.kv_cache import PAST
-from visprune.runtime.runner import Runner, Specs, Value, to_numpy
 
 __all__ = ["TrtRunner", "room"]
 

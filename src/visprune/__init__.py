@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from visprune.engines import build
     from visprune.errors import VispruneError
     from visprune.export import export
-    from visprune.export.fitting import fit
+    from visprune.export.fitprune.fitting import fit
     from visprune.export.preview import preview
     from visprune.quantize import quantize
     from visprune.runtime import load
@@ -30,7 +30,7 @@ _LAZY = {
     "VispruneError": "visprune.errors",
     "build": "visprune.engines",
     "export": "visprune.export",
-    "fit": "visprune.export.fitting",
+    "fit": "visprune.export.fitprune.fitting",
     "load": "visprune.runtime",
     "preview": "visprune.export.preview",
     "quantize": "visprune.quantize",

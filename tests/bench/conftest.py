@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import _collected, _quick_traces, checkpoint
 
-from visprune.bench.report import (
+from visprune.bench.report.report import (
     SCHEMA_VERSION,
     Accuracy,
     BenchReport,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from visprune.bench.report import read_report
+from visprune.bench.report.report import read_report
 from visprune.cli import run_command
 
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_refused_in_two_lines_before_anything_runs(
     def nothing_starts(*_, **__):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("visprune.bench.measure.Worker", nothing_starts)
+    monkeypatch.setattr("visprune.bench.measure.measure.Worker", nothing_starts)
     (somewhere_else / "there.html").write_text("mine")
     given = [] if "-o" in arguments and "--sweep" in arguments else [str(tiny_bundle)]
     assert run_command("bench", [*given, *arguments]) == 2
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_earlier_file(tiny_bundle, picture_file, tmp_path
 def test_an_interrupted_run_ends_in_one_line_with_its_processes(
     tiny_bundle, picture_file, tmp_path, capsys, monkeypatch
 ):
-    from visprune.bench import measure
+    from visprune.bench.measure import measure
 
     started = []
 

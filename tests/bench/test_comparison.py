@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from visprune.bench.comparison import compare
-from visprune.bench.flops import savings
 from visprune.bench.lineup import is_unpruned, line_up, precision_of, random_tokens
-from visprune.bench.report import read_report
+from visprune.bench.report.report import read_report
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, CheckpointError, InputError, UsageError
-from visprune.runtime.keep import keep_for
+from visprune.estimate.flops import savings
+from visprune.runtime.vision.kept_tokens import keep_for
 
 
 def no_maker(bundle, method):
@@ -169,7 +169,7 @@ def test_random_has_as_much_work_as_a_method_inside_the_llm(bundles):
 
 
 def test_other_weights_of_the_same_name_are_not_taken(bundles, work, monkeypatch, checkpoint, tmp_path):
-    from visprune.bench.making import checkpoint_of
+    from visprune.bench.make_bundle import checkpoint_of
 
     model, folder = bundles
     manifest = Bundle.open(folder / "fopru-row").manifest

@@ -20,7 +20,7 @@ from visprune.bench.sweep import FLOATS, Plan, _claim, _Maker, sweep
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import InputError, UsageError
-from visprune.export.checkpoint import find
+from visprune.export.checkpoint.checkpoint import find
 from visprune.runtime import load
 
 
@@ -140,7 +140,7 @@ def test_what_there_is_not_is_refused(fields, error, words):
 _SWEEP = """
 import sys
 from pathlib import Path
-from visprune.bench.report import Work
+from visprune.bench.report.report import Work
 from visprune.bench.sweep import Plan, sweep
 sweep(None, Plan(("random",), (0.5,)), Work((sys.argv[2],), "What?", 2, 1, rounds=2), Path(sys.argv[1]))
 """

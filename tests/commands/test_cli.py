@@ -411,7 +411,8 @@ class TestMethods:
 
     def test_a_broken_plugin_hides_nothing(self, call, monkeypatch):
         monkeypatch.setattr(
-            "visprune.registry._table", lambda: {"none": "visprune.pruning.keep_all:KeepAll", "x": "y:z"}
+            "visprune.pruning.registry._table",
+            lambda: {"none": "visprune.pruning.keep_all:KeepAll", "x": "y:z"},
         )
         rows = {row["name"]: row for row in json.loads(call("methods", "--json")[1])}
         assert "cannot be loaded" in rows["x"]["about"]

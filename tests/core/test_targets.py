@@ -1,5 +1,5 @@
 """The table of targets, and what it refuses. Precisions that a target cannot take are tested in
-tests/quantize/test_options.py, refusals before a build in tests/engines."""
+tests/quantize/test_quantize_options.py, refusals before a build in tests/engines."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_new_board_is_one_row(monkeypatch, tiny_bundle):
     from visprune.bundle import Bundle
     from visprune.engines.checks import problems
     from visprune.machine import Gpu
-    from visprune.runtime.profiles import Limits
+    from visprune.runtime.backends.profiles import Limits
 
     assert target("board") is row
     check_version("board", "12.3")

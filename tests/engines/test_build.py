@@ -18,10 +18,11 @@ from linked import WAYS
 import visprune
 from visprune import cli
 from visprune.bundle import Bundle
-from visprune.engines import Caps, build, cache, child
+from visprune.engines import Caps, build, cache
+from visprune.engines import build_process as child
+from visprune.engines.build_job import plan
 from visprune.engines.builder import Request, build_engine
-from visprune.engines.job import plan
-from visprune.engines.rewrite import prepare
+from visprune.engines.rewrite_graph import prepare
 from visprune.errors import (
     BundleError,
     EngineError,
@@ -31,7 +32,7 @@ from visprune.errors import (
     VispruneError,
 )
 from visprune.manifest import Quantization
-from visprune.runtime.profiles import Limits, profiles
+from visprune.runtime.backends.profiles import Limits, profiles
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def no_child(monkeypatch):
     def fail(*arguments):
         raise AssertionError("an engine was built")
 
-    monkeypatch.setattr("visprune.engines.job.build_in_child", fail)
+    monkeypatch.setattr("visprune.engines.build_job.build_in_child", fail)
 
 
 def token_pruner(bundle, output):
@@ -142,7 +143,7 @@ class TestBuild:
 
 
 def test_what_the_bench_adds_beside_engines_has_engines(built, tmp_path):
-    from visprune.bench.making import make
+    from visprune.bench.make_bundle import make
 
     made = make(built[0], "random", tmp_path, lambda *_: None, engines=True)
     assert made.manifest.pruning.method == "random"
@@ -258,7 +259,7 @@ class TestChild:
 
     def test_it_ends_with_its_parent(self, rtx, tmp_path):
         done = subprocess.run(
-            [sys.executable, "-m", "visprune.engines.child", str(tmp_path)],
+            [sys.executable, "-m", "visprune.engines.build_process", str(tmp_path)],
             stdin=subprocess.DEVNULL,
             check=False,
             timeout=30,

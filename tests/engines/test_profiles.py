@@ -1,5 +1,5 @@
 """Profiles of the demo model, and of manifests with other numbers. Those of every family are checked by
-`rtx_engines.consistent` where their engines are built, in tests/export/test_tensorrt_rtx.py."""
+`rtx_engines.consistent` where their engines are built, in tests/export/graph/test_tensorrt_rtx.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from visprune.budget import LayerBudget
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
-from visprune.runtime.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)

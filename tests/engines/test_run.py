@@ -24,8 +24,8 @@ from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
 from visprune.runtime import Sampling, load
 from visprune.runtime.backends.engines import Engines
-from visprune.runtime.profiles import Limits
-from visprune.runtime.runner import BackendOptions, to_numpy
+from visprune.runtime.backends.profiles import Limits
+from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
 STEPS = 8
 NEVER = 1  # ends no answer

@@ -11,7 +11,7 @@ from PIL import Image
 from visprune.errors import VispruneError
 from visprune.runtime import load
 from visprune.runtime.backends.device import Device
-from visprune.runtime.runner import to_numpy
+from visprune.runtime.backends.runner import to_numpy
 from visprune.targets import TARGETS
 
 pytestmark = pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""One layer of each wide shape becomes TensorRT-RTX engines, without a GPU. All: benchmarks/engines.py."""
+"""One layer of each wide shape becomes TensorRT-RTX engines, without a GPU. All: measurements/engines.py."""
 
 from __future__ import annotations
 

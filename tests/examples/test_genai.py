@@ -10,8 +10,8 @@ import pytest
 
 import visprune
 from visprune.bundle import Bundle
-from visprune.runtime.images import decode
-from visprune.runtime.preprocess import ImageProcessor
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.preprocess import ImageProcessor
 
 QUESTION, NEXT = "Which shape is shown?", "In which corner is the letter?"
 KEEP = 36

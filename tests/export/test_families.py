@@ -20,7 +20,7 @@ import visprune
 from visprune.errors import InputError
 from visprune.export import export
 from visprune.runtime import Video
-from visprune.runtime.tiling import arrange
+from visprune.runtime.vision.arrangement import arrange
 
 ALL_GRIDS = tuple((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2, 3, 4))
 LLAMA3 = (

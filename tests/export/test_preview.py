@@ -14,8 +14,8 @@ transformers = pytest.importorskip("transformers")
 import visprune
 from visprune.cli import run_command
 from visprune.errors import CheckpointError, UsageError
-from visprune.export import resources
-from visprune.runtime.keep import keep_for
+from visprune.export.checkpoint import resources
+from visprune.runtime.vision.kept_tokens import keep_for
 
 
 def floats(bundle, name):

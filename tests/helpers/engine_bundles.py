@@ -9,10 +9,10 @@ from pathlib import Path
 from fake_tensorrt import engine_bytes
 
 from visprune.bundle import Bundle
-from visprune.engines.rewrite import prepare
+from visprune.engines.rewrite_graph import prepare
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, FileRecord
 from visprune.records import sha256
-from visprune.runtime.profiles import Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve
 from visprune.targets import TARGETS
 
 VERSION = "10.16.1"

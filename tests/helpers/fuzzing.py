@@ -81,7 +81,7 @@ class Recipes:
     """Recipes for the demo model."""
 
     def __init__(self, folder: Path) -> None:
-        from visprune.export.checkpoint import find
+        from visprune.export.checkpoint.checkpoint import find
 
         self.folder, self.number = folder, 0
         mass = [0.1, 0.1, 0.1]
@@ -132,7 +132,7 @@ class Samples:
 
     @staticmethod
     def _read(path: Path) -> None:
-        from visprune.bench.evaluation.questions import read_jsonl
+        from visprune.evaluation.questions import read_jsonl
         from visprune.runtime.samples import read_samples
 
         list(read_jsonl(path))
@@ -215,7 +215,7 @@ class Pictures:
 
     @staticmethod
     def _decode(content: bytes, path: Path, text: str) -> None:
-        from visprune.runtime.images import decode, decode_frames
+        from visprune.runtime.vision.images import decode, decode_frames
 
         refused: VispruneError | None = None
         for read in (lambda: decode(content), lambda: decode_frames(path, 2), lambda: decode(text)):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from visprune.engines.builder import Request, build_engine
-from visprune.engines.rewrite import prepare
-from visprune.runtime.profiles import Limits, capacities, profiles
+from visprune.engines.rewrite_graph import prepare
+from visprune.runtime.backends.profiles import Limits, capacities, profiles
 
 pytest.importorskip("tensorrt_rtx")
 

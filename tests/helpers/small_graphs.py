@@ -12,9 +12,9 @@ ir = pytest.importorskip("onnx_ir")
 ort = pytest.importorskip("onnxruntime")
 
 from visprune.manifest import Graph
-from visprune.quantize.options import Settings
-from visprune.quantize.plan import GraphPlan, LayerPlan
-from visprune.quantize.rewrite import write_quantized
+from visprune.quantize.layer_choices import GraphPlan, LayerPlan
+from visprune.quantize.quantize_options import Settings
+from visprune.quantize.quantized_graph import write_quantized
 
 node = onnx.helper.make_node
 

@@ -15,10 +15,10 @@ from visprune.pruning.divprune import DivPrune
 from visprune.pruning.fopru import FoPruRank, FoPruRow
 from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.random_draw import Random
+from visprune.pruning.registry import BUILTIN, load_method
 from visprune.pruning.select import part, ranks
 from visprune.pruning.signals import SIGNALS, LayerAttention
 from visprune.pruning.vispruner import VisPruner
-from visprune.registry import BUILTIN, load_method
 
 SIDE = 6
 N = SIDE * SIDE

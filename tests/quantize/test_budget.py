@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("onnx_ir")
 
 from visprune.quantize import quantize
-from visprune.quantize.plan import GraphPlan, LayerPlan
+from visprune.quantize.layer_choices import GraphPlan, LayerPlan
 from visprune.quantize.search import NOTE, leave_out
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("onnx_ir")
 from small_graphs import drawn, model, node, run, settings, write
 
 from visprune.quantize.carriers import find_carrier
+from visprune.quantize.layer_choices import GraphPlan, LayerPlan
 from visprune.quantize.linears import find_linears
-from visprune.quantize.plan import GraphPlan, LayerPlan
 
 X = {"x": ["B", "S", 8]}
 GAIN = {"g": np.abs(drawn(8)) + 0.5}

@@ -125,7 +125,7 @@ def test_mixes(mix, tiny, tmp_path, jsonl, report):
 
 def test_the_token_table_as_int8(tiny, tmp_path):
     from visprune.runtime.backends.ort import open_cpu
-    from visprune.runtime.runner import BackendOptions, to_numpy
+    from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
     options = {"vision": "float", "projector": "float", "decoder": "float", "embedding": "int8"}
     made = quantize(tiny, tmp_path / "made", precision="int8", timing=False, **options)
@@ -184,7 +184,7 @@ def test_another_number_of_tokens_is_calibrated_anew(tiny_copy, edit_manifest, t
 
 
 def test_a_damaged_memory_is_made_again(tiny, tmp_path, jsonl):
-    from visprune.runtime.verified import cache_dir
+    from visprune.verified import cache_dir
 
     options = {"precision": "int8", "calibration": jsonl(), "timing": False}
     quantize(tiny, tmp_path / "one", **options)

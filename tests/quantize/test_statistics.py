@@ -11,9 +11,9 @@ pytest.importorskip("onnx_ir")
 from small_graphs import drawn, model, node, ort
 
 from visprune.quantize.calibration import calibrate, observed_pipeline
-from visprune.quantize.compare import Difference, outputs_of, record
 from visprune.quantize.loading import serialize
 from visprune.quantize.observe import add_observations
+from visprune.quantize.output_error import Difference, outputs_of, record
 from visprune.runtime import load
 from visprune.runtime.samples import read_samples
 

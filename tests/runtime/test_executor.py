@@ -9,8 +9,8 @@ import pytest
 
 from visprune.errors import BundleError
 from visprune.manifest import Graph, Stage, TensorSpec
+from visprune.runtime.backends.runner import Specs
 from visprune.runtime.executor import Executor
-from visprune.runtime.runner import Specs
 
 
 class FakeRunner:

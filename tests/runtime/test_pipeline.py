@@ -177,7 +177,7 @@ class TestLaterTurns:
     def test_an_image_is_never_cut(self, pipeline, oracle, picture):
         # The same text around another picture: the cache ends before the picture, not after.
         session = pipeline.chat()._session
-        from visprune.runtime.pictures import Picture
+        from visprune.runtime.vision.pictures import Picture
 
         ids = prompt_ids(pipeline, "<bos>user:<image> hi;a:", 1, 4)
         one, two = (Picture(array) for array in pixels(pipeline, picture(1), picture(2)))
@@ -189,7 +189,7 @@ class TestLaterTurns:
         np.testing.assert_allclose(changed.logits, oracle.logits(ids, rows), atol=1e-4)
 
     def test_prompt_that_ends_in_an_image_is_fed_again(self, pipeline, picture):
-        from visprune.runtime.pictures import Picture
+        from visprune.runtime.vision.pictures import Picture
 
         session = pipeline.chat()._session
         ids = prompt_ids(pipeline, "<bos>ab<image>", 1, 4)

@@ -15,9 +15,9 @@ from visprune.budget import LayerBudget
 from visprune.bundle import Bundle
 from visprune.manifest import Decoder, LayerPruning
 from visprune.runtime.executor import Execution
-from visprune.runtime.keep import Keep
-from visprune.runtime.pictures import Picture
 from visprune.runtime.session import Session
+from visprune.runtime.vision.kept_tokens import Keep
+from visprune.runtime.vision.pictures import Picture
 
 IMAGE, LAYERS, TOKENS = 2, 4, 4
 POINTS = (0, 2)

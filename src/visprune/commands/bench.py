@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.options import Images, Provider, System, Threads
+from visprune.commands.arguments import Images, Provider, System, Threads
 from visprune.commands.terminal import bars, note
 
 if TYPE_CHECKING:
     from visprune.bench.comparison import Comparison
-    from visprune.bench.report import Work
+    from visprune.bench.report.report import Work
     from visprune.bench.sweep import Plan
 
 __all__ = ["bench"]
@@ -90,8 +90,8 @@ def bench(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-bench none fopru fopru-int8 --image cat.png --prompt "What is it?" --html report.html
     """
-    from visprune.bench.files import check_file
     from visprune.errors import UsageError
+    from visprune.outputs import check_file
 
     given = list(what or [])
     of_a_sweep = (methods, ratios, precisions, calibration, output)
@@ -132,10 +132,10 @@ def _work(image: list[str] | None, prompt: str, threads: int | None, **options: 
     Raises:
         UsageError: Too few rounds to tell anything, or a number that cannot be.
     """
-    from visprune.bench.report import Work
+    from visprune.bench.report.report import Work
+    from visprune.cores import usable_cores
     from visprune.demo import IMAGE
     from visprune.errors import UsageError
-    from visprune.runtime.cores import usable_cores
 
     if not _LEAST_ROUNDS <= options["rounds"] <= _MOST_ROUNDS:
         raise UsageError(
@@ -174,9 +174,9 @@ def _plan(methods: str | None, ratios: str | None, precisions: str | None, calib
 
 def _write(found: Comparison, json_files: Sequence[Path | None], html_files: Sequence[Path | None]) -> None:
     """The tables on stdout, and the files."""
-    from visprune.bench.files import write_file
-    from visprune.bench.page import page
-    from visprune.bench.table import print_report
+    from visprune.bench.report.page import page
+    from visprune.bench.report.table import print_report
+    from visprune.outputs import write_file
 
     print_report(found.report)
     texts = [(file, found.report.to_json()) for file in json_files if file is not None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.options import BundleDir
+from visprune.commands.arguments import BundleDir
 from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import UsageError
 from visprune.targets import TARGETS
@@ -16,7 +16,7 @@ from visprune.targets import TARGETS
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.engines import Caps
-    from visprune.engines.job import Plan
+    from visprune.engines.build_job import Plan
     from visprune.manifest import EngineProfile
 
 __all__ = ["build"]
@@ -71,7 +71,7 @@ def build(  # noqa: PLR0913 - a command line's options
     from visprune.bundle import Bundle
     from visprune.engines import Caps, Limits
     from visprune.engines import build as run
-    from visprune.engines.job import plan
+    from visprune.engines.build_job import plan
     from visprune.manifest import MANIFEST
     from visprune.staging import check_destination
 

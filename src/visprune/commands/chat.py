@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import (
+from visprune.commands.arguments import (
     BundleDir,
     Images,
     KeepTokens,
@@ -67,10 +67,10 @@ def chat(  # noqa: PLR0913 - a command line's options
     """
     from visprune.bundle import Bundle
     from visprune.runtime.generation import Limits
-    from visprune.runtime.images import decode
-    from visprune.runtime.keep import keep_for
     from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
+    from visprune.runtime.vision.images import decode
+    from visprune.runtime.vision.kept_tokens import keep_for
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -135,7 +135,7 @@ class _Talk:
 
     def _command(self, name: str, rest: str = "") -> bool:
         from visprune.errors import UsageError
-        from visprune.runtime.images import decode
+        from visprune.runtime.vision.images import decode
 
         if name == "/quit":
             return False

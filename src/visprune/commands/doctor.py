@@ -62,8 +62,8 @@ def doctor(
 
 def _here() -> dict[str, Any]:
     from visprune import __version__
-    from visprune.runtime.cores import usable_cores
-    from visprune.runtime.verified import cache_dir
+    from visprune.cores import usable_cores
+    from visprune.verified import cache_dir
 
     cache = cache_dir()
     existing = next((place for place in (cache, *cache.parents) if os.path.exists(place)), cache)  # noqa: PTH110 - a Path would raise where it may not look

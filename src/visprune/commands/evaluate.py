@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import Provider, System
+from visprune.commands.arguments import Provider, System
 from visprune.commands.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
-    from visprune.bench.evaluation.summary import Evaluation, Figure, Row
+    from visprune.evaluation.summary import Evaluation, Figure, Row
 
 __all__ = ["evaluate"]
 
@@ -93,10 +93,10 @@ def evaluate(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-eval fopru@1 fopru fopru-int8 --data questions.jsonl
     """
-    from visprune.bench.evaluation.answering import Settings
-    from visprune.bench.evaluation.evaluator import evaluate as run
-    from visprune.bench.evaluation.formats import Files, read_questions
-    from visprune.bench.evaluation.workers import Workers
+    from visprune.evaluation.answering import Settings
+    from visprune.evaluation.evaluator import evaluate as run
+    from visprune.evaluation.formats import Files, read_questions
+    from visprune.evaluation.workers import Workers
 
     settings = Settings(max_new_tokens, threads, provider, system)
     workers = Workers(processes, ray)

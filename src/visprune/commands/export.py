@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from visprune.commands.options import (
+from visprune.commands.arguments import (
     ChatTemplateFile,
     MaxPrunePoints,
     Model,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from visprune.bundle import Bundle
     from visprune.export.preview import Preview
-    from visprune.quantize.options import QuantizeOptions
+    from visprune.quantize.quantize_options import QuantizeOptions
 
 __all__ = ["export"]
 
@@ -161,7 +161,7 @@ def _check_precision(
 ) -> QuantizeOptions:
     """Refuse what can be refused of a quantization before the export that it follows."""
     from visprune.errors import UsageError
-    from visprune.quantize.options import QuantizeOptions
+    from visprune.quantize.quantize_options import QuantizeOptions
     from visprune.quantize.quantizer import DEMO, prepare
     from visprune.targets import target as find_target
 
@@ -225,7 +225,7 @@ def _print(bundle: Bundle) -> None:
     from rich.table import Table
 
     from visprune.commands.inspect import graph_size, parity_table, work_line
-    from visprune.runtime.keep import keep_for
+    from visprune.runtime.vision.kept_tokens import keep_for
 
     manifest = bundle.manifest
     console = Console(soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import (
+from visprune.commands.arguments import (
     ChatTemplateFile,
     MaxPrunePoints,
     Model,
@@ -60,7 +60,7 @@ def fit(  # noqa: PLR0913 - a command line's options
     name = Path(model).resolve().name if model is not None else "visprune-demo"
     path = output if output is not None else Path(f"{name}-fitprune-{ratio:g}.json")
     with bars() as progress:
-        from visprune.export.fitting import fit as run
+        from visprune.export.fitprune.fitting import fit as run
 
         recipe = run(
             model,

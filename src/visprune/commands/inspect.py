@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.options import BundleDir
+from visprune.commands.arguments import BundleDir
 from visprune.commands.terminal import print_json, size
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _inside(manifest: Manifest) -> list[str]:
     inside, before = manifest.layer_pruning, manifest.pruning
     if inside is None:
         return []
-    from visprune.runtime.keep import Keep
+    from visprune.runtime.vision.kept_tokens import Keep
 
     whole = Keep(before.keep_tokens).describe(manifest)
     sentence = whole.rpartition("; then ")[2]
@@ -172,7 +172,7 @@ def _inside(manifest: Manifest) -> list[str]:
 
 def _work(manifest: Manifest) -> dict[str, Any] | None:
     """What pruning saves, for a script; None where the manifest does not know the shapes."""
-    from visprune.bench.flops import savings
+    from visprune.estimate.flops import savings
 
     found = savings(manifest)
     return asdict(found) if found else None
@@ -180,7 +180,7 @@ def _work(manifest: Manifest) -> dict[str, Any] | None:
 
 def work_line(manifest: Manifest) -> str:
     """What pruning saves of the decoder's prefill of one image, convention named; shared with `export`."""
-    from visprune.bench.flops import savings
+    from visprune.estimate.flops import savings
 
     found = savings(manifest)
     if found is None:
@@ -193,7 +193,7 @@ def work_line(manifest: Manifest) -> str:
 
 
 def _one_image(manifest: Manifest) -> str:
-    from visprune.runtime.tiling import largest
+    from visprune.runtime.vision.arrangement import largest
 
     if manifest.tiling is None:
         return "one image"
@@ -202,7 +202,7 @@ def _one_image(manifest: Manifest) -> str:
 
 
 def _work_lines(manifest: Manifest) -> list[str]:
-    from visprune.bench.flops import savings
+    from visprune.estimate.flops import savings
 
     found = savings(manifest)
     first = f"work      {work_line(manifest)}"

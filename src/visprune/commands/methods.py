@@ -27,7 +27,7 @@ def methods(
 
     Example: visprune-methods
     """
-    from visprune.registry import method_names
+    from visprune.pruning.registry import method_names
 
     rows = [_row(name) for name in method_names()]
     if as_json:
@@ -45,7 +45,7 @@ def methods(
 
 
 def _row(name: str) -> _Row:
-    from visprune.registry import load_method
+    from visprune.pruning.registry import load_method
 
     try:
         method = load_method(name)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.options import KeepTokens, Ratio, RecipeFile, Then
+from visprune.commands.arguments import KeepTokens, Ratio, RecipeFile, Then
 from visprune.commands.terminal import print_json, size
 
 if TYPE_CHECKING:
-    from visprune.bench.devices import Device
-    from visprune.bench.plan import Choice, Plan, StagePlan
-    from visprune.bench.subjects import Subject
+    from visprune.estimate.devices import Device
+    from visprune.estimate.plan import Choice, Plan, StagePlan
+    from visprune.estimate.planned_model import Subject
 
 __all__ = ["plan"]
 
@@ -85,7 +85,7 @@ def plan(  # noqa: PLR0913 - a command line's options
     Example: visprune-plan llava-hf/llava-1.5-7b-hf --device orin-nx-16gb --method fopru-row --ratio 0.25
     --precision int8
     """
-    from visprune.bench.plan import Prompt, best, choices, make_plan
+    from visprune.estimate.plan import Prompt, best, choices, make_plan
 
     where = _device(device, calibration)
     subject = _subject(model, method, ratio, keep_tokens, then, recipe)
@@ -105,14 +105,14 @@ def plan(  # noqa: PLR0913 - a command line's options
 
 
 def _device(name: str, calibration: Path | None) -> Device:
-    from visprune.bench.boards import board
-    from visprune.bench.devices import measured_machine, of_board
     from visprune.errors import UsageError
+    from visprune.estimate.boards import board
+    from visprune.estimate.devices import measured_machine, of_board
 
     found = None if name == "this" else board(name)
     measured = None
     if calibration is not None:
-        from visprune.bench.calibration import read_calibration
+        from visprune.estimate.measured_rates import read_calibration
 
         measured = read_calibration(calibration)
     if found is not None:
@@ -133,10 +133,10 @@ def _subject(
     then: str | None,
     recipe: Path | None,
 ) -> Subject:
-    from visprune.bench.subjects import find_sizes, of_bundle, prune
     from visprune.bundle import Bundle
     from visprune.errors import UsageError
-    from visprune.export.options import ExportOptions
+    from visprune.estimate.planned_model import find_sizes, of_bundle, prune
+    from visprune.export.export_options import ExportOptions
     from visprune.manifest import MANIFEST
 
     if model is not None and (Path(model) / MANIFEST).is_file():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from visprune.commands.options import BundleDir
+from visprune.commands.arguments import BundleDir
 from visprune.commands.terminal import bars, print_json, size
 
 if TYPE_CHECKING:

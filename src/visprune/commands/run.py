@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.options import (
+from visprune.commands.arguments import (
     BundleDir,
     Frames,
     Images,
@@ -75,12 +75,12 @@ def run(  # noqa: PLR0913 - a command line's options
     from visprune.bundle import Bundle
     from visprune.errors import UsageError
     from visprune.runtime.generation import Limits
-    from visprune.runtime.images import decode, decode_frames
-    from visprune.runtime.keep import keep_for
-    from visprune.runtime.pictures import Video
     from visprune.runtime.prompts import check_prompt
     from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
+    from visprune.runtime.vision.images import decode, decode_frames
+    from visprune.runtime.vision.kept_tokens import keep_for
+    from visprune.runtime.vision.pictures import Video
     from visprune.staging import whole
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.

@@ -1,0 +1,96 @@
+"""Makes bundles for a comparison from the checkpoint of another bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visprune.bench.measure.measure import Progress
+from visprune.bundle import Bundle
+from visprune.errors import CheckpointError
+from visprune.quantize.quantizer import DEMO
+from visprune.targets import WIDTHS, target
+
+if TYPE_CHECKING:
+    from visprune.export.checkpoint.checkpoint import Checkpoint
+    from visprune.manifest import Manifest
+
+__all__ = ["chat_template", "checkpoint_of", "make"]
+
+
+def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
+    """The model that a bundle came from, as `export` takes it, and its checkpoint.
+
+    A manifest names a directory without the path to it, so one is looked for where the user stands; a hub id
+    in the hub's cache. Weights of another hash are another model's.
+
+    Raises:
+        CheckpointError: It is not to be found.
+        MissingExtraError: The `export` extra is not installed.
+    """
+    from visprune.export.checkpoint.checkpoint import find
+    from visprune.optional import require
+
+    for package in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
+        require(package, extra="export")
+    source = manifest.source
+    model = None if source.model == DEMO else source.model
+    found = find(model, revision=source.revision, download=False)
+    if found.weights_sha256() != source.weights_sha256:
+        raise CheckpointError(
+            f"{found.path} has other weights than the bundle of {source.model}.",
+            "Put that model's directory there.",
+        )
+    return model, found
+
+
+def chat_template(bundle: Bundle) -> str | None:
+    """The file of a bundle's chat template, which may be another than its checkpoint's."""
+    name = bundle.manifest.text.chat_template
+    return str(bundle.file(name)) if name else None
+
+
+def make(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
+    """Export a bundle's model with another method and all tokens kept, in the same precision.
+
+    It is not compared with PyTorch.
+
+    Args:
+        bundle: The bundle.
+        method: One before the LLM.
+        folder: Where to make it, under a name of its own.
+        progress: Called as it goes on.
+        engines: Whether it needs engines too, which are built for the same kinds of GPU.
+
+    Raises:
+        VispruneError: It cannot be made; why.
+    """
+    from visprune.engines import build
+    from visprune.export import export
+    from visprune.quantize import quantize
+    from visprune.quantize.quantize_options import FLOAT
+
+    manifest = bundle.manifest
+    model, checkpoint = checkpoint_of(manifest)
+    place = folder / f"{method}-{len(list(folder.iterdir()))}"
+    made = export(
+        model,
+        method=method,
+        output=place,
+        target=manifest.target,
+        dtype=WIDTHS[manifest.dtype],
+        verify=False,
+        revision=checkpoint.revision,
+        chat_template=chat_template(bundle),
+        progress=progress,
+    )
+    if manifest.quantization is not None:
+        parts: dict[str, Any] = dict(manifest.quantization.parts)
+        precision = next(name for name in parts.values() if name != FLOAT)
+        quantized = place.with_name(f"{place.name}-quantized")
+        made = quantize(made, quantized, precision=precision, timing=False, progress=progress, **parts)
+    if engines:
+        sms = sorted({engine.sm for engine in manifest.engines}) if target(manifest.target).anywhere else None
+        built = place.with_name(f"{place.name}-engines")
+        made = build(made, built, target=manifest.target, sm=sms, progress=progress)
+    return made

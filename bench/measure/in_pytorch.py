@@ -1,0 +1,122 @@
+"""The same work in PyTorch: the checkpoint in transformers, with all of its visual tokens, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from visprune.bench.measure.worker import Contender, Done, elapsed, peak_memory
+from visprune.bench.report.report import Repetition, Work
+from visprune.export import models
+from visprune.export.checkpoint import loading
+from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.processors import load_processor
+from visprune.export.checkpoint.prompt_maker import PromptMaker
+from visprune.runtime.vision.images import decode
+
+__all__ = ["CheckpointModel"]
+
+_STAGES = {
+    "vision_encoder": ("model.vision_tower",),
+    "token_pruner": ("model.multi_modal_projector",),  # where a bundle has its projector
+    "embedding": ("model.language_model.embed_tokens",),
+    "prefill": ("model.language_model.layers", "model.language_model.norm", "lm_head"),
+}
+
+
+class CheckpointModel:
+    """A checkpoint; stages are timed by its modules.
+
+    Args:
+        contender: Its directory, and the dtype.
+        work: What to repeat.
+    """
+
+    def __init__(self, contender: Contender, work: Work) -> None:
+        import torch
+        import transformers
+
+        loading.quiet()
+        torch.set_num_threads(work.threads)
+        torch.set_grad_enabled(False)
+        start = time.perf_counter()
+        checkpoint = find(contender.path)
+        config = loading.load_config(checkpoint)
+        self._dtype = getattr(torch, contender.dtype or "float32")
+        self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=self._dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+        ).eval()
+        features = models.family(checkpoint.model_type).features(config)
+        self._prompts = PromptMaker(
+            load_processor(checkpoint, config, contender.chat_template),
+            features,
+            config.text_config.vocab_size,
+        )
+        self.load = elapsed(start)
+        self._work = work
+        self._spent: dict[str, float] = {}
+        for stage, names in _STAGES.items():
+            for name in names:
+                self._watch(stage, self._model.get_submodule(name))
+
+    def repeat(self) -> Done:
+        """One prompt, and its answer, greedily."""
+        import transformers
+
+        self._spent.clear()
+        start = time.perf_counter()
+        made = self._inputs()
+        preprocess = elapsed(start)
+        config = self._model.config
+        cache: Any = transformers.DynamicCache(config=config.text_config)
+        out = self._model(**made, past_key_values=cache, logits_to_keep=1)
+        token = out.logits[:, -1].argmax(-1, keepdim=True)  # [B, 1]
+        first = elapsed(start)
+        stages = {"preprocess": preprocess, **self._spent}
+        stages["other"] = max(0.0, first - sum(stages.values()))
+        held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+        start, steps = time.perf_counter(), self._work.max_new_tokens - 1
+        for _ in range(steps):
+            out = self._model(input_ids=token, past_key_values=cache, logits_to_keep=1)
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+        ids = made["input_ids"]
+        visual = int((ids == config.image_token_id).sum())
+        return Done(
+            Repetition(first, stages, elapsed(start) / steps),
+            visual,
+            (visual,) * config.text_config.num_hidden_layers,
+            ids.shape[1] - visual,
+            self._work.max_new_tokens,
+            held,
+            peak_memory(),
+        )
+
+    def pictures(self) -> list[str]:
+        """None: nothing is pruned."""
+        return []
+
+    def _inputs(self) -> Any:
+        shown = [decode(image) for image in self._work.images]
+        made = self._prompts(shown, self._work.prompt, self._work.system).inputs()
+        return made | {"pixel_values": made["pixel_values"].to(self._dtype)}
+
+    def _watch(self, stage: str, module: Any) -> None:
+        """Add the time spent in a module, or in each of a list, to that of a stage."""
+        if type(module).__name__ == "ModuleList":
+            for part in module:
+                self._watch(stage, part)
+            return
+        starts: list[float] = []
+
+        def begin(*_: object) -> None:
+            starts.append(time.perf_counter())
+
+        def end(*_: object) -> None:
+            self._spent[stage] = self._spent.get(stage, 0.0) + elapsed(starts.pop())
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)

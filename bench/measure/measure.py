@@ -1,0 +1,124 @@
+"""Times every row in rounds: each row once a round, in an order drawn anew for each.
+
+So what slows the machine for a while hits all rows alike, and none profits from what runs before it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from visprune.bench.measure.energy import counter
+from visprune.bench.measure.gpu import Gpu
+from visprune.bench.measure.worker import Contender, Done
+from visprune.bench.measure.worker_process import Worker
+from visprune.bench.report.report import Repetition, Work
+from visprune.errors import UsageError
+
+__all__ = ["Measured", "Progress", "Timed", "measure"]
+
+_REST = 0.02  # seconds between two rows: threads of some libraries spin for a while when they are done
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+@dataclass(slots=True)
+class Timed:
+    """What was measured of one row.
+
+    Attributes:
+        contender: What it ran.
+        load: Milliseconds.
+        last: Of the last repetition.
+        repetitions: Those after the warm-up.
+        device_bytes: Most memory of the GPU after one.
+        pictures: Overlays, JPEG in base64, one an image.
+    """
+
+    contender: Contender
+    load: float
+    last: Done | None = None
+    repetitions: list[Repetition] = field(default_factory=list)
+    device_bytes: int | None = None
+    pictures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All rows, with the GPU and the counter of energy."""
+
+    rows: tuple[Timed, ...]
+    gpu: str | None
+    energy_counter: str
+
+
+def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> Measured:
+    """Load every row in a process of its own, and time them.
+
+    Args:
+        contenders: What the rows run.
+        work: What each does in each round.
+        progress: Called as it goes on.
+
+    Raises:
+        VispruneError: A row cannot be loaded, or its process was ended.
+    """
+    gpu = None if work.provider == "cpu" else Gpu.find()
+    order = np.random.default_rng(0)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visprune-bench-")))
+        energy = stack.enter_context(counter(gpu))
+        workers = [
+            stack.enter_context(Worker(one, _made(folder / str(i)))) for i, one in enumerate(contenders)
+        ]
+        rows = []
+        for index, worker in enumerate(workers):  # one by one, so that none slows another's
+            progress("loading", index, len(workers))
+            rows.append(Timed(worker.contender, worker.load(work).load))
+        progress("loading", len(workers), len(workers))
+        total = work.warm_up + work.rounds
+        for turn in range(total):
+            what = "warming up" if turn < work.warm_up else "timing"
+            first, count = (0, work.warm_up) if turn < work.warm_up else (work.warm_up, work.rounds)
+            for done, index in enumerate(order.permutation(len(workers))):
+                progress(what, (turn - first) * len(workers) + done, count * len(workers))
+                time.sleep(_REST)
+                worker = workers[index]
+                uncounted = worker.repeat()  # caches are full of another row's weights
+                if uncounted.new_tokens < work.max_new_tokens:
+                    raise _too_many(worker.contender.name, uncounted.new_tokens, work)
+                before = energy.joules()
+                found = worker.repeat()
+                after = energy.joules()
+                row, repetition = rows[index], found.repetition
+                if before is not None and after is not None:
+                    repetition = replace(repetition, energy=after - before)
+                row.last = found
+                if turn >= work.warm_up:
+                    row.repetitions.append(repetition)
+                used = gpu.process_bytes(worker.pid) if gpu else None
+                row.device_bytes = used if row.device_bytes is None else max(row.device_bytes, used or 0)
+            if turn == work.warm_up - 1 or turn == total - 1:
+                progress(what, count * len(workers), count * len(workers))
+        for row, worker in zip(rows, workers, strict=True):
+            row.pictures = worker.pictures()
+        return Measured(tuple(rows), gpu.name if gpu else None, energy.about)
+
+
+def _too_many(name: str, generated: int, work: Work) -> UsageError:
+    return UsageError(
+        f"{name} has room for {generated} new tokens, and {work.max_new_tokens} are to be generated.",
+        f"Give --max-new-tokens {generated}, or less.",
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

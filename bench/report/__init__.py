@@ -1,0 +1,1 @@
+"""The results of a comparison, as JSON, as a table in a terminal, and as an HTML page."""

@@ -1,0 +1,162 @@
+"""Who answers: this process, several, or those of a Ray cluster. All give the same answers, in any order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from typing import TypeVar
+
+from visprune.cores import available_memory, usable_cores
+from visprune.errors import UnsupportedError, UsageError
+from visprune.evaluation.answering import Answer, Job, answer, close
+from visprune.evaluation.questions import Question
+
+__all__ = ["Ask", "Workers", "open_workers", "windowed"]
+
+Ask = Callable[[Job, Sequence[Question]], Iterator[Answer]]
+"""The answers to questions, as they come."""
+
+T = TypeVar("T")
+
+_MOST_PROCESSES = 1024
+_AHEAD = 4  # questions given to each worker, so that none waits for this process
+_PROCESS = 200_000_000  # bytes that Python, NumPy and ONNX Runtime take
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who answers.
+
+    Attributes:
+        processes: Of this machine; None for as many as have cores for their threads, and memory.
+        ray: The Ray cluster instead, and all that it has.
+
+    Raises:
+        UsageError: A number that cannot be, or both.
+    """
+
+    processes: int | None = None
+    ray: bool = False
+
+    def __post_init__(self) -> None:
+        if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:
+            raise UsageError(
+                f"Cannot run {self.processes} processes.", f"Give a number from 1 to {_MOST_PROCESSES}."
+            )
+        if self.ray and self.processes is not None:
+            raise UsageError(
+                "On a Ray cluster the cluster's machines say how many work.", "Leave --processes out."
+            )
+
+    def count(self, threads: int, largest: int) -> int:
+        """How many processes of this machine, for bundles of at most `largest` bytes."""
+        if self.processes is not None:
+            return self.processes
+        memory = available_memory()
+        fit = usable_cores() if memory is None else memory // (_PROCESS + 2 * largest)  # float16 is widened
+        return max(1, min(usable_cores() // threads, fit))
+
+
+def open_workers(
+    workers: Workers, jobs: Sequence[Job], questions: int, largest: int
+) -> AbstractContextManager[Ask]:
+    """Get ready to ask.
+
+    Args:
+        workers: Who.
+        jobs: All that will be asked.
+        questions: How many.
+        largest: Bytes of the largest bundle.
+
+    Raises:
+        MissingExtraError: Ray is asked for, and not installed.
+        UsageError: There is no cluster.
+        BundleError: A machine of the cluster does not have the bundles.
+    """
+    if workers.ray:
+        from visprune.evaluation.cluster import on_ray
+
+        return on_ray(jobs)
+    processes = min(questions, workers.count(jobs[0].settings.threads, largest))
+    return _here() if processes <= 1 else _processes(processes)
+
+
+def windowed(
+    questions: Sequence[Question],
+    submit: Callable[[Question], T],
+    wait_some: Callable[[list[T]], tuple[list[T], list[T]]],
+    width: int,
+) -> Iterator[T]:
+    """Submit questions, no more than `width` ahead, and give what is done, as it is."""
+    waiting: list[T] = []
+    coming = iter(questions)
+    while True:
+        for question in coming:
+            waiting.append(submit(question))
+            if len(waiting) == width:
+                break
+        if not waiting:
+            return
+        done, waiting = wait_some(waiting)
+        yield from done
+
+
+@contextmanager
+def _here() -> Iterator[Ask]:
+    try:
+        yield lambda job, questions: (answer(job, question) for question in questions)
+    finally:
+        close()
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Ask]:
+    others = multiprocessing.active_children()
+    # Threads of a graph do not survive a fork.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
+
+    def some(futures: list[Future[Answer]]) -> tuple[list[Future[Answer]], list[Future[Answer]]]:
+        done = wait(futures, return_when=FIRST_COMPLETED).done
+        return [f for f in futures if f in done], [f for f in futures if f not in done]
+
+    def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+        def submit(question: Question) -> Future[Answer]:
+            # Ctrl-C is this process's alone: what it begins here has it blocked, from its first moment.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return pool.submit(answer, job, question)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        try:
+            for done in windowed(questions, submit, some, count * _AHEAD):
+                yield done.result()
+        except BrokenProcessPool:
+            raise UnsupportedError(
+                "A worker process was ended from outside, as happens where memory runs out.",
+                "Take fewer --processes.",
+            ) from None
+
+    try:
+        yield ask
+    finally:
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.kill()  # nothing of its own is left to finish
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """A worker ends with its parent, however that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()

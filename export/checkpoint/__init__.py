@@ -1,0 +1,1 @@
+"""What an export reads: configuration, weights, tokenizer, processor and chat template of a checkpoint."""

@@ -1,0 +1,184 @@
+"""Where each tensor of a checkpoint lies, by the headers of its safetensors files; no tensor is read here."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export.checkpoint.foreign import no_weights
+from visprune.export.checkpoint.small_files import check_pointer, is_there
+
+__all__ = ["StoredTensor", "find_files", "read_headers"]
+
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_BYTES = _FLOATS | {"I64": 8, "I32": 4, "BOOL": 1}
+_AGAIN = "Download it again."
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor on disk.
+
+    Attributes:
+        name: As the file has it.
+        file: The file that holds it.
+        offset: Of its first byte, from the file's beginning.
+        length: Of its bytes.
+        dtype: As safetensors names it, such as F16 or BF16.
+        shape: Its dimensions.
+    """
+
+    name: str
+    file: Path
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The files that hold the weights, and where an index says that each tensor is; {} without one.
+
+    Raises:
+        CheckpointError: There are none, or the index is missing or cannot be used.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if is_there(single):  # transformers, too, looks no further then
+        return (single,), {}
+    if is_there(index):
+        places = _read_index(index)
+        return tuple(path / name for name in sorted(set(places.values()))), places
+    if any(path.glob("model-*.safetensors")):
+        raise CheckpointError(
+            f"{path} has its weights in several files, and no {index.name}.",
+            f"Download {index.name} into it.",
+        )
+    raise no_weights(path)
+
+
+def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
+    """The tensors of all files by their names on disk: each in one file, and in the one that the index names.
+
+    A tensor that the index does not know is no error: every loader takes all that a file holds.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or not safetensors, or files and index contradict each
+            other.
+        UnsupportedError: A weight is of a type that is not exported.
+    """
+    found: dict[str, StoredTensor] = {}
+    hint = "Download the checkpoint into an empty directory."
+    for file in files:
+        for name, tensor in _read_header(file).items():
+            if name in found:
+                raise CheckpointError(
+                    f"The tensor {name} is both in {found[name].file} and in {file.name}.", hint
+                )
+            found[name] = tensor
+    for name, place in (index or {}).items():
+        if name not in found or found[name].file.name != place:
+            raise CheckpointError(f"The index says that {name} is in {place}, and it is not.", hint)
+    return found
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index of shards."""
+    try:
+        check_pointer(index)
+        places = _loads(index.read_bytes(), index)["weight_map"]
+        if not places or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise CheckpointError(
+            f"{index} cannot be read: it is no JSON object that names a file for each tensor.",
+            "Take that file from the checkpoint's source.",
+        ) from None
+    if any(Path(name).name != name for name in places.values()):
+        raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
+    return dict(places)
+
+
+def _loads(text: bytes, file: Path) -> Any:
+    """JSON in which no key comes twice: a reader that takes the last one would hide the other."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise CheckpointError(f"{file} names {key!r} twice.", "Download it from its source.")
+            found[key] = value
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file, which fill it without a gap."""
+    if not is_there(file):
+        raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
+    check_pointer(file)
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size:
+                raise CheckpointError(f"The weight file {file} is truncated.", _AGAIN)
+            header = _loads(stream.read(length), file)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        promised = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        if size != promised:
+            raise CheckpointError(
+                f"The weight file {file} has {size} bytes, and its header promises {promised}.", _AGAIN
+            )
+        return _stored(file, entries, 8 + length)
+    except (
+        struct.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
+        raise CheckpointError(
+            f"The weight file {file} is not safetensors, or is truncated.", _AGAIN
+        ) from None
+
+
+def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, StoredTensor]:
+    found, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        _check_dtype(file, name, str(entry["dtype"]))
+        shape = tuple(int(dim) for dim in entry["shape"])
+        begin, end = end, end + math.prod(shape) * _BYTES[entry["dtype"]]
+        if entry["data_offsets"] != [begin, end] or min(shape, default=0) < 0:
+            raise CheckpointError(
+                f"The weight file {file} has {entry['dtype']} {entry['shape']} as the shape of {name}, "
+                f"and bytes {entry['data_offsets']} for it.",
+                _AGAIN,
+            )
+        found[name] = StoredTensor(name, file, start + begin, end - begin, entry["dtype"], shape)
+    return found
+
+
+def _check_dtype(file: Path, name: str, dtype: str) -> None:
+    """Refuse numbers that are no plain weights; integers may be a buffer, such as `position_ids`."""
+    is_weight = name.endswith((".weight", ".bias"))
+    if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
+        return
+    kind = "no float" if dtype in _BYTES else "as quantized weights are"
+    raise UnsupportedError(
+        f"The tensor {name} in {file} is of type {dtype}, {kind}, and cannot be exported.",
+        "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",
+    )

@@ -1,0 +1,1 @@
+"""Fit a FitPrune recipe: attention statistics of samples, and the search over them."""

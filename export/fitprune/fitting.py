@@ -1,0 +1,268 @@
+"""FitPrune recipes from a checkpoint and samples, in the order it happens.
+
+Whatever can be refused is refused before the weights are read: options, the calibration data with all its
+pictures, the prompts once they are token ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visprune.background import Beside
+from visprune.errors import InputError, UsageError
+from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.resources import check_memory
+from visprune.optional import require
+from visprune.pruning.recipe import CONVENTION, SCHEMA_VERSION, Recipe, check_output, write_recipe
+from visprune.pruning.recipe_points import fit_constrained
+from visprune.pruning.recipe_search import Search
+from visprune.pruning.recipe_task import Task
+from visprune.runtime.samples import Sample, draw_samples, read_samples
+from visprune.work import LayerWork
+
+if TYPE_CHECKING:
+    from visprune.export.checkpoint.prompt_maker import Prompt
+    from visprune.export.export_job import Progress
+
+_log = logging.getLogger(__name__)
+
+__all__ = ["FitOptions", "check_fit", "fit", "fit_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What to fit, checked as far as that is possible without the model.
+
+    Attributes:
+        ratio: Fraction of the visual work to keep, in (0, 1].
+        data: JSONL of {"image": path, "prompt": text}; None for the bundled set.
+        max_prune_points: The most layers that may delete; None for any number.
+        samples: How many lines of `data` to draw; None for all.
+        seed: To draw them with.
+        device: Where PyTorch computes.
+        force: Whether an existing recipe may be replaced.
+        revision: Branch, tag or commit, where the model is a hub id.
+        trust_remote_code: Whether transformers may run code that lies beside the weights.
+        chat_template: A file that takes the place of the checkpoint's chat template.
+    """
+
+    ratio: float
+    data: str | Path | None = None
+    max_prune_points: int | None = None
+    samples: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    force: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    chat_template: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio <= 1.0:  # also refuses NaN
+            raise UsageError(
+                f"The ratio {self.ratio:g} is outside (0, 1].",
+                "Give the fraction of the visual work to keep, for example 0.4.",
+            )
+        if self.max_prune_points is not None and self.max_prune_points < 1:
+            raise UsageError(
+                f"{self.max_prune_points} prune points cannot reach a ratio.", "Give a number of at least 1."
+            )
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"{self.samples} samples show nothing.", "Give a number of at least 1.")
+        if self.seed < 0:
+            raise UsageError(f"The seed {self.seed} is negative.", "Give a number of at least 0.")
+
+
+def fit(
+    model: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Recipe:
+    """Fit a FitPrune recipe: how many visual tokens each layer of a model may delete.
+
+    Args:
+        model: A directory, a hub id, or None for the bundled demo model.
+        output: The file to write; None writes none.
+        progress: Called as the work goes on.
+        **options: The fields of `FitOptions`: ratio, data, max_prune_points, samples, seed, device, force,
+            revision, trust_remote_code, chat_template.
+
+    Raises:
+        UsageError: Options that make no sense, no calibration data, or an output that exists.
+        InputError: A sample that cannot be used.
+        CheckpointError: The checkpoint is missing or broken.
+        UnsupportedError: The model cannot be pruned inside its LLM, or the ratio cannot be reached.
+        MissingExtraError: torch or another package of the `export` extra is missing.
+    """
+    settings = FitOptions(**options)
+    if output is not None:
+        check_output(Path(output), force=settings.force)
+    checkpoint = find(model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    ready = _ready(checkpoint, settings)
+    for note in ready.notes:
+        _log.warning(note)
+    recipe = _fit(checkpoint, settings, ready, progress)
+    if output is not None:
+        write_recipe(recipe, output, force=settings.force)
+    return recipe
+
+
+def fit_checkpoint(checkpoint: Checkpoint, *, progress: Progress | None = None, **options: Any) -> Recipe:
+    """Fit a recipe for a checkpoint that is found already, with the options of `fit` and its errors."""
+    settings = FitOptions(**options)
+    return _fit(checkpoint, settings, _ready(checkpoint, settings), progress)
+
+
+def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
+    """Refuse what `fit_checkpoint` would refuse before it reads the weights, but for a lack of memory."""
+    _ready(checkpoint, FitOptions(**options))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """The samples as the model takes them, what is to be found, and what a user should know before."""
+
+    prompts: list[Prompt]
+    task: Task
+    notes: tuple[str, ...]
+
+
+def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
+    """All of a fit that is done without the weights."""
+    lines = draw_samples(read_samples(options.data).usable, options.samples, options.seed)
+    for module in ("torch", "transformers", "safetensors"):
+        require(module, extra="export")
+    from visprune.export import models
+    from visprune.export.checkpoint import loading
+
+    _check_device(options.device)
+    loading.quiet()
+    config = loading.load_config(checkpoint)
+    models.check_cut(config.text_config.model_type)
+    prompts, notes = _prompts(checkpoint, config, lines, options.chat_template)
+    task = Task(
+        num_layers=config.text_config.num_hidden_layers,
+        visual_tokens=len(prompts[0].visual),
+        work=LayerWork(config.text_config.hidden_size, config.text_config.intermediate_size),
+        ratio=options.ratio,
+    )
+    task.check_possible(range(task.num_layers))
+    return _Ready(prompts, task, notes)
+
+
+def _fit(checkpoint: Checkpoint, options: FitOptions, ready: _Ready, progress: Progress | None) -> Recipe:
+    report = progress or (lambda what, done, total: None)
+    prompts, task = ready.prompts, ready.task
+    if options.device == "cpu":
+        check_memory(checkpoint, "fit", "fit where a GPU holds the model, with --device cuda")
+    from visprune.export import models
+    from visprune.export.checkpoint import loading
+    from visprune.export.fitprune import attention_statistics as statistics
+
+    with Beside() as beside:
+        weights_sha256 = beside.submit(checkpoint.weights_sha256, beside.heed)
+        report("loading the checkpoint", 0, 1)
+        model = loading.load_model(checkpoint).to(options.device).float()
+        parts = models.family(checkpoint.model_type).parts(model)
+        statistics.prepare(model, parts)
+        report("loading the checkpoint", 1, 1)
+        samples = []
+        for index, prompt in enumerate(prompts):
+            report("encoding the images", index, len(prompts))
+            samples.append(statistics.sample(model, parts, prompt))
+        report("encoding the images", len(prompts), len(prompts))
+        search = Search(task, samples, partial(report, "measuring attention"))
+        best, unconstrained = search.fit(step=partial(report, "searching a recipe")), None
+        if options.max_prune_points is not None:
+            unconstrained = best
+            at_most = f"searching with at most {options.max_prune_points} prune points"
+            best = fit_constrained(search, best, options.max_prune_points, partial(report, at_most))
+        return Recipe(
+            schema_version=SCHEMA_VERSION,
+            method="fitprune",
+            model=checkpoint.name,
+            weights_sha256=weights_sha256.result(),
+            num_layers=task.num_layers,
+            hidden_size=task.work.hidden_size,
+            intermediate_size=task.work.intermediate_size,
+            visual_tokens=task.visual_tokens,
+            convention=CONVENTION,
+            ratio=task.ratio,
+            samples=len(samples),
+            seed=options.seed,
+            max_prune_points=options.max_prune_points,
+            unconstrained=unconstrained,
+            **{item.name: getattr(best, item.name) for item in fields(best)},
+        )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # an unknown name, or a build without it
+        raise UsageError(
+            f"PyTorch cannot compute on {device!r} here.", "Use cpu, or cuda on a machine that has it."
+        ) from None
+
+
+def _prompts(
+    checkpoint: Checkpoint, config: Any, lines: Sequence[Sample], chat_template: str | Path | None
+) -> tuple[list[Prompt], tuple[str, ...]]:
+    """The samples as the model takes them, all with as many visual tokens; and the processor's notes.
+
+    Raises:
+        CheckpointError: Tokenizer, template or image processor are missing or do not fit the model.
+        InputError: A sample cannot be used.
+    """
+    from visprune.export import models
+    from visprune.export.checkpoint import loading, processors
+    from visprune.export.checkpoint.pixels import check_pixels
+    from visprune.export.checkpoint.prompt_maker import PromptMaker
+    from visprune.runtime.vision.images import decode
+
+    features = models.family(checkpoint.model_type).features(config)
+    processor = processors.load_processor(checkpoint, config, chat_template)
+    check_pixels(processor, features)
+    make = PromptMaker(processor, features, config.text_config.vocab_size)
+    image_token = processor.text.image_token
+    longest = loading.room(config.text_config)
+    prompts: list[Prompt] = []
+    for line in lines:
+        if image_token in line.prompt:
+            raise InputError(
+                f"{line.where}: the prompt contains {image_token}, which stands for the image.",
+                "Leave it out; the chat template puts the image in its place.",
+            )
+        try:
+            prompt = make([decode(line.image)], line.prompt)
+        except InputError as error:
+            raise InputError(f"{line.where}: {error.what}", error.hint) from None
+        length = prompt.input_ids.shape[1]
+        if int(prompt.visual[-1]) == length - 1:
+            raise InputError(
+                f"{line.where} has no text after the image, whose attention FitPrune needs.",
+                "Give a chat template that puts the prompt after the image, with --chat-template.",
+            )
+        if length > longest:
+            raise InputError(
+                f"{line.where} has {length} tokens, {len(prompt.visual)} of them visual, and the model takes "
+                f"{longest}.",
+                "Shorten the prompt, or take a smaller picture.",
+            )
+        if prompts and len(prompt.visual) != len(prompts[0].visual):
+            raise InputError(
+                f"{line.where} has {len(prompt.visual)} visual tokens, and {lines[0].where} has "
+                f"{len(prompts[0].visual)}.",
+                "Fit on images that make equally many.",
+            )
+        prompts.append(prompt)
+    return prompts, processor.notes

@@ -1,0 +1,1 @@
+"""What an export writes: the PyTorch modules of each graph, their trace, and the ONNX files."""

@@ -1,0 +1,180 @@
+"""Which graphs a model becomes: for each its module, inputs and outputs.
+
+The names of dimensions are the glossary's: T tiles, N visual tokens of a tile, K kept, M kept in the
+whole prompt, B batch, S new positions, P past, D hidden size, V vocabulary, R newlines of a picture, J tokens
+that one is resampled from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from visprune.export import models
+from visprune.export.graph import graphs, segments
+from visprune.export.graph.graphs import TokenPruner
+from visprune.export.graph.program import GATHERED
+from visprune.export.graph.tiles import TilePruner
+from visprune.export.graph.trace import GraphInput
+from visprune.export.models.parts import Features, Parts, cache_shape
+from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.pruning.signals import SIGNALS
+
+__all__ = ["Cuts", "GraphPlan", "plan", "pruner_module"]
+
+# Example sizes of the dynamic dimensions; none is 0 or 1, which a tracer would take for constants.
+_T, _S, _P, _M, _R, _J = 2, 5, 3, 7, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """One graph to make."""
+
+    name: str
+    build: Callable[[Parts], nn.Module]
+    inputs: Sequence[GraphInput | list[GraphInput]]
+    outputs: dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How a decoder is cut: at `places` (see `segments`), at each of which `pruner` prunes, if any."""
+
+    places: tuple[int, ...] = ()
+    pruner: LayerPruner | None = None
+
+
+def plan(
+    config: Any,
+    features: Features,
+    pruner: VisionPruner,
+    cuts: Cuts,
+    dtype: torch.dtype,
+    scope: Literal["image", "tile"] = "image",
+) -> list[GraphPlan]:
+    """The graphs of a model, in the order they run.
+
+    Args:
+        config: Of the checkpoint.
+        features: Which tokens are visual.
+        pruner: The method before the LLM.
+        cuts: Of the decoder.
+        dtype: Of the weights.
+        scope: What the method chooses from at once, where a picture is several tiles.
+    """
+    text, vision = config.text_config, config.vision_config
+    tower = models.tower(vision.model_type)
+    signals = pruner.signals
+    count = features.layout.visual_tokens
+    width = vision.hidden_size * len(features.layer_counts)
+    size = features.image_size
+    pixels = GraphInput("pixel_values", (_T, features.channels, size, size), dtype, {0: "T"})
+    tokens = GraphInput("vision_features", (_T, features.always_kept + count, width), dtype, {0: "T"})
+    scores = [
+        GraphInput(name, (_T, *SIGNALS[name].shape(count)), torch.float32, {0: "T"}) for name in signals
+    ]
+    across = features.tiling is not None and scope == "image"
+    visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
+    return [
+        GraphPlan(
+            "vision_encoder",
+            lambda parts: graphs.VisionEncoder(parts, tower, features, signals),
+            [pixels],
+            {"image_features": {0: "T"}, **{name: {0: "T"} for name in signals}},
+        ),
+        GraphPlan(
+            "token_pruner",
+            partial(pruner_module, features=features, pruner=pruner, scope=scope),
+            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), *_maps(features), scores],
+            {"image_features": {0: "M"}, "keep_indices": {1: "K"} if across else {0: "T", 1: "K"}},
+        ),
+        GraphPlan(
+            "embedding",
+            lambda parts: graphs.Embedding(parts, config.image_token_id, tell_visual=cuts.pruner is not None),
+            [GraphInput("input_ids", (1, _S), torch.int64, {1: "S"}), visual],
+            {"inputs_embeds": {1: "S"}} | ({"is_visual": {1: "S"}} if cuts.pruner else {}),
+        ),
+        *_decoder(text, cuts, dtype),
+    ]
+
+
+def pruner_module(
+    parts: Parts, features: Features, pruner: VisionPruner, scope: Literal["image", "tile"]
+) -> TokenPruner | TilePruner:
+    """The module that prunes one image before the LLM."""
+    if features.tiling is None:
+        return TokenPruner(parts, features, pruner)
+    return TilePruner(parts, features, pruner, scope)
+
+
+def _maps(features: Features) -> list[GraphInput | list[GraphInput]]:
+    """What a pruner must know of a picture that is several tiles."""
+    if features.tiling is None:
+        return []
+    slots = (_T, features.layout.visual_tokens)
+    resampling = [
+        GraphInput("token_sources", (*slots, _J), torch.int64, {0: "T", 2: "J"}),
+        GraphInput("token_weights", (*slots, _J), torch.float32, {0: "T", 2: "J"}),
+    ]
+    return [
+        GraphInput("token_places", slots, torch.int64, {0: "T"}),
+        GraphInput("newline_places", (_R,), torch.int64, {0: "R"}),
+        GraphInput("image_tokens", (), torch.int64, {}),
+        resampling if features.resamples else [],
+    ]
+
+
+def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
+    """The whole decoder, or its segments with the graph that prunes between them."""
+    hidden = ("inputs_embeds", "hidden_states")
+    tokens = [GraphInput(name, (1, _S, text.hidden_size), dtype, {1: "S"}) for name in hidden]
+    positions = GraphInput("position_ids", (1, _S), torch.int64, {1: "S"})
+    visual = GraphInput("is_visual", (1, _S), torch.bool, {1: "S"})
+    scores = GraphInput("token_scores", (1, _S), torch.float32, {1: "S"})
+    spans = segments.spans(text.num_hidden_layers, cuts.places)
+    if len(spans) == 1:
+        past, present = _cache(text, range(text.num_hidden_layers), dtype)
+        merged: dict[str, dict[int, str]] = {"logits": {}} | present
+        return [GraphPlan("decoder_model_merged", graphs.Decoder, [tokens[0], positions, past], merged)]
+    found = []
+    for index, span in enumerate(spans):
+        is_last = index == len(spans) - 1
+        pruner = None if is_last else cuts.pruner
+        past, present = _cache(text, segments.attention_layers(span), dtype)
+        outputs: dict[str, dict[int, str]] = {"logits": {}} if is_last else {"last_hidden_state": {1: "S"}}
+        outputs |= {"token_scores": {1: "S"}} if pruner else {}
+        found.append(
+            GraphPlan(
+                f"decoder_segment_{index}",
+                partial(segments.Segment, span=span, pruner=pruner),
+                [tokens[min(index, 1)], positions, past, *([visual] if pruner else [])],
+                outputs | present,
+            )
+        )
+    if cuts.pruner:
+        count = GraphInput("keep_tokens", (), torch.int64, {})
+        kept = {1: "kept"}
+        found.append(
+            GraphPlan(
+                "segment_pruner",
+                lambda parts: segments.SegmentPruner(),
+                [tokens[1], positions, visual, scores, count],
+                {**{f"kept_{name}": kept for name in GATHERED}, "keep_indices": kept},
+            )
+        )
+    return found
+
+
+def _cache(
+    text: Any, layers: Sequence[int], dtype: torch.dtype
+) -> tuple[list[GraphInput], dict[str, dict[int, str]]]:
+    """Past inputs and present outputs of some layers, named by their absolute indices."""
+    heads, head_dim = cache_shape(text)
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("key", "value")]
+    past = [GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"}) for n in names]
+    return past, {f"present.{name}": {2: "P + S"} for name in names}

@@ -1,0 +1,1 @@
+"""The self-check: compare what ONNX Runtime computes on the written graphs with PyTorch."""

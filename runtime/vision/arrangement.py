@@ -1,0 +1,299 @@
+"""Pictures of any size: their tiles, and where the tokens of these go.
+
+A picture is fitted into the best of the model's pinpoints, padded there and cut into square tiles; before
+them comes the whole picture, squeezed into one tile. The vision encoder gives each of the T tiles
+N = side * side tokens. The model's sequence is another thing: the whole picture's tokens, and then the
+patches of all other tiles put together, row by row over the full width, without those of the padding and
+with a newline embedding after each row. LLaVA-OneVision shrinks that grid first where it is large.
+
+`views` cuts a picture. `arrange` says where the tokens go, as index maps, so that no graph has a shape that
+depends on the picture's. Whatever transformers does is right here, also where it looks odd: of a picture like
+a thread nothing may be left but the whole picture, or newlines without patches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visprune.errors import InputError, UnsupportedError
+from visprune.runtime.vision.preprocess import ImageProcessor
+from visprune.runtime.vision.token_grid import Canvas, Tokens, lines
+from visprune.tiling import Tiling
+
+__all__ = [
+    "Arrangement",
+    "Window",
+    "arrange",
+    "arrange_video",
+    "best_pinpoint",
+    "largest",
+    "pixel_values",
+    "views",
+    "window",
+]
+
+_SHRINK_FROM = 1.1  # the grid is resampled where its sides would shrink by more than this
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrangement:
+    """Where the tokens of one picture go in its sequence.
+
+    T tiles, of which the first shows the whole picture (each a frame in a video), have N = side * side slots
+    each. A slot holds one token of the sequence or none. Where nothing is resampled, slots are patches.
+    Otherwise a tile's tokens stand in the upper left of its grid of slots, neighbours beside each other.
+
+    Attributes:
+        places: [T, N], int64, place of each slot's token in the picture's sequence, newlines counted;
+            -1: none.
+        newline_places: [R], int64, places of the newline embeddings, ascending.
+        sources: [T, N, J], int64, the encoder tokens (tile * N + patch) that each token is the weighted sum
+            of; J is 1, or 4 where they are resampled.
+        weights: [T, N, J], float32, their weights; zeros for a slot without a token.
+        grid: Rows and columns of the tiled part as it enters the sequence; (0, 0): there is only the whole
+            picture.
+    """
+
+    places: NDArray[np.int64]
+    newline_places: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for array in (self.places, self.newline_places, self.sources, self.weights):
+            array.setflags(write=False)  # one arrangement serves all pictures of a size
+
+    @property
+    def tiles(self) -> int:
+        """T."""
+        return len(self.places)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of the sequence without its newlines."""
+        return int(np.count_nonzero(self.places >= 0))
+
+    @property
+    def tokens(self) -> int:
+        """Length of the whole sequence."""
+        return self.visual_tokens + len(self.newline_places)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of the canvas, the tiles put together, that is not padding; in patches."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+
+def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
+    """The pinpoint in which a picture keeps most of its pixels; among equals, the one with least padding.
+
+    Args:
+        size: Height and width of the picture.
+        tiling: Of the model.
+    """
+    height, width = size
+
+    def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
+        scale = min(pinpoint[1] / width, pinpoint[0] / height)
+        pixels = min(int(width * scale) * int(height * scale), width * height)
+        return pixels, -pinpoint[0] * pinpoint[1]
+
+    return max(tiling.pinpoints, key=merit)
+
+
+def window(size: tuple[int, int], tiling: Tiling) -> Window:
+    """Where a tiled picture lies on its canvas, by the ratio of its sides.
+
+    Args:
+        size: Height and width of the picture.
+        tiling: Of the model.
+    """
+    height, width = size
+    rows, columns = (edge // tiling.tile_size * tiling.side for edge in best_pinpoint(size, tiling))
+    if width / height > columns / rows:
+        top = (rows - _whole(height * (columns / width))) // 2
+        return Window(top, 0, rows - 2 * top, columns)
+    left = (columns - _whole(width * (rows / height))) // 2
+    return Window(0, left, rows, columns - 2 * left)
+
+
+@lru_cache(maxsize=16)
+def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arrangement:
+    """The order of the tokens of one picture.
+
+    Args:
+        size: Height and width of the picture.
+        tiling: Of the model.
+        tiled: False: the picture is one tile, as where there are several and `tiling.several` is "whole".
+
+    Raises:
+        InputError: The picture is so elongated that resampling would leave no row or no column.
+    """
+    whole, end = _whole_tile(tiling.side), tiling.side**2
+    if not tiled:
+        return _arrangement((1, end), [whole], np.array([end], dtype=np.int64), (0, 0))
+    height, width = (edge // tiling.tile_size for edge in best_pinpoint(size, tiling))
+    seen = window(size, tiling)
+    rows, columns = grid = _grid(size, seen, tiling)
+    starts = end + np.arange(rows, dtype=np.int64) * (columns + 1)  # a row and its newline
+    rest = Canvas(tiling.side, across=width, offset=end).tokens(
+        lines(seen.rows, rows, tiling.side, start=seen.top),
+        lines(seen.columns, columns, tiling.side, start=seen.left),
+        starts[:, None] + np.arange(columns, dtype=np.int64),
+    )
+    return _arrangement((1 + height * width, end), [whole, rest], starts + columns, grid)
+
+
+@lru_cache(maxsize=16)
+def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
+    """The order of the tokens of a video, as LLaVA-OneVision sees it.
+
+    Each frame is a tile, pooled to half its side, rounded up; a newline ends the video. A tile shows a frame
+    here, also the first one.
+
+    Args:
+        frames: T.
+        tiling: Of the model.
+
+    Raises:
+        InputError: There is no frame.
+    """
+    if frames < 1:
+        raise InputError("The video has no frames.", "Give at least one.")
+    slots, pooled = tiling.side**2, -(-tiling.side // 2)
+    across = lines(tiling.side, pooled, tiling.side)
+    places = np.arange(pooled**2, dtype=np.int64).reshape(pooled, pooled)
+    parts = [
+        Canvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
+        for frame in range(frames)
+    ]
+    return _arrangement((frames, slots), parts, np.array([frames * pooled**2], dtype=np.int64), (0, 0))
+
+
+def views(
+    image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
+) -> list[Image.Image]:
+    """A picture as the model sees it: the whole, and its tiles row by row.
+
+    Args:
+        image: RGB, as `images.decode` gives it.
+        tiling: Of the model.
+        processor: Of the model; what it does to a tile.
+        tiled: As for `arrange`.
+
+    Returns:
+        T pictures, 8-bit RGB, `tile_size` square.
+
+    Raises:
+        InputError: As for `ImageProcessor.crop`.
+        UnsupportedError: The processor makes pictures of another size than tiles have.
+    """
+    edge = tiling.tile_size
+    if processor.output_size != (edge, edge):
+        raise UnsupportedError(
+            f"The image processor makes pictures of {processor.output_size[1]} x {processor.output_size[0]} "
+            f"pixels, and a tile has {edge} x {edge}.",
+            "Correct size and crop_size in preprocessor_config.json.",
+        )
+    if not tiled:
+        return [processor.crop(image)]
+    resize = processor.resize or edge
+    whole = processor.resized(image, (resize, resize) if isinstance(resize, int) else resize)
+    canvas = _fitted(image, best_pinpoint((image.height, image.width), tiling), processor)
+    corners = [(x, y) for y in range(0, canvas.height, edge) for x in range(0, canvas.width, edge)]
+    tiles = (canvas.crop((x, y, x + edge, y + edge)) for x, y in corners)
+    return [processor.crop(view) for view in (whole, *tiles)]
+
+
+def pixel_values(
+    image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
+) -> NDArray[np.float32]:
+    """The views of a picture as the vision encoder takes them.
+
+    Args and errors are those of `views`.
+
+    Returns:
+        Tensor [T, 3, H, W], float32, equal bit for bit to the Pillow processors of transformers.
+    """
+    return processor.tensor(views(image, tiling, processor, tiled=tiled))
+
+
+def _fitted(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
+    """The picture as large as fits, in the middle of a black canvas."""
+    height, width = pinpoint
+    by_width, by_height = width / image.width, height / image.height
+    if by_width < by_height:
+        size = min(math.ceil(image.height * by_width), height), width
+    else:
+        size = height, min(math.ceil(image.width * by_height), width)
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(processor.resized(image, size), ((width - size[1]) // 2, (height - size[0]) // 2))
+    return canvas
+
+
+def largest(tiling: Tiling) -> tuple[int, int]:
+    """Height and width of a picture that fills the pinpoint with most pixels: the most that a model sees."""
+    return max(tiling.pinpoints, key=lambda size: size[0] * size[1])
+
+
+def _whole(length: float) -> int:
+    """Cut to an integer, where a product that should be whole is taken as whole."""
+    return int(round(length, 7))
+
+
+def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of the tiled part in the sequence."""
+    rows, columns = seen.rows, seen.columns
+    if tiling.max_tiles is None:
+        return rows, columns
+    shrink = math.sqrt(rows * columns / (tiling.max_tiles * tiling.side**2))
+    if shrink <= _SHRINK_FROM:
+        return rows, columns
+    rows, columns = int(rows // shrink), int(columns // shrink)
+    if not (rows and columns):
+        raise InputError(
+            f"A picture of {size[1]} x {size[0]} pixels is too elongated for this model: "
+            "nothing would be left of its shorter side.",
+            "Crop it to the part that matters.",
+        )
+    return rows, columns
+
+
+def _whole_tile(side: int) -> Tokens:
+    """One tile that comes first, as it is."""
+    places = np.arange(side**2, dtype=np.int64).reshape(side, side)
+    return Canvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
+
+
+def _arrangement(
+    shape: tuple[int, int], parts: list[Tokens], newline_places: NDArray[np.int64], grid: tuple[int, int]
+) -> Arrangement:
+    """T tiles of N slots, filled with tokens."""
+    slots, mixed = shape[0] * shape[1], max(part.sources.shape[1] for part in parts)
+    places = np.full(slots, -1, dtype=np.int64)
+    sources = np.arange(slots, dtype=np.int64)[:, None].repeat(mixed, 1)
+    weights = np.zeros((slots, mixed), dtype=np.float32)
+    for part in parts:
+        used = slice(part.sources.shape[1])
+        places[part.slots] = part.places
+        sources[part.slots, used] = part.sources
+        weights[part.slots, used] = part.weights
+    return Arrangement(
+        places.reshape(shape),
+        newline_places,
+        sources.reshape(*shape, mixed),
+        weights.reshape(*shape, mixed),
+        grid,
+    )

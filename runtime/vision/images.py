@@ -1,0 +1,210 @@
+"""Pictures in: decoding whatever a user hands over.
+
+`decode` fixes one reading of every picture mode, so that the same file gives the same pixels on every
+machine. What a picture may be given as is in `sources`. This file knows nothing of models; resizing and
+normalising are in `preprocess`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from visprune.errors import InputError, UsageError
+from visprune.runtime.vision.sources import ImageSource, opened
+
+__all__ = ["MAX_PIXELS", "decode", "decode_frames"]
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded, in pixels: 256 MiB as RGB, the size from which Pillow warns."""
+
+# Pillow also knows formats that start other programs (EPS runs Ghostscript) or that nobody photographs
+# with; an untrusted file should not be able to choose one of those.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+_FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
+
+
+def decode(source: ImageSource) -> Image.Image:
+    """Reads a picture as 8-bit RGB.
+
+    The EXIF orientation is applied. Transparency (an alpha channel, or a transparent colour of a palette,
+    grey or RGB picture) is composited over white. CMYK and the other colour spaces are converted by Pillow.
+    Grey pictures of more than 8 bits are scaled linearly, 65535 becoming 255; 32-bit integers are read on
+    the same scale and clipped. 16-bit colour is cut to its upper 8 bits by Pillow. Float pictures, which
+    have no agreed white, are read as 0 to 1 if no value exceeds 1 and as 0 to 255 otherwise, and clipped.
+    Of an animation the first frame is read; an `Image` is taken at the frame it stands at.
+
+    Args:
+        source: A path, a `data:` URL, the bytes of a file, a file opened in binary mode, a Pillow image, or
+            pixels as a NumPy array of uint8: [H, W, 3] in the order RGB (OpenCV's is BGR), or [H, W] of grey.
+            It is not changed.
+
+    Returns:
+        A new picture of mode RGB with empty metadata, so that decoding it again changes nothing.
+
+    Raises:
+        InputError: It is something else, such as another URL; the file is missing, a directory, no picture,
+            damaged, of zero size, of a mode that cannot become RGB, or larger than `MAX_PIXELS` (checked
+            before the pixels are decoded).
+    """
+    given = opened(source)
+    if isinstance(given, Image.Image):
+        with _as_input_errors("The picture"):
+            return _to_rgb(given, "The picture")
+    if isinstance(given, bytes):
+        return _read(io.BytesIO(given), "The picture given as bytes")
+    path = given
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"There is no picture at {path}.", "Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory, not a picture.", "Name one file.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The picture {path} cannot be opened: {error}.", "Check the path.") from None
+    with stream:
+        return _read(stream, f"The picture {path}")
+
+
+def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
+    """Some frames of a video, evenly spaced: of n frames those with the index floor((i + 1/2) n / count).
+
+    Args:
+        source: A folder, whose pictures are frames in the order of their names, or an animated picture, which
+            may also be a `data:` URL.
+        count: How many; all of them if there are fewer.
+
+    Returns:
+        As `decode` gives them.
+
+    Raises:
+        InputError: There is no frame, or one cannot be read, or it is another URL.
+        UsageError: The count is not positive.
+    """
+    if count < 1:
+        raise UsageError(f"Cannot take {count} frames.", "Give a number of at least 1.")
+    given = opened(source)
+    assert not isinstance(given, Image.Image)
+    if isinstance(given, bytes):
+        return _frames(io.BytesIO(given), count, "The video given as bytes")
+    try:
+        if os.path.isdir(given):  # noqa: PTH112 - Path.is_dir fails on what no system takes for a name
+            files = sorted(f for f in given.iterdir() if f.is_file() and not f.name.startswith("."))
+            return [decode(files[index]) for index in _spaced(len(files), count, str(given))]
+        stream = given.open("rb")
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no video at {given}.", "Give a folder of pictures, or an animated one."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The video {given} cannot be opened: {error}.", "Check the path.") from None
+    with stream:
+        return _frames(stream, count, f"The video {given}")
+
+
+def _frames(stream: IO[bytes], count: int, label: str) -> list[Image.Image]:
+    with _opened(stream, label) as film:
+        found = []
+        for index in _spaced(getattr(film, "n_frames", 1), count, label):
+            film.seek(index)
+            found.append(_to_rgb(film, label))
+        return found
+
+
+def _spaced(total: int, count: int, label: str) -> list[int]:
+    if not total:
+        raise InputError(f"{label} holds no pictures.", "Give a folder of frames.")
+    number = min(total, count)
+    return [(2 * index + 1) * total // (2 * number) for index in range(number)]
+
+
+def _read(stream: IO[bytes], label: str) -> Image.Image:
+    with _opened(stream, label) as image:
+        return _to_rgb(image, label)
+
+
+@contextmanager
+def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
+    Image.init()  # registers every plugin: naming a format that this build of Pillow lacks is a KeyError
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with (
+        _as_input_errors(label),
+        warnings.catch_warnings(),
+    ):
+        # Pillow warns from the header, and some plugins again while loading: here it is an error.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(stream, formats=formats) as image:
+            yield image
+
+
+@contextmanager
+def _as_input_errors(label: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(label) from None
+    except UnidentifiedImageError:
+        raise InputError(f"{label} is not a picture in a known format.", _FORMATS_HINT) from None
+    except MemoryError:  # a damaged file may ask for any amount
+        raise InputError(
+            f"{label} takes more memory than there is.", "It is damaged, or too large: scale it down first."
+        ) from None
+    except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
+        raise InputError(f"{label} is damaged or cut short: {error}.", _FORMATS_HINT) from error
+
+
+def _too_large(label: str) -> InputError:
+    return InputError(
+        f"{label} has more pixels than the limit of {MAX_PIXELS:,}.",
+        "Scale it down first; the model sees a few hundred pixels a side anyway.",
+    )
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    width, height = image.size
+    if width * height == 0:
+        raise InputError(
+            f"{label} has a size of {width} x {height} pixels.", "Give a picture that is not empty."
+        )
+    if width * height > MAX_PIXELS:
+        raise _too_large(label)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey_to_8_bits(image, label)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    try:
+        rgb = image.convert("RGB")  # a copy even of an RGB picture
+    except ValueError:
+        raise InputError(
+            f"{label} has the colour mode {image.mode}, which cannot become RGB.", "Save it as RGB first."
+        ) from None
+    rgb.info.clear()
+    return rgb
+
+
+def _grey_to_8_bits(image: Image.Image, label: str) -> Image.Image:
+    values = np.asarray(image)  # [H, W] of 16- or 32-bit integers, or float32
+    if image.mode == "F":
+        if not np.isfinite(values).all():
+            raise InputError(f"{label} has pixels that are not numbers.", "Save it with 8 bits a channel.")
+        scale = 255.0 if values.max() <= 1.0 else 1.0
+        return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    grey = (np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257  # rounds v * 255 / 65535
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))

@@ -1,0 +1,169 @@
+"""What a picture may be handed over as, and what becomes of each: a file, bytes, or pixels.
+
+Pictures are never downloaded: a machine that answers questions should not fetch what a question names.
+Decoding is in `images`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visprune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from visprune.runtime.vision.pictures import Video
+
+__all__ = ["ImageSource", "VisualInput", "as_list", "located", "named", "opened", "resolved"]
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image"
+)
+"""A path, a `data:` URL, the bytes of a file, a file opened in binary mode (read from its beginning where it
+can be set back), pixels as a NumPy array of uint8 ([H, W, 3] in the order RGB, or [H, W] of grey), or a
+Pillow image."""
+
+VisualInput: TypeAlias = "ImageSource | Video"
+
+_TAKEN = (
+    "Give a path, a data: URL, the bytes of a file, a file opened in binary mode, a Pillow image, or a NumPy "
+    "array of uint8: [H, W, 3] in the order RGB, or [H, W] of grey."
+)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_URL_AS_PATH = re.compile(r"(https?|ftp|s3|gs|file):/[^/]", re.IGNORECASE)  # Path makes one slash of two
+_SHOWN = 80  # characters of a URL in a message
+
+
+def located(text: str) -> Path | bytes:
+    """Where a text says that a picture is: a path, or the bytes that a `data:` URL holds.
+
+    Raises:
+        InputError: It is another URL, or a damaged one.
+    """
+    if named(text) != text:
+        return _of_data_url(text)
+    if _URL.match(text):
+        raise InputError(
+            f"{_short(text)} is a URL, and pictures are not downloaded.",
+            "Save the picture as a file first, and give its path.",
+        )
+    return Path(text)
+
+
+def named(text: str) -> str:
+    """A text for `located`, for people: a path as it is, a `data:` URL without its data."""
+    return "a data: URL" if text[:5].lower() == "data:" else text
+
+
+def resolved(text: str) -> str:
+    """A text for `located` that means the same from any directory.
+
+    Raises:
+        InputError: As for `located`.
+    """
+    place = located(text)
+    return text if isinstance(place, bytes) else str(place.resolve())
+
+
+def opened(source: object) -> Path | bytes | Image.Image:
+    """A picture as a path, as the bytes of a file, or as pixels.
+
+    Raises:
+        InputError: It is none of those in `ImageSource`, or a file that cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, str):
+        return located(source)
+    if isinstance(source, os.PathLike):
+        return _path(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, np.ndarray):
+        return _of_array(source)
+    if callable(getattr(source, "read", None)):
+        return _read(source)
+    kind = type(source)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    raise InputError(f"A picture was given as {name}, which is none of what is taken.", _TAKEN)
+
+
+def as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
+    """Pictures and videos that were given as one, as several, or as None. An array is one picture."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+
+def _of_data_url(url: str) -> bytes:
+    head, comma, data = url.partition(",")
+    content = unquote_to_bytes(data.encode("utf-8", "replace"))
+    try:
+        if head.lower().rstrip().endswith(";base64"):
+            packed = b"".join(content.split())
+            content = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except ValueError as error:
+        raise InputError(
+            f"The picture in a data: URL is not base64: {error}.",
+            "Encode it again, or give a path.",
+        ) from None
+    if not comma or not content:
+        raise InputError(
+            f"The data: URL {_short(url)!r} holds no data.",
+            "Write it as data:image/png;base64, and then the file in base64, or give a path.",
+        )
+    return content
+
+
+def _path(source: os.PathLike[Any]) -> Path:
+    text = os.fsdecode(source)
+    if _URL_AS_PATH.match(text) or named(text) != text:
+        raise InputError(
+            f"{_short(text)} is a URL made into a path, which changes it.",
+            "Give a data: URL as a text (str). From elsewhere pictures are not downloaded: save them first.",
+        )
+    return Path(text)
+
+
+def _of_array(array: NDArray[Any]) -> Image.Image:
+    """The pixels of an array, copied: the picture is not changed by what becomes of the array."""
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise InputError(
+            f"A NumPy array of {array.dtype} {list(array.shape)} was given, which is no picture.", _TAKEN
+        )
+    if 0 in array.shape:
+        raise InputError(
+            f"A NumPy array of {list(array.shape)} was given, which has no pixels.",
+            "Give a picture that is not empty.",
+        )
+    return Image.fromarray(np.array(array, order="C", subok=False))
+
+
+def _read(file: Any) -> bytes:
+    """All of a binary file, as Pillow reads it: from its beginning where it can be set back."""
+    try:
+        if callable(getattr(file, "seekable", None)) and file.seekable():
+            file.seek(0)
+        content = file.read()
+    except Exception as error:  # a file object may be anybody's
+        raise InputError(f"The picture's file object cannot be read: {error}.", _TAKEN) from error
+    if not isinstance(content, bytes):
+        raise InputError(
+            f"The picture's file object gives {type(content).__name__}, not bytes.",
+            "Open it in binary mode: open(path, 'rb').",
+        )
+    return content
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
