@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.bench.lineup import Entry
-from visprune.bench.measure.measure import Progress
 from visprune.bench.report.report import Accuracy
 from visprune.cores import usable_cores
 from visprune.errors import VispruneError
 from visprune.outputs import write_file
+from visprune.progress import Progress
 from visprune.records import from_json
 from visprune.runtime.pipeline import Pipeline, load
 

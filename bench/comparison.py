@@ -9,12 +9,13 @@ from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, line_up
 from visprune.bench.make_bundle import chat_template, checkpoint_of, make
-from visprune.bench.measure.measure import Progress, measure
-from visprune.bench.measure.worker import Contender
+from visprune.bench.measure.measure import measure
+from visprune.bench.measure.protocol import Contender
 from visprune.bench.report.report import BenchReport, Work
 from visprune.bench.rows import report_of
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
+from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import ENGINES
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
@@ -56,7 +57,7 @@ def compare(
         InputError: A picture, a prompt or a system prompt that cannot be used.
         MissingExtraError: The provider's package is missing; for PyTorch, the `export` extra.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     if not bundles:
         raise UsageError("There is no bundle to measure.", "Give one or more, or --sweep.")
     check_work(work, against)

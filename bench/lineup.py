@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from visprune.bench.measure.worker import Contender
+from visprune.bench.measure.protocol import Contender
 from visprune.bench.report.report import NotMade, Role
 from visprune.bundle import Bundle
+from visprune.bundled import DEMO
 from visprune.errors import UsageError, VispruneError
 from visprune.estimate.flops import savings
 from visprune.manifest import Manifest
@@ -217,7 +218,7 @@ def _how(method: str, manifest: Manifest, error: VispruneError) -> str:
     """Why a row is not there, and the commands that would make its bundle."""
     width = {"float32": "", "float16": " --dtype fp16"}[manifest.dtype]
     target = f" --target {manifest.target}" if manifest.target != "onnxruntime" else ""
-    model = " MODEL" if manifest.source.model != "visprune-demo" else ""
+    model = " MODEL" if manifest.source.model != DEMO else ""
     command = f"visprune-export{model} --method {method}{target}{width} -o {method}"
     if manifest.quantization is not None:
         command += f", then visprune-quantize {method} with the options of the others"

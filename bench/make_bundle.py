@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visprune.bench.measure.measure import Progress
 from visprune.bundle import Bundle
+from visprune.bundled import DEMO
 from visprune.errors import CheckpointError
-from visprune.quantize.quantizer import DEMO
+from visprune.progress import Progress
 from visprune.targets import WIDTHS, target
 
 if TYPE_CHECKING:

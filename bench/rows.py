@@ -11,13 +11,13 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-import visprune
 from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
-from visprune.bench.measure.worker import Done
+from visprune.bench.measure.protocol import Done
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
 from visprune.cores import usable_cores
 from visprune.estimate.flops import savings
+from visprune.version import __version__
 
 __all__ = ["report_of"]
 
@@ -122,7 +122,7 @@ def _notes(report: BenchReport, line_up: LineUp) -> list[str]:
 
 
 def _machine(measured: Measured, rows: Sequence[Row]) -> Machine:
-    packages = {"visprune": visprune.__version__}
+    packages = {"visprune": __version__}
     for name in _PACKAGES:
         if name in ("torch", "transformers") and not any(row.role == "pytorch" for row in rows):
             continue

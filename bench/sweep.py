@@ -23,17 +23,18 @@ from typing import Any
 from visprune.bench.accuracy import QUESTIONS, demo_accuracy
 from visprune.bench.comparison import Comparison, check_work, in_pytorch, run
 from visprune.bench.lineup import Entry, LineUp, entry, random_tokens
-from visprune.bench.measure.measure import Progress
 from visprune.bench.report.report import NotMade, Role, Work
 from visprune.budget import check_ratio
 from visprune.bundle import Bundle
+from visprune.bundled import DEMO
 from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError, VispruneError
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.outputs import write_file
+from visprune.progress import Progress, no_progress
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.registry import load_method
 from visprune.quantize.quantize_options import QuantizeOptions
-from visprune.quantize.quantizer import DEMO, prepare
+from visprune.quantize.quantizer import prepare
 from visprune.records import sha256
 from visprune.runtime.prompts import check_prompt, check_system
 from visprune.runtime.samples import read_samples
@@ -116,7 +117,7 @@ def sweep(
         VispruneError: The model or the work cannot be used. What cannot be made of a plan does not stop a
             sweep, but is named in its report.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
     check_work(work, against)

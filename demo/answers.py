@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visprune.commands.terminal import bars
 from visprune.demo.held_out import held_out_questions
 from visprune.demo.scenes import Question
 from visprune.errors import VispruneError
@@ -27,6 +26,7 @@ from visprune.evaluation.evaluator import evaluate
 from visprune.evaluation.summary import Evaluation, Row
 from visprune.evaluation.workers import Workers
 from visprune.runtime import Generation, Pipeline
+from visprune.terminal import bars
 
 __all__ = ["exact_match", "generations", "is_right", "main"]
 

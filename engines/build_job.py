@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from visprune import machine
 from visprune.bundle import Bundle
+from visprune.cache_names import PAST
 from visprune.engines import cache
 from visprune.engines.build_process import build_in_child
 from visprune.engines.builder import Caps, Flavour, Request
@@ -16,17 +17,15 @@ from visprune.engines.checks import kinds, problems
 from visprune.errors import VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
+from visprune.progress import Progress, no_progress
 from visprune.records import sha256
 from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve
-from visprune.runtime.kv_cache import PAST
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, in_place, tensorrt
+from visprune.units import ITEM_SIZE
 from visprune.verified import verify
 
-__all__ = ["Plan", "Progress", "build", "plan"]
-
-Progress = Callable[[str, int, int], None]
-"""What is done, how far, of how much."""
+__all__ = ["Plan", "build", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def build(
     for problem in planned.problems:
         raise problem
     verify(source)
-    tell = progress or (lambda what, done, total: None)
+    tell = progress or no_progress
     for done in tidy(existing_parent(destination)):
         tell(done, 1, 1)
     with staged(destination) as folder:
@@ -122,7 +121,7 @@ def plan(
         wanted = profiles(manifest, found, in_place=bool(rooms))
     except VispruneError:
         pass  # one of the problems
-    width = {"float32": 4, "float16": 2}[decoder.cache_dtype]
+    width = ITEM_SIZE[decoder.cache_dtype]
     held = [rooms.get(name, found.max_cache or 0) * _layers(graph) for name, graph in manifest.graphs.items()]
     return Plan(
         target,

@@ -11,7 +11,6 @@ parent, whose end it sees at stdin.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,16 +20,15 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import visprune
 from visprune import errors
 from visprune.engines.builder import Request, build_engine
 from visprune.errors import EngineError, VispruneError
 from visprune.records import from_json
+from visprune.subprocesses import end_with_parent, start, status
 
 __all__ = ["build_in_child", "main"]
 
 _REQUEST, _OUTCOME, _SAID = "request.json", "outcome.json", "stderr.txt"
-_LINES = 3  # of what TensorRT said last
 _LOOK = 0.1  # seconds between looks at the memory of the process
 
 
@@ -46,17 +44,8 @@ def build_in_child(request: Request, folder: Path, most: int | None = None) -> N
         EngineError: The process failed, crashed, was killed, or held more memory than it may.
     """
     (folder / _REQUEST).write_text(json.dumps(asdict(request)), encoding="utf-8")
-    paths = [str(Path(visprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with (folder / _SAID).open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "visprune.engines.build_process", "."],
-            cwd=folder,  # nothing where the user stands is imported by mistake
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=said,
-        )
+        process = start("visprune.engines.build_process", ".", folder=folder, stdout=said, stderr=said)
         try:
             code = _wait(process, request, most)
         finally:
@@ -66,7 +55,7 @@ def build_in_child(request: Request, folder: Path, most: int | None = None) -> N
         found = json.loads((folder / _OUTCOME).read_text(encoding="utf-8"))
         raise getattr(errors, found["kind"])(found["what"], found["hint"])
     if code != 0:
-        raise _died(request, code, (folder / _SAID).read_text(encoding="utf-8", errors="replace"))
+        raise _died(request, code, folder / _SAID)
 
 
 def _wait(process: subprocess.Popen[bytes], request: Request, most: int | None) -> int:
@@ -94,22 +83,18 @@ def _resident(pid: int) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def _died(request: Request, code: int, said: str) -> EngineError:
-    what = f"Building {request.graph} for SM{request.sm}"
-    last = " ".join(" ".join(said.split("\n")[-_LINES - 1 :]).split()).rstrip(".")
-    told = f" It said last: {last}." if last else ""
+def _died(request: Request, code: int, log: Path) -> EngineError:
+    hint = "Report this, with the whole message."
     if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "Run it again; engines that were finished are taken from the cache."
-        if -code == signal.SIGKILL:
-            hint = f"The machine may have too little memory: close other programs. {hint}"
-        return EngineError(f"{what} was ended by {name}.{told}", hint)
-    return EngineError(f"{what} failed with exit code {code}.{told}", "Report this, with the whole message.")
+    if -code == signal.SIGKILL:
+        hint = f"The machine may have too little memory: close other programs. {hint}"
+    return EngineError(f"Building {request.graph} for SM{request.sm} {status(code, log)}", hint)
 
 
 def main(folder: Path) -> int:
     """Build what request.json asks for."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     request = from_json(Request, json.loads((folder / _REQUEST).read_text(encoding="utf-8")), _REQUEST)
     try:
         build_engine(request)
@@ -118,12 +103,6 @@ def main(folder: Path) -> int:
         (folder / _OUTCOME).write_text(json.dumps(outcome), encoding="utf-8")
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    """Stdin is a pipe that nobody writes to: it ends when the parent does."""
-    os.read(0, 1)  # not sys.stdin, whose lock the interpreter wants at its end
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Engines that were built before, under `cache_dir()/engines`.
+"""Engines that were built before, under `~/.cache/visprune/engines`.
 
 An entry is one file, KEY.SHA256.engine: what it was built from, and the hash of what is in it. So it comes
 whole by one rename, and says itself whether it is damaged. Two processes that build the same engine at once
@@ -11,15 +11,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from visprune.caches import cache_dir, keep
 from visprune.engines.builder import Request
 from visprune.manifest import Manifest
 from visprune.records import sha256
-from visprune.verified import cache_dir
 
 __all__ = ["fetch", "key", "store", "timing_cache"]
 
@@ -66,18 +65,8 @@ def fetch(name: str, place: Path) -> bool:
 
 
 def store(name: str, engine: Path) -> None:
-    """Keep an engine. Where that is not possible, it is built again next time, and nothing else happens."""
-    with suppress(OSError):
-        folder = _folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
-        os.close(handle)
-        try:
-            shutil.copyfile(engine, temporary)
-            Path(temporary).replace(folder / f"{name}.{sha256(Path(temporary))}.engine")
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    """Keep an engine in the cache, where that can be written."""
+    keep(_folder() / f"{name}.{sha256(engine)}.engine", lambda file: shutil.copyfile(engine, file))
 
 
 def timing_cache(version: str, sm: int) -> str | None:
@@ -91,4 +80,4 @@ def timing_cache(version: str, sm: int) -> str | None:
 
 
 def _folder() -> Path:
-    return cache_dir() / "engines"
+    return cache_dir("engines")

@@ -14,10 +14,10 @@ former, as attention and long sums need it.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from visprune.errors import UnsupportedError, UsageError
+from visprune.names import nearest
 
 __all__ = ["BOARDS", "Board", "board"]
 
@@ -131,8 +131,8 @@ def board(name: str) -> Board:
         UsageError: There is none.
     """
     if name not in BOARDS:
-        close = difflib.get_close_matches(name.lower(), [*BOARDS, "this"], n=1, cutoff=0.5)
-        guess = f"Did you mean {close[0]!r}? " if close else ""
+        close = nearest(name, [*BOARDS, "this"])
+        guess = f"Did you mean {close!r}? " if close else ""
         raise UsageError(
             f"There is no device {name!r}.",
             f"{guess}Known devices: {', '.join(BOARDS)}; this, with --calibration.",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from visprune.errors import UsageError
 from visprune.runtime.vision.arrangement import arrange, largest
 from visprune.runtime.vision.kept_tokens import Keep
+from visprune.units import ITEM_SIZE
 from visprune.work import Convention, LayerWork, Shapes
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ Unit = Literal["MAC", "FLOP"]
 
 TEXT_TOKENS = 64
 """Text tokens of a prompt, where a figure needs a number and none was given."""
-
-_ITEM_SIZE = {"float32": 4, "float16": 2}
 
 
 def in_unit(macs: int, unit: Unit) -> int:
@@ -332,7 +331,7 @@ def savings(
         return Saving(in_unit(unpruned, unit), in_unit(pruned, unit))
 
     decoder = manifest.decoder
-    cache = (decoder.num_kv_heads, decoder.head_dim, _ITEM_SIZE[decoder.cache_dtype])
+    cache = (decoder.num_kv_heads, decoder.head_dim, ITEM_SIZE[decoder.cache_dtype])
     return Savings(
         convention=convention,
         unit=unit,

@@ -213,9 +213,9 @@ def find_sizes(model: str | None) -> Sizes:
             return KNOWN[model]
         return _of_checkpoint(_config_of(model), model)
     if model is None:
-        from visprune.demo import MODEL_DIR
+        from visprune.bundled import DEMO, MODEL_DIR
 
-        return _of_checkpoint(MODEL_DIR, "visprune-demo")
+        return _of_checkpoint(MODEL_DIR, DEMO)
     return _of_checkpoint(Path(model), Path(model).resolve().name)
 
 
@@ -253,12 +253,13 @@ def _of_checkpoint(path: Path, name: str) -> Sizes:
     from visprune.export import models
     from visprune.export.checkpoint import loading
     from visprune.export.checkpoint.checkpoint import Checkpoint
+    from visprune.export.graph import weightless
     from visprune.export.models.parts import cache_shape
 
     loading.quiet()
     config: Any = loading.load_config(Checkpoint(name, path, "", (), 0, 0))
     features = models.family(config.model_type).features(config)
-    bare, _ = loading.skeleton(config, config.model_type, target("onnxruntime"), torch.float32)
+    bare, _ = weightless.skeleton(config, config.model_type, target("onnxruntime"), torch.float32)
     shapes = loading.shapes(bare, features)
     if shapes is None:
         raise UnsupportedError(

@@ -18,14 +18,13 @@ from typing import Any
 
 from visprune.errors import BundleError, UnsupportedError, UsageError, VispruneError
 from visprune.evaluation.answering import Answer, Job, answer, check
+from visprune.evaluation.asking import AHEAD, Ask, windowed
 from visprune.evaluation.questions import Question
-from visprune.evaluation.workers import Ask, windowed
 from visprune.optional import require
 
 __all__ = ["on_ray"]
 
 _RETRIES = 3
-_AHEAD = 4
 _PATIENCE = 10.0  # seconds for a cluster to be reached
 
 
@@ -58,7 +57,7 @@ def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
 
         def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
             for done in windowed(
-                questions, lambda q: task.remote(job, _with_picture(q)), ray.wait, count * _AHEAD
+                questions, lambda q: task.remote(job, _with_picture(q)), ray.wait, count * AHEAD
             ):
                 yield _result(ray, done)
 

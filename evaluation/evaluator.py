@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from visprune import __version__
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
 from visprune.evaluation.answering import Answer, Candidate, Job, Settings, identity
@@ -15,15 +14,14 @@ from visprune.evaluation.ledger import Ledger
 from visprune.evaluation.questions import Question, Questions, check
 from visprune.evaluation.summary import Asked, Evaluation, summarise
 from visprune.evaluation.workers import Workers, open_workers
+from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import backend
 from visprune.runtime.reading import check_texts
 from visprune.runtime.vision.kept_tokens import keep_for
 from visprune.verified import verify
+from visprune.version import __version__
 
-__all__ = ["Progress", "evaluate"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with the bundle that is asked, how many questions it has answered, and of how many."""
+__all__ = ["evaluate"]
 
 _DEFAULTS = Settings()
 _AS_MANY_AS_FIT = Workers()
@@ -38,7 +36,7 @@ def evaluate(
     output: Path | None = None,
     strict: bool = False,
     force: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Ask bundles questions with known answers.
 

@@ -25,7 +25,7 @@ from visprune.evaluation import published
 from visprune.evaluation.metrics import metric_named
 from visprune.evaluation.question_files import Files, form_of
 from visprune.evaluation.questions import Question, Questions, Reading, read_jsonl
-from visprune.evaluation.table_names import named
+from visprune.names import lookup
 
 __all__ = ["FORMATS", "Files", "Format", "read_questions"]
 
@@ -79,7 +79,7 @@ def read_questions(
             read or has another form.
     """
     files = files if isinstance(files, Files) else Files(Path(files))
-    chosen = named(form, FORMATS, "format")
+    chosen = lookup(form, FORMATS, "format")
     for option in ("annotations", "images", "split"):
         given = getattr(files, option) is not None
         if option in chosen.needs and not given:

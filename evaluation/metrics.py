@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from visprune.evaluation.answer_text import plain, said_letter, vqa_plain, yes_or_no
 from visprune.evaluation.questions import Question
-from visprune.evaluation.table_names import named
+from visprune.names import lookup
 
 __all__ = ["METRICS", "Judgement", "Metric", "metric_named", "vqa_accuracy"]
 
@@ -109,4 +109,4 @@ def metric_named(name: str) -> Metric:
     Raises:
         UsageError: There is none.
     """
-    return named(name, METRICS, "metric")
+    return lookup(name, METRICS, "metric")

@@ -17,7 +17,7 @@ from visprune.evaluation.questions import (
     inside,
     usable,
 )
-from visprune.evaluation.table_names import named
+from visprune.names import lookup
 from visprune.runtime.samples import read_lines
 
 __all__ = ["gqa", "mmbench", "pope", "scienceqa", "textvqa", "vqav2"]
@@ -105,7 +105,7 @@ def scienceqa(files: Files) -> Reading:
     """ScienceQA (Lu et al., NeurIPS 2022): the problems of a split that have a picture."""
     splits = read_json(files.beside, "scienceqa", dict)
     split = files.split or "test"
-    named(split, splits, "split")
+    lookup(split, splits, "split")
     problems = read_json(files.data, "scienceqa", dict)
 
     def read(item: dict[str, Any], where: str) -> Question:

@@ -6,28 +6,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
-from typing import TypeVar
 
 from visprune.cores import available_memory, usable_cores
 from visprune.errors import UnsupportedError, UsageError
 from visprune.evaluation.answering import Answer, Job, answer, close
+from visprune.evaluation.asking import AHEAD, Ask, windowed
+from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.questions import Question
 
-__all__ = ["Ask", "Workers", "open_workers", "windowed"]
-
-Ask = Callable[[Job, Sequence[Question]], Iterator[Answer]]
-"""The answers to questions, as they come."""
-
-T = TypeVar("T")
+__all__ = ["Workers", "open_workers"]
 
 _MOST_PROCESSES = 1024
-_AHEAD = 4  # questions given to each worker, so that none waits for this process
 _PROCESS = 200_000_000  # bytes that Python, NumPy and ONNX Runtime take
 
 
@@ -82,31 +77,9 @@ def open_workers(
         BundleError: A machine of the cluster does not have the bundles.
     """
     if workers.ray:
-        from visprune.evaluation.cluster import on_ray
-
         return on_ray(jobs)
     processes = min(questions, workers.count(jobs[0].settings.threads, largest))
     return _here() if processes <= 1 else _processes(processes)
-
-
-def windowed(
-    questions: Sequence[Question],
-    submit: Callable[[Question], T],
-    wait_some: Callable[[list[T]], tuple[list[T], list[T]]],
-    width: int,
-) -> Iterator[T]:
-    """Submit questions, no more than `width` ahead, and give what is done, as it is."""
-    waiting: list[T] = []
-    coming = iter(questions)
-    while True:
-        for question in coming:
-            waiting.append(submit(question))
-            if len(waiting) == width:
-                break
-        if not waiting:
-            return
-        done, waiting = wait_some(waiting)
-        yield from done
 
 
 @contextmanager
@@ -137,7 +110,7 @@ def _processes(count: int) -> Iterator[Ask]:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         try:
-            for done in windowed(questions, submit, some, count * _AHEAD):
+            for done in windowed(questions, submit, some, count * AHEAD):
                 yield done.result()
         except BrokenProcessPool:
             raise UnsupportedError(

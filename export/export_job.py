@@ -11,16 +11,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visprune import __version__
 from visprune.background import Beside
 from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.graph.program import program
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
+from visprune.progress import Progress
 from visprune.pruning.base import VisionPruner
 from visprune.records import sha256
 from visprune.targets import Target
+from visprune.version import __version__
 
 if TYPE_CHECKING:
     from visprune.export.checkpoint.processors import Processor
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from visprune.export.models.parts import Features
     from visprune.manifest import Graph, Scope
 
-__all__ = ["Job", "Progress", "untraceable"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+__all__ = ["Job", "untraceable"]
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
 
@@ -125,14 +123,14 @@ class Job:
         import torch
 
         from visprune.export import models
-        from visprune.export.checkpoint import loading
+        from visprune.export.graph import weightless
         from visprune.export.graph.graph_specs import plan
         from visprune.export.graph.trace import trace
         from visprune.export.graph.write import write_graph
 
         family, weights = models.family(self.checkpoint.model_type), self.weights
         dtype = getattr(torch, self.dtype)
-        bare, fake = loading.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
+        bare, fake = weightless.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
         scope = self.pruning.budget.scope
         steps = plan(self.config, self.features, self.pruner, self.inside.cuts, dtype, scope)
         writing: dict[str, Future[Graph]] = {}

@@ -13,10 +13,11 @@ from typing import Any
 from visprune.bundle import Bundle
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.export.checkpoint.resources import check_resources
-from visprune.export.export_job import Job, Progress
+from visprune.export.export_job import Job
 from visprune.export.export_options import ExportOptions, Methods
 from visprune.manifest import MANIFEST
 from visprune.optional import require
+from visprune.progress import Progress, no_progress
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.keep_all import KeepAll
 from visprune.staging import check_destination, existing_parent, staged, tidy
@@ -93,6 +94,7 @@ def prepare(
     from visprune.export import models
     from visprune.export.checkpoint import loading, processors
     from visprune.export.checkpoint.pixels import check_pixels
+    from visprune.export.graph import weightless
     from visprune.export.inside_llm import decide
     from visprune.export.scope import check_room, pruning_for
 
@@ -104,11 +106,11 @@ def prepare(
     keep = pruning.keep_tokens
     text = config.text_config
     check_room(pruning, features, loading.room(text), loading.sliding_window(text))
-    progress = progress or (lambda what, done, total: None)
+    progress = progress or no_progress
     progress("loading the checkpoint", 0, 1)
     processor = processors.load_processor(checkpoint, config, settings.chat_template)
     check_pixels(processor, features)
-    model, weights = loading.open_model(checkpoint)
+    model, weights = weightless.open_model(checkpoint)
     progress("loading the checkpoint", 1, 1)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:

@@ -7,7 +7,6 @@ from typing import Any
 
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.export_job import Progress
 from visprune.export.export_options import Asked, ExportOptions, Methods
 from visprune.export.fitprune.fitting import check_fit, fit_checkpoint
 from visprune.export.graph.graph_specs import Cuts
@@ -15,6 +14,7 @@ from visprune.export.graph.segments import cuts_of, even_cuts
 from visprune.export.scope import layer_pruning_for
 from visprune.export.verify.compare import release
 from visprune.manifest import LayerPruning
+from visprune.progress import Progress
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.recipe import Recipe, read_recipe
 

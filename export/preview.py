@@ -193,14 +193,14 @@ def _graphs(job: Job) -> list[GraphPreview]:
     import torch
 
     from visprune.export import models
-    from visprune.export.checkpoint import loading
+    from visprune.export.graph import weightless
     from visprune.export.graph.graph_specs import plan
     from visprune.export.graph.used_weights import used_tensors
 
     family = models.family(job.checkpoint.model_type)
     dtype = getattr(torch, job.dtype)
-    bare, fake = loading.skeleton(job.config, job.checkpoint.model_type, job.target, dtype)
-    loading.check_decoder(bare)
+    bare, fake = weightless.skeleton(job.config, job.checkpoint.model_type, job.target, dtype)
+    weightless.check_decoder(bare)
     found = []
     scope = job.pruning.budget.scope
     for step in plan(job.config, job.features, job.pruner, job.inside.cuts, dtype, scope):

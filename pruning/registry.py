@@ -7,12 +7,12 @@ imports its module, which imports torch only when it computes something.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from visprune.errors import UnsupportedError, UsageError
+from visprune.errors import UnsupportedError
+from visprune.names import lookup
 
 if TYPE_CHECKING:
     from visprune.pruning.base import LayerPruner, VisionPruner
@@ -55,19 +55,15 @@ def load_method(name: str) -> type[VisionPruner] | type[LayerPruner]:
         UsageError: No method has this name.
         UnsupportedError: Another package's method cannot be imported.
     """
-    table = _table()
-    if name not in table:
-        close = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known methods: {', '.join(sorted(table))}."
-        raise UsageError(f"There is no pruning method {name!r}.", hint)
-    module, _, attribute = table[name].partition(":")
+    place = lookup(name, _table(), "pruning method")
+    module, _, attribute = place.partition(":")
     try:
         method: type[VisionPruner] | type[LayerPruner] = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         if name in BUILTIN:
             raise
         raise UnsupportedError(
-            f"The pruning method {name!r} of another package ({table[name]}) cannot be loaded: {error}.",
+            f"The pruning method {name!r} of another package ({place}) cannot be loaded: {error}.",
             "Update that package, or remove it.",
         ) from error
     return method

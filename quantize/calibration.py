@@ -7,21 +7,20 @@ ones. Weights stay mapped from their files. What is kept is cached, by the hashe
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune import __version__
 from visprune.bundle import Bundle
+from visprune.caches import cache_dir, keep
 from visprune.cores import usable_cores
 from visprune.errors import BundleError, InputError
+from visprune.progress import Progress
 from visprune.quantize.loading import load_graph, serialize
 from visprune.quantize.observe import Observation, Observer, Sink, add_observations
 from visprune.records import sha256
@@ -30,14 +29,11 @@ from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.generation import Generation
 from visprune.runtime.pipeline import Pipeline
 from visprune.runtime.samples import Sample
-from visprune.verified import cache_dir
+from visprune.version import __version__
 
-__all__ = ["Progress", "Statistics", "Watched", "ask", "calibrate", "calm", "observed", "observed_pipeline"]
+__all__ = ["Statistics", "Watched", "ask", "calibrate", "calm", "observed", "observed_pipeline"]
 
 Array = NDArray[np.float32]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 Watched = Mapping[str, Mapping[str, int]]
 """For each graph the values to observe, and the width of each."""
@@ -90,7 +86,7 @@ def calibrate(
         BundleError: An activation is not finite.
         InputError: A prompt is too long, or contains the image token.
     """
-    memory = cache_dir() / "calibration" / f"{_key(bundle, samples, watched)}.npz"
+    memory = cache_dir("calibration") / f"{_key(bundle, samples, watched)}.npz"
     known = _read(memory)
     if known is not None:
         progress("calibrating (remembered)", 1, 1)
@@ -218,19 +214,9 @@ def _read(memory: Path) -> dict[str, Statistics] | None:
 
 
 def _write(memory: Path, found: Mapping[str, Statistics]) -> None:
-    """Remember. Where that is not possible, samples are run again next time, and nothing else happens."""
     arrays = {
         f"{name}|{part}": getattr(one, part)
         for name, one in found.items()
         for part in ("amax", "mean", "rows")
     }
-    with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=memory.parent, prefix=".new-", suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            Path(temporary).replace(memory)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    keep(memory, lambda file: np.savez(file, **arrays))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from visprune.bundle import Bundle
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Graph, GraphError, Parity, Quantization
-from visprune.quantize.calibration import Progress
+from visprune.progress import Progress
 from visprune.quantize.layer_choices import GraphPlan
 from visprune.quantize.output_error import NEW_TOKENS, Difference, Recorded
 from visprune.quantize.quantize_options import FLOAT

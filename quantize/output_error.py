@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from visprune.bundle import Bundle
 from visprune.cores import usable_cores
 from visprune.manifest import GraphError
-from visprune.quantize.calibration import Progress, Watched, ask, calm, observed, observed_pipeline
+from visprune.progress import Progress
+from visprune.quantize.calibration import Watched, ask, calm, observed, observed_pipeline
 from visprune.quantize.linears import find_linears
 from visprune.quantize.loading import load_graph
 from visprune.quantize.observe import Around, Observation

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from visprune.bundle import Bundle
 from visprune.cores import usable_cores
 from visprune.manifest import MANIFEST, FileRecord, Graph, Quantization
-from visprune.quantize.calibration import Progress, Statistics, calibrate
+from visprune.progress import Progress
+from visprune.quantize.calibration import Statistics, calibrate
 from visprune.quantize.layer_choices import GraphPlan, plan_graph
 from visprune.quantize.linears import find_linears, part_of
 from visprune.quantize.loading import load_graph

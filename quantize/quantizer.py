@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune.bundle import Bundle
+from visprune.bundled import DEMO
 from visprune.errors import UsageError
 from visprune.manifest import MANIFEST
 from visprune.optional import require
+from visprune.progress import Progress, no_progress
 from visprune.quantize.quantize_options import QuantizeOptions, Settings, resolve
 from visprune.runtime.samples import Samples, draw_samples, read_samples
 from visprune.staging import check_destination, existing_parent, staged, tidy
@@ -17,15 +19,11 @@ from visprune.targets import target
 from visprune.verified import verify
 
 if TYPE_CHECKING:
-    from visprune.quantize.calibration import Progress
     from visprune.quantize.outcome import Judge
 
-__all__ = ["DEMO", "prepare", "quantize"]
+__all__ = ["prepare", "quantize"]
 
 _log = logging.getLogger(__name__)
-
-DEMO = "visprune-demo"
-"""What the bundled demo model is called in a bundle."""
 
 
 def quantize(
@@ -76,7 +74,7 @@ def quantize(
         _log.warning(done)
     from visprune.quantize.quantize_job import Job
 
-    job = Job(source, settings, chosen, samples, progress or (lambda what, done, total: None))
+    job = Job(source, settings, chosen, samples, progress or no_progress)
     with staged(destination) as folder:
         job.write(folder, judge)
     return Bundle.open(destination)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from visprune.runtime.generation import Generation, Stream
     from visprune.runtime.pipeline import Pipeline, load
     from visprune.runtime.sampling import Sampling
-    from visprune.runtime.vision.pictures import Video
+    from visprune.runtime.vision.sources import Video
 
 __all__ = ["Chat", "Generation", "Pipeline", "Sampling", "Stream", "Video", "load"]
 
@@ -27,7 +27,7 @@ _LAZY = {
     "Pipeline": "visprune.runtime.pipeline",
     "Sampling": "visprune.runtime.sampling",
     "Stream": "visprune.runtime.generation",
-    "Video": "visprune.runtime.vision.pictures",
+    "Video": "visprune.runtime.vision.sources",
     "load": "visprune.runtime.pipeline",
 }
 

@@ -12,11 +12,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from visprune.cache_names import present_names
 from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import FinishReason, Generation, Limits, Stream, as_stops
-from visprune.runtime.kv_cache import present_names
 from visprune.runtime.prompts import (
     check_prompt,
     check_stops,
@@ -29,19 +29,19 @@ from visprune.runtime.session import Session
 from visprune.runtime.text import TextStream, Tokenizer
 from visprune.runtime.vision.images import decode
 from visprune.runtime.vision.kept_tokens import Keep
-from visprune.runtime.vision.pictures import Picture, PictureMaker, Video
-from visprune.runtime.vision.sources import as_list
+from visprune.runtime.vision.pictures import Picture, PictureMaker
+from visprune.runtime.vision.sources import Video, as_list
 
 if TYPE_CHECKING:
     from visprune.runtime.vision.sources import VisualInput
 
-__all__ = ["Chat", "Model"]
+__all__ = ["Chat", "LoadedModel"]
 
 _GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LoadedModel:
     """The loaded parts of a bundle, shared by all conversations with it."""
 
     manifest: Manifest
@@ -65,7 +65,7 @@ class Chat:
         InputError: A system prompt that `check_system` refuses.
     """
 
-    def __init__(self, model: Model, keep: Keep, system: str | None = None) -> None:
+    def __init__(self, model: LoadedModel, keep: Keep, system: str | None = None) -> None:
         check_system(system, model.manifest.text, model.template)
         self._model = model
         self._session = Session(model.executor, model.manifest, keep, model.room)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from visprune.cache_names import PAST
 from visprune.errors import BundleError
 from visprune.manifest import Manifest, TensorSpec
-from visprune.runtime.kv_cache import PAST, check_cache
+from visprune.runtime.kv_cache import check_cache
 from visprune.runtime.vision.preprocess import ImageProcessor
 
 __all__ = ["check_interfaces", "check_pixels"]

@@ -9,26 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from visprune.cache_names import PAST, PRESENT, past_names, present_names
 from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
 from visprune.runtime.backends.runner import Croppable, Value, to_numpy
 
-__all__ = ["PAST", "KVCache", "check_cache", "past_names", "present_names"]
-
-PAST = "past_key_values."
-"""How the names begin of what the cache supplies."""
-
-_CACHED = (PAST, "present.")
-
-
-def past_names(decoder: Decoder) -> list[str]:
-    """Value names that the cache supplies, key and value of each layer in turn."""
-    return [f"past_key_values.{i}.{part}" for i in range(decoder.num_layers) for part in ("key", "value")]
-
-
-def present_names(decoder: Decoder) -> list[str]:
-    """Value names that the cache takes, in the order of `past_names`."""
-    return [f"present.{i}.{part}" for i in range(decoder.num_layers) for part in ("key", "value")]
+__all__ = ["KVCache", "check_cache"]
 
 
 def check_cache(manifest: Manifest) -> None:
@@ -38,7 +24,7 @@ def check_cache(manifest: Manifest) -> None:
         BundleError: The graphs cache another number of layers, or a tensor has another dtype or shape.
     """
     decoder = manifest.decoder
-    found = [(value, spec) for value, spec in _values(manifest) if value.startswith(_CACHED)]
+    found = [(value, spec) for value, spec in _values(manifest) if value.startswith((PAST, PRESENT))]
     names = {value for value, _ in found}
     # Counted first: a number of layers from a file is not to be trusted with a list of its length.
     if len(names) != 4 * decoder.num_layers or names != {*past_names(decoder), *present_names(decoder)}:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from visprune.bundle import Bundle
+from visprune.cache_names import past_names
 from visprune.cores import usable_cores
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
 from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
 from visprune.runtime.backends.runner import BackendOptions, Runner
-from visprune.runtime.conversation import Chat, Model
+from visprune.runtime.conversation import Chat, LoadedModel
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.interfaces import check_interfaces
-from visprune.runtime.kv_cache import past_names
 from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
 from visprune.runtime.sampling import Sampling
 from visprune.runtime.session import rooms, wanted
@@ -120,6 +120,9 @@ class Pipeline:
         runners: One for each graph that a stage names.
         options: What they were opened with.
 
+    Attributes:
+        loaded: Its parts, which all of its chats share.
+
     Raises:
         BundleError: The program reads or lacks a value that the runtime supplies or needs.
     """
@@ -137,7 +140,7 @@ class Pipeline:
         if unknown or missing:
             what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
             raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
-        self._model = Model(
+        self.loaded = LoadedModel(
             manifest,
             executor,
             read_tokenizer(bundle),
@@ -224,7 +227,7 @@ class Pipeline:
             UsageError: Both ratio and keep_tokens, or a number that cannot be reached.
             InputError: A system prompt that cannot be used, or that the model's chat template cannot show.
         """
-        return Chat(self._model, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens), system)
+        return Chat(self.loaded, keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens), system)
 
     def overlay(self, image: ImageSource, keep_indices: Sequence[int], *, images: int = 1) -> Image.Image:
         """The picture as the model saw it, with dropped patches dimmed.
@@ -237,7 +240,7 @@ class Pipeline:
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.
         """
-        pruning, pictures = self.manifest.pruning, self._model.pictures
+        pruning, pictures = self.manifest.pruning, self.loaded.pictures
         if pictures.tiling is not None:
             kept, tiled = np.array(keep_indices, dtype=np.int64), pictures.tiles(images)
             return overlay_tiled(decode(image), pictures.tiling, pictures.processor, kept, tiled=tiled)

@@ -59,7 +59,7 @@ def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Sample
         InputError: A line cannot be used, or too many pictures cannot be read.
     """
     if data is None:
-        from visprune.demo import CALIBRATION
+        from visprune.bundled import CALIBRATION
 
         data = CALIBRATION
     path = Path(data)

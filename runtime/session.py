@@ -16,16 +16,17 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from visprune.cache_names import present_names
 from visprune.errors import InputError
 from visprune.manifest import Manifest
 from visprune.runtime.backends.runner import Ranked, Runner, Value, to_numpy
 from visprune.runtime.executor import Execution, Executor
 from visprune.runtime.history import History, Image
-from visprune.runtime.kv_cache import KVCache, present_names
+from visprune.runtime.kv_cache import KVCache
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Prefill", "Session", "context_limit", "rooms", "wanted"]
+__all__ = ["Prefill", "Session", "rooms", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,6 @@ def wanted(manifest: Manifest) -> list[str]:
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
     names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
     return names + present_names(manifest.decoder)
-
-
-def context_limit(manifest: Manifest) -> int:
-    """Most tokens that one sequence may have: the context, or the sliding window, which the graphs lack."""
-    decoder = manifest.decoder
-    return min(decoder.context_length, decoder.sliding_window or decoder.context_length)
 
 
 def rooms(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
@@ -104,7 +99,7 @@ class Session:
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
         self._history = History(len(self._points))
         self._room = tuple(room) or (inf,) * (len(self._points) + 1)
-        self.limit = int(min(context_limit(manifest), self._room[0]))
+        self.limit = int(min(manifest.decoder.context_limit, self._room[0]))
 
     @property
     def length(self) -> int:
@@ -246,7 +241,7 @@ def _positions(start: int, count: int) -> NDArray[np.int64]:
 
 
 def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> InputError:
-    if limit < context_limit(manifest):
+    if limit < manifest.decoder.context_limit:
         return _no_room(length, limit, f"{visual} of them visual")
     name = "context" if limit == manifest.decoder.context_length else "sliding window"
     return InputError(

@@ -8,83 +8,114 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "visprune"
 
-CORE = {
-    "background",
-    "budget",
-    "bundle",
-    "cores",
-    "errors",
-    "machine",
-    "manifest",
-    "optional",
-    "outputs",
-    "records",
-    "staging",
-    "targets",
-    "tiling",
-    "verified",
-    "work",
-}
+# The rooms, lowest first. A room is the files of one folder, without those of the folders in it. They import
+# from their own room and from rooms before it; rooms on one line know nothing of each other.
+ROOMS = (
+    ("core",),
+    ("pruning", "runtime.vision"),
+    ("runtime.backends",),
+    ("runtime",),
+    ("export.models", "quantize", "engines", "evaluation"),
+    ("export.checkpoint",),
+    ("export.graph",),
+    ("export.fitprune", "export.verify"),
+    ("export",),
+    ("estimate",),
+    ("bench.report",),
+    ("bench.report.page", "bench.measure", "demo"),
+    ("bench",),
+    ("commands",),
+    ("face",),
+)
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
-# What the files of a folder may import of visprune. Those not named here see everything.
+# Folders of which each knows only some of the others, whatever stands before it.
 MAY_IMPORT = {
-    "core": CORE,
-    "pruning": CORE | {"pruning"},
-    "runtime": CORE | {"runtime"},
-    "export": CORE | {"pruning", "runtime", "export"},
-    "quantize": CORE | {"runtime", "quantize"},
-    "engines": CORE | {"runtime", "engines"},
+    "core": {"core"},
+    "pruning": {"core", "pruning"},
+    "runtime": {"core", "runtime"},
+    "export": {"core", "pruning", "runtime", "export"},
+    "quantize": {"core", "runtime", "quantize"},
+    "engines": {"core", "runtime", "engines"},
+    "evaluation": {"core", "runtime", "evaluation"},
+    "estimate": {"core", "pruning", "runtime", "export", "estimate"},
 }
-SEES_EVERYTHING = {"__init__", "__main__", "bench", "cli", "commands", "demo", "estimate", "evaluation"}
 
-# The demo package itself is a few paths: the model and the samples that some commands take by default.
-EXCEPTIONS = {("export/checkpoint/checkpoint.py", "visprune.demo"), ("runtime/samples.py", "visprune.demo")}
+# `import visprune` and the command line: the files beside the core that offer everything, each lazily.
+FACE = {"visprune", "visprune.__main__", "visprune.cli"}
 
 # Never, not even inside a function: they are not installed where a bundle runs.
 HEAVY = {"onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
 
 
-def layer_of(file: Path) -> str:
-    top = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "core" if top in CORE else top
-
-
-def files() -> list[Path]:
-    """Every file of the package; links are followed one level, as they lead to the root folders."""
-    found = []
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package; links are followed one level, as they lead to the root folders."""
+    found = {}
     for entry in sorted(PACKAGE.iterdir()):
-        found += sorted(entry.rglob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
+        files = sorted(entry.rglob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
+        for file in files:
+            parts = file.relative_to(PACKAGE).with_suffix("").parts
+            found[".".join(["visprune", *(part for part in parts if part != "__init__")])] = file
     return found
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names a file imports when it runs, function bodies included, type checking excluded."""
-    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
+    """Dotted names that a file imports, in functions and for types too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
-            module = node.module or ""
             # `from visprune.export import models` names a module too.
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        waiting += ast.iter_child_nodes(node)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own(name: str) -> str | None:
-    """The folder or file of visprune that a dotted name lies in."""
-    parts = name.split(".")
-    return parts[1] if parts[0] == "visprune" and len(parts) > 1 else None
+@cache
+def graph() -> dict[str, set[str]]:
+    """By module, the modules of visprune that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, file in modules().items():
+        found[module] = set()
+        for imported in imports(file):
+            parts = imported.split(".")
+            known = [
+                ".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in modules()
+            ]
+            found[module] |= set(known[:1]) - {module}
+    return found
+
+
+def room_of(module: str) -> str:
+    if module in FACE:
+        return "face"
+    parts = module.split(".")[1:]
+    folder = parts if modules()[module].name == "__init__.py" else parts[:-1]
+    return ".".join(folder) or "core"
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """A path that comes back to where it began, or nothing."""
+    done: set[str] = set()
+
+    def search(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node not in done:
+            for other in sorted(edges[node]):
+                if found := search(other, [*path, node]):
+                    return found
+            done.add(node)
+        return []
+
+    return next((found for node in edges if (found := search(node, []))), [])
 
 
 def run(script: str) -> str:
@@ -100,29 +131,47 @@ def run(script: str) -> str:
     return done.stdout
 
 
-def test_every_folder_has_its_rule():
-    assert {layer_of(file) for file in files()} <= set(MAY_IMPORT) | SEES_EVERYTHING
+def test_every_module_has_its_room():
+    assert {room_of(module) for module in modules()} == set(LEVEL)
 
 
-@pytest.mark.parametrize("layer", MAY_IMPORT)
-def test_a_folder_imports_only_what_it_may(layer):
-    wrong = []
-    for file in files():
-        if layer_of(file) != layer:
-            continue
-        place = file.relative_to(PACKAGE).as_posix()
-        for name in imports(file):
-            allowed = own(name) in MAY_IMPORT[layer] | {None, "__version__"}
-            if not allowed and not any(place == p and name.startswith(n) for p, n in EXCEPTIONS):
-                wrong.append(f"{place} imports {name}")
+def test_no_files_import_each_other_in_a_circle():
+    assert circle(graph()) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize("room", LEVEL)
+def test_a_room_imports_only_from_rooms_before_it(room):
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in graph().items()
+        if room_of(module) == room
+        for other in sorted(others)
+        if room_of(other) != room and LEVEL[room_of(other)] >= LEVEL[room]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_it_may(folder):
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in graph().items()
+        if room_of(module).split(".")[0] == folder
+        for other in sorted(others)
+        if room_of(other).split(".")[0] not in MAY_IMPORT[folder]
+    ]
     assert not wrong
 
 
 def test_the_core_and_the_runtime_never_import_what_a_device_lacks():
     wrong = [
-        f"{file.relative_to(PACKAGE)} imports {name}"
-        for file in files()
-        if layer_of(file) in ("core", "runtime")
+        f"{module} imports {name}"
+        for module, file in modules().items()
+        if room_of(module).split(".")[0] in ("core", "runtime")
         for name in imports(file)
         if name.split(".")[0] in HEAVY
     ]
@@ -145,6 +194,7 @@ def test_importing_what_runs_a_bundle_loads_nothing_heavy(module):
 
 def test_every_module_of_a_device_imports_where_nothing_heavy_is_installed():
     """The core, the runtime, the methods and the commands, with everything optional out of reach."""
+    core = [module for module in modules() if room_of(module) in ("core", "face")]
     count = run(
         f"""
         import importlib, pkgutil, sys
@@ -157,8 +207,8 @@ def test_every_module_of_a_device_imports_where_nothing_heavy_is_installed():
         sys.meta_path.insert(0, Blocker())
         import visprune, visprune.commands, visprune.demo, visprune.pruning, visprune.runtime
         count = 0
-        for name in {sorted(CORE)!r} + ["cli"]:
-            importlib.import_module(f"visprune.{{name}}")
+        for name in {core!r}:
+            importlib.import_module(name)
         for package in (visprune.runtime, visprune.pruning, visprune.commands):
             for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
                 importlib.import_module(found.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from visprune.bench.measure.worker import Contender, Done, elapsed, peak_memory
+from visprune.bench.measure.protocol import Contender, Done, elapsed, peak_memory
 from visprune.bench.report.report import Repetition, Work
 from visprune.export import models
 from visprune.export.checkpoint import loading

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +16,15 @@ import numpy as np
 
 from visprune.bench.measure.energy import counter
 from visprune.bench.measure.gpu import Gpu
-from visprune.bench.measure.worker import Contender, Done
+from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.measure.worker_process import Worker
 from visprune.bench.report.report import Repetition, Work
 from visprune.errors import UsageError
+from visprune.progress import Progress
 
-__all__ = ["Measured", "Progress", "Timed", "measure"]
+__all__ = ["Measured", "Timed", "measure"]
 
 _REST = 0.02  # seconds between two rows: threads of some libraries spin for a while when they are done
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(slots=True)

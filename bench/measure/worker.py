@@ -22,85 +22,23 @@ import queue
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from visprune.bench.report.report import Repetition, Role, Work
+from visprune.bench.measure.protocol import Contender, Done, Loaded, Repeatable, elapsed, peak_memory
+from visprune.bench.report.report import Repetition, Work
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
+from visprune.units import ITEM_SIZE
 
 if TYPE_CHECKING:
     from visprune.manifest import Manifest
     from visprune.runtime.generation import Generation
     from visprune.runtime.pipeline import Pipeline
 
-__all__ = ["BundleModel", "Contender", "Done", "Loaded", "Model", "elapsed", "main"]
+__all__ = ["BundleModel", "main"]
 
 _PICTURE = 320  # pixels of the longer side of an overlay in a report
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """What one row runs.
-
-    Attributes:
-        name: Of the row.
-        role: Why it is there.
-        path: Directory of a bundle, or of a checkpoint for PyTorch.
-        keep_tokens: Visual tokens kept of one tile; what the bundle was exported for if neither is given.
-        ratio: The same as a fraction.
-        dtype: In PyTorch; None is a bundle.
-        chat_template: In PyTorch, a file that takes the place of the checkpoint's own.
-    """
-
-    name: str
-    role: Role
-    path: str
-    keep_tokens: int | None = None
-    ratio: float | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
-    chat_template: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The model is there, after so many milliseconds."""
-
-    load: float
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One repetition, with what it worked on.
-
-    Attributes:
-        repetition: Its times.
-        visual_tokens: Of the prompt, before any pruning.
-        layer_tokens: Tokens of the images that entered each layer.
-        text_tokens: Of the prompt.
-        new_tokens: Generated.
-        cache_bytes: Keys and values after the prefill.
-        memory_bytes: Largest resident set of this process so far.
-    """
-
-    repetition: Repetition
-    visual_tokens: int
-    layer_tokens: tuple[int, ...]
-    text_tokens: int
-    new_tokens: int
-    cache_bytes: int
-    memory_bytes: int
-
-
-class Model(Protocol):
-    """What a process holds."""
-
-    def repeat(self) -> Done:
-        """One prompt, and its answer."""
-
-    def pictures(self) -> list[str]:
-        """The overlay of each image in the last repetition, JPEG in base64; none where there is no grid."""
 
 
 class BundleModel:
@@ -123,7 +61,7 @@ class BundleModel:
         self._keep = keep_for(manifest, ratio=contender.ratio, keep_tokens=contender.keep_tokens)
         # Every row is to generate equally many tokens, so none of them ends an answer.
         endless = replace(manifest, decoder=replace(manifest.decoder, eos_token_ids=()))
-        self._model = replace(self._pipeline._model, manifest=endless)
+        self._model = replace(self._pipeline.loaded, manifest=endless)
         self._work = work
         self._entering = self._places()
         self._last: Generation | None = None
@@ -193,40 +131,16 @@ def _repetition(timings: dict[str, float]) -> Repetition:
 def _cache_bytes(manifest: Manifest, tokens: int) -> int:
     """Of keys and values, for so many tokens over all layers."""
     decoder = manifest.decoder
-    item = {"float32": 4, "float16": 2}[decoder.cache_dtype]
-    return 2 * decoder.num_kv_heads * decoder.head_dim * item * tokens
+    return 2 * decoder.num_kv_heads * decoder.head_dim * ITEM_SIZE[decoder.cache_dtype] * tokens
 
 
-def elapsed(start: float) -> float:
-    """Milliseconds since `time.perf_counter()` was `start`."""
-    return (time.perf_counter() - start) * 1e3
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process, in bytes.
-
-    Linux's own count for `getrusage` includes what the parent had when it started this process; VmHWM is of
-    this program alone.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
-        if "VmHWM" in found:
-            return int(found["VmHWM"].split()[0]) * 1024
-    import resource
-    import sys
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _open(request: dict[str, Any]) -> tuple[Model, float]:
+def _open(request: dict[str, Any]) -> tuple[Repeatable, float]:
     contender = from_json(Contender, request["contender"], "contender")
     work = from_json(Work, request["work"], "work")
     if contender.dtype is None:
         held = BundleModel(contender, work)
         return held, held.load
-    from visprune.bench.measure.in_pytorch import CheckpointModel
+    from visprune.bench.measure.in_pytorch import CheckpointModel  # with PyTorch
 
     checkpoint = CheckpointModel(contender, work)
     return checkpoint, checkpoint.load
@@ -239,7 +153,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # what a library prints is no reply
-        model: Model | None = None
+        model: Repeatable | None = None
         while True:
             request = json.loads(requests.get())
             reply: Any

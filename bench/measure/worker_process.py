@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-import visprune
 from visprune import errors
-from visprune.bench.measure.worker import Contender, Done, Loaded
+from visprune.bench.measure.protocol import Contender, Done, Loaded
 from visprune.bench.report.report import Work
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
+from visprune.subprocesses import start, status
 
 __all__ = ["Worker"]
-
-_LINES = 3  # of what it said last
 
 
 class Worker:
@@ -35,15 +31,9 @@ class Worker:
     def __init__(self, contender: Contender, folder: Path) -> None:
         self.contender = contender
         self._said = folder / "stderr.txt"
-        paths = [str(Path(visprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         with self._said.open("wb") as said:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "visprune.bench.measure.worker"],
-                cwd=folder,  # nothing where the user stands is imported by mistake
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
+            self._process = start(
+                "visprune.bench.measure.worker", folder=folder, stdout=subprocess.PIPE, stderr=said
             )
         self._requests, self._replies = (
             cast("IO[bytes]", self._process.stdin),
@@ -95,19 +85,10 @@ class Worker:
 
     def _died(self) -> UnsupportedError:
         code = self._process.wait()
-        lines = self._said.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = " ".join(" ".join(lines[-_LINES - 1 :]).split()).rstrip(".")
-        told = f" It said last: {said}." if said else ""
-        if code >= 0:
-            return UnsupportedError(
-                f"The process of {self.contender.name} ended with exit code {code}.{told}",
-                "Report this, with the whole message.",
-            )
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = "Run it again."
+        hint = "Report this, with the whole message." if code >= 0 else "Run it again."
         if -code == signal.SIGKILL:
             hint = "The machine may have too little memory: compare fewer at once, each has its own weights."
-        return UnsupportedError(f"The process of {self.contender.name} was ended by {name}.{told}", hint)
+        return UnsupportedError(f"The process of {self.contender.name} {status(code, self._said)}", hint)
 
     def __enter__(self) -> Worker:
         return self

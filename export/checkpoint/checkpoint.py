@@ -96,9 +96,9 @@ def find(
             "Leave --revision out, or give a hub id such as llava-hf/llava-1.5-7b-hf.",
         )
     if path is None:
-        from visprune.demo import MODEL_DIR
+        from visprune.bundled import DEMO, MODEL_DIR
 
-        return _check(MODEL_DIR, "visprune-demo")
+        return _check(MODEL_DIR, DEMO)
     if path.is_dir():
         return replace(_check(path, path.resolve().name), trust_remote_code=trust_remote_code)
     if path.is_file():

@@ -18,6 +18,7 @@ from visprune.errors import InputError, UsageError
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.export.checkpoint.resources import check_memory
 from visprune.optional import require
+from visprune.progress import Progress, no_progress
 from visprune.pruning.recipe import CONVENTION, SCHEMA_VERSION, Recipe, check_output, write_recipe
 from visprune.pruning.recipe_points import fit_constrained
 from visprune.pruning.recipe_search import Search
@@ -27,7 +28,6 @@ from visprune.work import LayerWork
 
 if TYPE_CHECKING:
     from visprune.export.checkpoint.prompt_maker import Prompt
-    from visprune.export.export_job import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -158,18 +158,18 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
 
 
 def _fit(checkpoint: Checkpoint, options: FitOptions, ready: _Ready, progress: Progress | None) -> Recipe:
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     prompts, task = ready.prompts, ready.task
     if options.device == "cpu":
         check_memory(checkpoint, "fit", "fit where a GPU holds the model, with --device cuda")
     from visprune.export import models
-    from visprune.export.checkpoint import loading
     from visprune.export.fitprune import attention_statistics as statistics
+    from visprune.export.graph import weightless
 
     with Beside() as beside:
         weights_sha256 = beside.submit(checkpoint.weights_sha256, beside.heed)
         report("loading the checkpoint", 0, 1)
-        model = loading.load_model(checkpoint).to(options.device).float()
+        model = weightless.load_model(checkpoint).to(options.device).float()
         parts = models.family(checkpoint.model_type).parts(model)
         statistics.prepare(model, parts)
         report("loading the checkpoint", 1, 1)

@@ -21,10 +21,10 @@ from torch import Tensor
 from visprune.bundle import Bundle
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.loading import open_model
 from visprune.export.graph import attention, graphs
 from visprune.export.graph.graph_specs import Cuts, pruner_module
 from visprune.export.graph.tiles import TilePruner
+from visprune.export.graph.weightless import open_model
 from visprune.export.models.parts import Features, Parts
 from visprune.export.verify.compare import CHAINED_TOLERANCE, KEPT_TOLERANCE, Arrays, Check, Graphs, release
 from visprune.export.verify.verify_decoder import NEW_TOKENS, compare_decoder, refer
@@ -34,7 +34,6 @@ from visprune.export.verify.verify_resampling import Resampled, compare_resample
 from visprune.manifest import Manifest, Parity, Scope
 from visprune.pruning.base import VisionPruner
 from visprune.runtime.backends.runner import to_numpy
-from visprune.runtime.session import context_limit
 from visprune.runtime.vision.kept_tokens import Keep
 
 __all__ = ["comparisons", "verify"]
@@ -110,7 +109,7 @@ def verify(
         compare_layers(check, run, family.parts(model), weights, cuts, embedded_prompt)
         return Parity(verified=True, rows=tuple(check.rows), scope=scope)
     visual = [ids == manifest.text.image_token_id for ids in prompts]
-    room = context_limit(manifest)
+    room = manifest.decoder.context_limit
     # Graphs have no sliding window, and need none within it: that is where they are compared.
     fitting = [
         _fitting(row[0], most) for row, most in zip(visual, (room - NEW_TOKENS + 1, room), strict=True)

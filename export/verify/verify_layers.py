@@ -26,7 +26,6 @@ from visprune.export.verify.compare import Arrays, Check, Graphs, difference, tr
 from visprune.export.verify.pieces import DecoderGraph, Piece
 from visprune.export.verify.verify_decoder import Flow, compare_pruner
 from visprune.pruning.base import LayerPruner
-from visprune.runtime.session import context_limit
 
 __all__ = ["compare_layers"]
 
@@ -58,7 +57,7 @@ def compare_layers(
     """
     manifest = run.bundle.manifest
     inside = manifest.layer_pruning
-    steps = _steps(*prompt, manifest.dtype, min(LENGTH, context_limit(manifest) - 1))
+    steps = _steps(*prompt, manifest.dtype, min(LENGTH, manifest.decoder.context_limit - 1))
     visual = int(steps[0].is_visual.sum())
     left = [steps[0].is_visual.size - visual + n for n in inside.budget.kept(visual)] if inside else []
     names = [stage.graph for stage in manifest.stages if stage.graph.startswith("decoder")]

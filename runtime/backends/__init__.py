@@ -8,11 +8,11 @@ package of one provider does not trouble another.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import UsageError
+from visprune.names import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +71,6 @@ def backend(provider: str) -> Callable[..., Any]:
         UsageError: No provider has this name.
         MissingExtraError: Its package is not installed.
     """
-    if provider not in PROVIDERS:
-        close = difflib.get_close_matches(provider.lower(), PROVIDERS, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Use one of: {', '.join(PROVIDERS)}."
-        raise UsageError(f"There is no provider {provider!r}.", hint)
-    module, _, name = PROVIDERS[provider].partition(":")
+    module, _, name = lookup(provider, PROVIDERS, "provider").partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

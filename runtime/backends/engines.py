@@ -12,13 +12,13 @@ import numpy as np
 
 from visprune import machine
 from visprune.bundle import Bundle
+from visprune.cache_names import PAST
 from visprune.errors import BundleError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph, Manifest
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs
 from visprune.runtime.backends.trt import TrtRunner, room
-from visprune.runtime.kv_cache import PAST
 from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
 
 __all__ = ["Engines"]

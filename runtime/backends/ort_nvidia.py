@@ -14,13 +14,13 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from visprune.bundle import Bundle
+from visprune.caches import cache_dir
 from visprune.errors import BundleError, InputError, MissingExtraError, UnsupportedError
 from visprune.manifest import InputRange
 from visprune.optional import require
 from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_graph, settings_for
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
-from visprune.verified import cache_dir
 
 __all__ = ["RTX", "TENSORRT", "Bounded", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
 
@@ -229,7 +229,7 @@ def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], versio
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
     hashes = [manifest.files[file].sha256 for file in files if file]
     told = json.dumps([version, *hashes, _shapes("", ranges)])
-    folder = cache_dir() / "ort-engines" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    folder = cache_dir("ort-engines") / hashlib.sha256(told.encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from visprune.cache_names import PAST
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import EngineProfile, Graph, InputRange, Manifest, Stage
-from visprune.runtime.kv_cache import PAST
-from visprune.runtime.session import context_limit
 from visprune.runtime.vision.arrangement import arrange, largest
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.tiling import Tiling
@@ -88,7 +87,7 @@ def resolve(manifest: Manifest, limits: Limits) -> Limits:
         UsageError: A limit is beyond the context, or too small for the bundle's own pruning.
         UnsupportedError: More would be chosen from than TensorRT can.
     """
-    context = context_limit(manifest)
+    context = manifest.decoder.context_limit
     for name in ("max_prompt", "max_cache"):
         value = getattr(limits, name)
         if value is not None and value > context:

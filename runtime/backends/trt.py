@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visprune.cache_names import PAST
 from visprune.errors import BundleError, InputError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
@@ -22,7 +23,6 @@ from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
 from visprune.runtime.backends.engine_limits import choose
 from visprune.runtime.backends.recordings import Key, Recordings
 from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
-from visprune.runtime.kv_cache import PAST
 
 __all__ = ["TrtRunner", "room"]
 

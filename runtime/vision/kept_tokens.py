@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from visprune.budget import Budget, check_request, no_count
 from visprune.errors import UsageError
 from visprune.manifest import LayerPruning, Manifest, Pruning
-from visprune.runtime.backends.runner import Value
 from visprune.runtime.vision.arrangement import Arrangement, arrange, largest
 from visprune.runtime.vision.pictures import Picture
 from visprune.tiling import Tiling
@@ -60,11 +60,11 @@ class Keep:
         """Places that one image takes in the sequence, newline tokens included."""
         return self.counts(pruning, arrangement)[1] + _beside(pruning, arrangement)
 
-    def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, Value]:
+    def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, NDArray[Any]]:
         """What the stages of one image read."""
         arrangement = picture.arrangement
         number, kept = self.counts(pruning, arrangement)
-        values: dict[str, Value] = {
+        values: dict[str, NDArray[Any]] = {
             "pixel_values": picture.pixels,
             "keep_tokens": np.array(number, dtype=np.int64),
         }

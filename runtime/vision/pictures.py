@@ -17,17 +17,9 @@ from PIL import Image
 from visprune.errors import InputError
 from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video, pixel_values
 from visprune.runtime.vision.preprocess import ImageProcessor
-from visprune.runtime.vision.sources import ImageSource
 from visprune.tiling import Tiling
 
-__all__ = ["Picture", "PictureMaker", "Video"]
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """Frames to be seen as one video, in order: each as a picture may be given."""
-
-    frames: Sequence[ImageSource]
+__all__ = ["Picture", "PictureMaker"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -19,12 +21,7 @@ from PIL import Image
 
 from visprune.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from visprune.runtime.vision.pictures import Video
-
-__all__ = ["ImageSource", "VisualInput", "as_list", "located", "named", "opened", "resolved"]
+__all__ = ["ImageSource", "Video", "VisualInput", "as_list", "located", "named", "opened", "resolved"]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image"
@@ -32,6 +29,14 @@ ImageSource: TypeAlias = (
 """A path, a `data:` URL, the bytes of a file, a file opened in binary mode (read from its beginning where it
 can be set back), pixels as a NumPy array of uint8 ([H, W, 3] in the order RGB, or [H, W] of grey), or a
 Pillow image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Frames to be seen as one video, in order: each as a picture may be given."""
+
+    frames: Sequence[ImageSource]
+
 
 VisualInput: TypeAlias = "ImageSource | Video"
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from visprune.version import __version__
+
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.engines import build
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from visprune.runtime import load
 
 __all__ = ["Bundle", "VispruneError", "__version__", "build", "export", "fit", "load", "preview", "quantize"]
-
-__version__ = "0.6.0"
 
 _LAZY = {
     "Bundle": "visprune.bundle",

@@ -20,8 +20,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from visprune import __version__
 from visprune.errors import VispruneError
+from visprune.version import __version__
 
 __all__ = ["VERBS", "main", "run_command"]
 

@@ -242,6 +242,11 @@ class Decoder:
                 f"cache_dtype is {self.cache_dtype!r}.", f"Give one of: {', '.join(_CACHE_DTYPES)}."
             )
 
+    @property
+    def context_limit(self) -> int:
+        """Most tokens of one sequence: the context, or the sliding window, which the graphs do not have."""
+        return min(self.context_length, self.sliding_window or self.context_length)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

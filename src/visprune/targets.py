@@ -7,13 +7,14 @@ them out at opset 19, which TensorRT from 10.3 is documented to read.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from visprune.errors import MissingExtraError, UnsupportedError, UsageError
+from visprune.bundled import DEMO
+from visprune.errors import MissingExtraError, UnsupportedError
+from visprune.names import lookup
 from visprune.optional import require
 
 if TYPE_CHECKING:
@@ -145,11 +146,7 @@ def target(name: str) -> Target:
     Raises:
         UsageError: There is none.
     """
-    if name not in TARGETS:
-        close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known targets: {', '.join(TARGETS)}."
-        raise UsageError(f"There is no target {name!r}.", hint)
-    return TARGETS[name]
+    return lookup(name, TARGETS, "target")
 
 
 def check_sm(precisions: Sequence[str], sm: int) -> None:
@@ -269,7 +266,7 @@ def export_command(manifest: Manifest, name: str) -> str:
     """
     before, inside, model = manifest.pruning, manifest.layer_pruning, manifest.source.model
     words = ["visprune-export"]
-    if model != "visprune-demo":
+    if model != DEMO:
         words.append(model if "/" in model else "MODEL")
     words += ["--method", before.method if inside is None or before.budget.prunable else inside.method]
     if before.budget.prunable:

@@ -8,9 +8,10 @@ import os
 import pytest
 
 from visprune.bundle import Bundle
+from visprune.caches import cache_dir
 from visprune.errors import BundleError
 from visprune.runtime import load
-from visprune.verified import cache_dir, verify
+from visprune.verified import verify
 
 
 def damage(path):

@@ -305,9 +305,11 @@ class TestChild:
 
     def test_its_last_words_are_told(self, tmp_path, rtx):
         request = token_pruner(rtx, tmp_path / "engine")
-        assert "said last: b c d" in str(child._died(request, 3, "a\nb\nc\nd\n"))
-        assert isinstance(child._died(request, -11, ""), VispruneError)
-        assert "SIGSEGV" in str(child._died(request, -11, ""))
+        log = tmp_path / "stderr.txt"
+        log.write_text("a\nb\nc\nd\n")
+        assert "said last: b c d" in str(child._died(request, 3, log))
+        assert isinstance(child._died(request, -11, log), VispruneError)
+        assert "SIGSEGV" in str(child._died(request, -11, log))
 
 
 def _build_in(path, output):

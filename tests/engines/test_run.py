@@ -82,7 +82,7 @@ def turns(pipeline, **keep):
 def logits(pipeline, tokens):
     """Of a prompt with a picture, and after each of these tokens."""
     chat = pipeline.chat()
-    shown = pipeline._model.pictures.add([], [picture(3)], [])
+    shown = pipeline.loaded.pictures.add([], [picture(3)], [])
     text = pipeline.manifest.text
     ids = [5, *[text.image_token_id] * chat._session.image_length(shown[0]), 7, 8]
     found = [chat._session.prefill(ids, shown).logits, *map(chat._session.decode, tokens)]

@@ -8,13 +8,14 @@ from dataclasses import asdict, replace
 import pytest
 
 from visprune import cli
+from visprune.bench.calibration_report import read_calibration
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Machine, Repetition, Row
 from visprune.bench.report.report import Work as Asked
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
 from visprune.estimate.boards import board
 from visprune.estimate.devices import ASSUMED, measured_machine, of_board
-from visprune.estimate.measured_rates import Observation, fit, read_calibration
+from visprune.estimate.measured_rates import Observation, fit
 from visprune.estimate.plan import Prompt, make_plan
 from visprune.estimate.planned_model import KNOWN, of_bundle, prune
 from visprune.estimate.roofline import Rates, Work, estimate, works

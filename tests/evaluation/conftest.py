@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from checkpoints import _collected, _quick_traces, checkpoint
 
-from visprune.evaluation import read_questions
 from visprune.demo import MODEL_DIR, held_out
+from visprune.evaluation import read_questions
 
 __all__ = ["_collected", "_quick_traces", "checkpoint"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from visprune.evaluation import evaluate, read_questions
 from visprune.errors import BundleError, UsageError
+from visprune.evaluation import evaluate, read_questions
 from visprune.evaluation.answering import Job, Settings
 from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.workers import Workers

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import visprune
-from visprune.evaluation import evaluate, read_questions
 from visprune.demo.answers import exact_match
 from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
+from visprune.evaluation import evaluate, read_questions
 from visprune.evaluation.answering import Answer, Candidate, Settings
 from visprune.evaluation.questions import Question, Questions
 from visprune.evaluation.summary import Asked, summarise

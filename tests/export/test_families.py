@@ -117,7 +117,7 @@ def test_a_video_between_pictures(family):
     chat = pipeline.chat(ratio=1.0)
     first = chat.generate("What?", [Video(frames)], max_new_tokens=NEW)
     second = chat.generate("And?", [picture(SIZES["landscape"], 3)], max_new_tokens=NEW)
-    pixels = np.concatenate([pipeline._model.pictures.video(frame) for frame in frames])
+    pixels = np.concatenate([pipeline.loaded.pictures.video(frame) for frame in frames])
     shown = {"pixel_values_videos": torch.from_numpy(pixels)[None]}
     with torch.no_grad():
         length = oracle.model.get_video_features(**shown).pooler_output.shape[1]

@@ -184,7 +184,7 @@ def test_another_number_of_tokens_is_calibrated_anew(tiny_copy, edit_manifest, t
 
 
 def test_a_damaged_memory_is_made_again(tiny, tmp_path, jsonl):
-    from visprune.verified import cache_dir
+    from visprune.caches import cache_dir
 
     options = {"precision": "int8", "calibration": jsonl(), "timing": False}
     quantize(tiny, tmp_path / "one", **options)

@@ -28,7 +28,7 @@ def kept_tokens(tiny, samples, oracle):
     """The visual tokens that are kept of each picture, as they come out of the projector: [K, D] each."""
     keep = tiny.manifest.pruning.keep_tokens
     with load(tiny.path) as pipeline:
-        process = pipeline._model.pictures.processor
+        process = pipeline.loaded.pictures.processor
         return [oracle.features(process(Image.open(sample.image)), keep)[0] for sample in samples]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from visprune.cache_names import past_names, present_names
 from visprune.manifest import Decoder
-from visprune.runtime.kv_cache import KVCache, past_names, present_names
+from visprune.runtime.kv_cache import KVCache
 
 DECODER = Decoder(2, 3, 5, "float16", 10, 100, None, (1,))
 

@@ -22,12 +22,12 @@ def pipeline(tiny_bundle):
 
 
 def prompt_ids(pipeline, text, images, keep):
-    tokenizer = pipeline._model.tokenizer
+    tokenizer = pipeline.loaded.tokenizer
     return tokenizer.expand_images(tokenizer.encode(text), [keep] * images)
 
 
 def pixels(pipeline, *pictures):
-    return [pipeline._model.pictures.processor(picture) for picture in pictures]
+    return [pipeline.loaded.pictures.processor(picture) for picture in pictures]
 
 
 @pytest.mark.parametrize("keep", [1, 4, 16])
@@ -209,7 +209,7 @@ class TestLaterTurns:
 
     def test_an_answer_that_spells_the_image_token(self, pipeline, monkeypatch):
         chat = pipeline.chat()
-        spelled = [pipeline._model.tokenizer.backend.token_to_id(letter) for letter in "a<image>b"] + [EOS]
+        spelled = [pipeline.loaded.tokenizer.backend.token_to_id(letter) for letter in "a<image>b"] + [EOS]
         letters = iter(spelled)
         monkeypatch.setattr("visprune.runtime.conversation.Sampler", lambda _: lambda *_: next(letters))
         answer = chat.generate("q")

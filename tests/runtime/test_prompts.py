@@ -119,8 +119,8 @@ def test_a_special_token_ends_the_answer(tiny_copy, more_tokens):
         )
         end = whole.token_ids[place]
         name, before = (
-            pipeline._model.tokenizer.backend.id_to_token(end),
-            pipeline._model.tokenizer.decode(whole.token_ids[:place]),
+            pipeline.loaded.tokenizer.backend.id_to_token(end),
+            pipeline.loaded.tokenizer.decode(whole.token_ids[:place]),
         )
     with load(more_tokens(name)) as pipeline:
         for stop in ([name], name, ["never", name]):
@@ -151,11 +151,11 @@ def test_the_system_prompt_begins_every_turn(tiny_bundle, oracle, picture):
         for _ in range(2):
             told, pictures = "<bos>system: Be brief.;", []
             for turn in range(2):
-                pictures.append(pipeline._model.pictures.processor(picture(turn)))
+                pictures.append(pipeline.loaded.pictures.processor(picture(turn)))
                 cached = chat.cached_tokens
                 answer = chat.generate(f"turn {turn}", [picture(turn)], max_new_tokens=5)
                 told += f"user:<image> turn {turn};"
-                tokenizer = pipeline._model.tokenizer
+                tokenizer = pipeline.loaded.tokenizer
                 ids = tokenizer.expand_images(tokenizer.encode(told + "a:"), [4] * len(pictures))
                 assert list(answer.token_ids) == oracle.greedy(ids, pictures, 4, 5)
                 assert answer.tokens_in == len(ids)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visprune.commands.arguments import Images, Provider, System, Threads
-from visprune.commands.terminal import bars, note
+from visprune.terminal import bars, note
 
 if TYPE_CHECKING:
     from visprune.bench.comparison import Comparison
@@ -133,8 +133,8 @@ def _work(image: list[str] | None, prompt: str, threads: int | None, **options: 
         UsageError: Too few rounds to tell anything, or a number that cannot be.
     """
     from visprune.bench.report.report import Work
+    from visprune.bundled import IMAGE
     from visprune.cores import usable_cores
-    from visprune.demo import IMAGE
     from visprune.errors import UsageError
 
     if not _LEAST_ROUNDS <= options["rounds"] <= _MOST_ROUNDS:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visprune.commands.arguments import BundleDir
-from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import UsageError
 from visprune.targets import TARGETS
+from visprune.terminal import bars, print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
@@ -137,7 +138,7 @@ def _show(planned: Plan, caps: Caps, *, as_json: bool) -> None:
 
     table = Table("graph", "size", "profile", "least > usual > most", box=None, pad_edge=False)
     for name, found in planned.profiles.items():
-        weights = size(planned.graph_bytes[name])
+        weights = in_bytes(planned.graph_bytes[name])
         for profile in found:
             table.add_row(name, weights, profile.name, "\n".join(_ranges(profile)))
             name = weights = ""  # noqa: PLW2901 - said once
@@ -148,9 +149,9 @@ def _show(planned: Plan, caps: Caps, *, as_json: bool) -> None:
     if planned.profiles:
         console.print(table)
         console.print(f"\n{_limits(planned)}")
-        weights = size(sum(planned.graph_bytes.values()))
+        weights = in_bytes(sum(planned.graph_bytes.values()))
         console.print(f"GPU memory, not measured: {weights} of weights, the cache, and what layers work in")
-        console.print(f"(at most {size(caps.workspace)}, see --workspace)")
+        console.print(f"(at most {in_bytes(caps.workspace)}, see --workspace)")
     for problem in planned.problems:
         console.print(f"problem: {problem.what}\n  {problem.hint}")
     if not planned.problems:
@@ -178,7 +179,7 @@ def _limits(planned: Plan) -> str:
     pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
     return (
         f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
-        f"{limits.max_cache} (cache {size(planned.cache_bytes)}, {how})"
+        f"{limits.max_cache} (cache {in_bytes(planned.cache_bytes)}, {how})"
     )
 
 
@@ -191,11 +192,11 @@ def _print(made: Bundle, planned: Plan) -> None:
     sms = list(dict.fromkeys(engine.sm for engine in engines))
     table = Table("engine", *(f"SM{sm}" for sm in sms), box=None, pad_edge=False)
     for name in dict.fromkeys(engine.graph for engine in engines):
-        row: dict[int, Any] = {e.sm: size(files[e.file].size) for e in engines if e.graph == name}
+        row: dict[int, Any] = {e.sm: in_bytes(files[e.file].size) for e in engines if e.graph == name}
         table.add_row(name, *(row[sm] for sm in sms))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     console.print(f"\n{_limits(planned)}")
     total = sum(record.size for record in files.values())
     console.print(f"built by {engines[0].flavour} {engines[0].version}, not run")
-    console.print(f"wrote {made.path} ({size(total)})")
+    console.print(f"wrote {made.path} ({in_bytes(total)})")

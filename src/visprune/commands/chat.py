@@ -26,7 +26,7 @@ from visprune.commands.arguments import (
     TopP,
 )
 from visprune.commands.run import open_pipeline
-from visprune.commands.terminal import note, print_json
+from visprune.terminal import note, print_json
 
 if TYPE_CHECKING:
     from PIL import Image

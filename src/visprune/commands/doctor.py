@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visprune.commands.terminal import print_json
+from visprune.terminal import print_json
 
 __all__ = ["doctor"]
 
@@ -61,9 +61,9 @@ def doctor(
 
 
 def _here() -> dict[str, Any]:
-    from visprune import __version__
+    from visprune.caches import cache_dir
     from visprune.cores import usable_cores
-    from visprune.verified import cache_dir
+    from visprune.version import __version__
 
     cache = cache_dir()
     existing = next((place for place in (cache, *cache.parents) if os.path.exists(place)), cache)  # noqa: PTH110 - a Path would raise where it may not look

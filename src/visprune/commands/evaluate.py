@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visprune.commands.arguments import Provider, System
-from visprune.commands.terminal import bars, note, print_json
+from visprune.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
     from visprune.evaluation.summary import Evaluation, Figure, Row

@@ -21,9 +21,10 @@ from visprune.commands.arguments import (
     TrustRemoteCode,
 )
 from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
-from visprune.commands.terminal import bars, print_json, size
 from visprune.errors import ExportError
 from visprune.targets import DTYPES, TARGETS
+from visprune.terminal import bars, print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -160,9 +161,10 @@ def _check_precision(
     force: bool,
 ) -> QuantizeOptions:
     """Refuse what can be refused of a quantization before the export that it follows."""
+    from visprune.bundled import DEMO
     from visprune.errors import UsageError
     from visprune.quantize.quantize_options import QuantizeOptions
-    from visprune.quantize.quantizer import DEMO, prepare
+    from visprune.quantize.quantizer import prepare
     from visprune.targets import target as find_target
 
     if output is None:
@@ -231,14 +233,14 @@ def _print(bundle: Bundle) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table("graph", "size", box=None, pad_edge=False)
     for name in manifest.graphs:
-        table.add_row(name, size(graph_size(manifest, name)))
+        table.add_row(name, in_bytes(graph_size(manifest, name)))
     console.print(table)
     console.print()
     console.print(parity_table(manifest))
     console.print()
     console.print(keep_for(manifest).describe(manifest))
     console.print(f"work: {work_line(manifest)}")
-    total = size(sum(record.size for record in manifest.files.values()))
+    total = in_bytes(sum(record.size for record in manifest.files.values()))
     console.print(f"wrote {bundle.path} ({total}; {manifest.target}, {manifest.dtype})")
 
 
@@ -249,22 +251,22 @@ def _print_preview(found: Preview) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table("graph", "file", "parameters", "weights", box=None, pad_edge=False)
     for graph in found.graphs:
-        table.add_row(graph.name, graph.file, f"{graph.parameters:,}", size(graph.bytes))
+        table.add_row(graph.name, graph.file, f"{graph.parameters:,}", in_bytes(graph.bytes))
     console.print(table)
     commit = f" at {found.revision[:12]}" if found.revision else ""
     console.print(f"\nmodel   {found.model}{commit}, {found.method}")
     console.print(found.kept or "counts  not known yet")
     target = f"{found.target}: {found.flavour} flavour, opset {found.opset}, {found.dtype}"
     console.print(f"target  {target}")
-    console.print(f"disk    {size(found.bytes)} of {size(found.free_bytes)} that are free")
+    console.print(f"disk    {in_bytes(found.bytes)} of {in_bytes(found.free_bytes)} that are free")
     need = found.memory
-    steps = [f"{size(need.export)} to export"]
-    steps += [f"{size(need.float32)} to fit the recipe"] if found.kept is None else []
+    steps = [f"{in_bytes(need.export)} to export"]
+    steps += [f"{in_bytes(need.float32)} to fit the recipe"] if found.kept is None else []
     how = " layer by layer" if found.self_check == "layers" else ""
-    steps += [f"{size(found.self_check_bytes)} for the self-check{how}"] if found.self_check else []
-    free = "" if found.available_memory is None else f"; {size(found.available_memory)} are free here"
+    steps += [f"{in_bytes(found.self_check_bytes)} for the self-check{how}"] if found.self_check else []
+    free = "" if found.available_memory is None else f"; {in_bytes(found.available_memory)} are free here"
     console.print(f"memory  about {', '.join(steps)}{free}")
-    console.print(f"        about {size(need.run)} to run, on a CPU, which computes in float32")
+    console.print(f"        about {in_bytes(need.run)} to run, on a CPU, which computes in float32")
     for text in found.notes:
         console.print(text)
     console.print(f"would write {found.output}; this was a dry run, and nothing was written")

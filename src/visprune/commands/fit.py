@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visprune.bundled import DEMO
 from visprune.commands.arguments import (
     ChatTemplateFile,
     MaxPrunePoints,
@@ -16,7 +17,7 @@ from visprune.commands.arguments import (
     Samples,
     TrustRemoteCode,
 )
-from visprune.commands.terminal import bars, print_json
+from visprune.terminal import bars, print_json
 
 if TYPE_CHECKING:
     from visprune.pruning.recipe import Fit, Recipe
@@ -57,7 +58,7 @@ def fit(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-fit llava-1.5-7b-hf --ratio 0.4 --data samples.jsonl -o recipe.json
     """
-    name = Path(model).resolve().name if model is not None else "visprune-demo"
+    name = Path(model).resolve().name if model is not None else DEMO
     path = output if output is not None else Path(f"{name}-fitprune-{ratio:g}.json")
     with bars() as progress:
         from visprune.export.fitprune.fitting import fit as run

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visprune.commands.arguments import BundleDir
-from visprune.commands.terminal import print_json, size
+from visprune.terminal import print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
@@ -91,7 +92,7 @@ def _facts(manifest: Manifest) -> list[str]:
         *_engines(manifest),
         *_work_lines(manifest),
         f"stages    {stages}   (in brackets: only for new images)",
-        f"files     {len(manifest.files)}, {size(total)}",
+        f"files     {len(manifest.files)}, {in_bytes(total)}",
         f"made      {source.created}, {versions}",
     ]
 
@@ -130,7 +131,9 @@ def _engines(manifest: Manifest) -> list[str]:
     first = manifest.engines[0]
     sms = ", ".join(f"SM{sm}" for sm in dict.fromkeys(engine.sm for engine in manifest.engines))
     total = sum(manifest.files[engine.file].size for engine in manifest.engines)
-    return [f"engines   {len(manifest.engines)} for {sms}, {size(total)}, by {first.flavour} {first.version}"]
+    return [
+        f"engines   {len(manifest.engines)} for {sms}, {in_bytes(total)}, by {first.flavour} {first.version}"
+    ]
 
 
 def _options(options: dict[str, Any]) -> str:
@@ -213,7 +216,7 @@ def _work_lines(manifest: Manifest) -> list[str]:
         first,
         f"          with {found.text_tokens} text tokens: {found.sequence.describe(found.unit)}",
         f"          and with the vision tower, projector and output head: {found.model.describe(found.unit)}",
-        f"cache     {size(cache.pruned)} of {size(cache.unpruned)} for the visual tokens, "
+        f"cache     {in_bytes(cache.pruned)} of {in_bytes(cache.unpruned)} for the visual tokens, "
         f"{100 * cache.removed:.1f}% removed",
     ]
 
@@ -223,7 +226,9 @@ def _graphs(manifest: Manifest) -> Any:
 
     table = Table("graph", "size", "inputs", "outputs", box=None, pad_edge=False)
     for name, graph in manifest.graphs.items():
-        table.add_row(name, size(graph_size(manifest, name)), _tensors(graph.inputs), _tensors(graph.outputs))
+        table.add_row(
+            name, in_bytes(graph_size(manifest, name)), _tensors(graph.inputs), _tensors(graph.outputs)
+        )
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from visprune.commands.terminal import print_json
+from visprune.terminal import print_json
 
 __all__ = ["methods"]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visprune.commands.arguments import KeepTokens, Ratio, RecipeFile, Then
-from visprune.commands.terminal import print_json, size
+from visprune.terminal import print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from visprune.estimate.devices import Device
@@ -112,7 +113,7 @@ def _device(name: str, calibration: Path | None) -> Device:
     found = None if name == "this" else board(name)
     measured = None
     if calibration is not None:
-        from visprune.estimate.measured_rates import read_calibration
+        from visprune.bench.calibration_report import read_calibration
 
         measured = read_calibration(calibration)
     if found is not None:
@@ -202,7 +203,7 @@ def _print(made: Plan) -> None:
         ("workspace", memory.workspace, "attention of one layer"),
         ("total", memory.total, _verdict(made)),
     ):
-        table.add_row(f"  {name}", size(count), about)
+        table.add_row(f"  {name}", in_bytes(count), about)
     console.print(table, soft_wrap=False)
     console.print()
     columns = ("ms", "at peaks", "expected", "waits for", "GFLOP", "GB")
@@ -226,7 +227,7 @@ def _verdict(made: Plan) -> str:
     if made.usable is None:
         return "how much the device has is not known"
     verdict = "fits" if made.fits else "DOES NOT FIT"
-    return f"of {size(made.usable)} usable: {verdict}"
+    return f"of {in_bytes(made.usable)} usable: {verdict}"
 
 
 def _times(at_peak: float | None, expected: float) -> tuple[str, str]:
@@ -258,7 +259,7 @@ def _print_choices(table: tuple[Choice, ...], chosen: Choice | None, ttft: float
             str(choice.prompt_tokens),
             _number(choice.first_token_ms),
             _number(choice.token_ms),
-            size(choice.bytes),
+            in_bytes(choice.bytes),
             f"{mark}, best" if choice == chosen else mark,
         )
     console.print(f"\nto have the first token in {ttft:g} ms (expected times):\n")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from visprune.commands.arguments import BundleDir
-from visprune.commands.terminal import bars, print_json, size
+from visprune.terminal import bars, print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from visprune.bundle import Bundle
@@ -111,7 +112,7 @@ def quantize(  # noqa: PLR0913 - a command line's options
 
 def judge_for(bundle: Bundle) -> Judge | None:
     """Questions with known answers, where the bundle is of the demo model."""
-    from visprune.quantize.quantizer import DEMO
+    from visprune.bundled import DEMO
 
     if bundle.manifest.source.model != DEMO:
         return None
@@ -169,7 +170,7 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
     if answers and answers["samples"]:
         console.print(f"same greedy answers: {answers['same']} of {answers['samples']} held-out samples")
     total = sum(record.size for record in bundle.manifest.files.values())
-    console.print(f"wrote {bundle.path} ({size(total)})")
+    console.print(f"wrote {bundle.path} ({in_bytes(total)})")
     console.print(f"\n{report['verdict']}")
 
 

@@ -26,7 +26,8 @@ from visprune.commands.arguments import (
     TopP,
     Videos,
 )
-from visprune.commands.terminal import busy, note, print_json, size
+from visprune.terminal import busy, note, print_json
+from visprune.units import in_bytes
 
 if TYPE_CHECKING:
     from visprune.manifest import Pruning
@@ -80,7 +81,7 @@ def run(  # noqa: PLR0913 - a command line's options
     from visprune.runtime.sampling import Sampling
     from visprune.runtime.vision.images import decode, decode_frames
     from visprune.runtime.vision.kept_tokens import keep_for
-    from visprune.runtime.vision.pictures import Video
+    from visprune.runtime.vision.sources import Video
     from visprune.staging import whole
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
@@ -144,7 +145,7 @@ def open_pipeline(bundle: Path, provider: str, threads: int | None, *, low_memor
             provider=provider,
             threads=threads,
             low_memory=low_memory,
-            on_file=lambda name, count: update(f"Checking {name} ({size(count)}), once"),
+            on_file=lambda name, count: update(f"Checking {name} ({in_bytes(count)}), once"),
         )
 
 

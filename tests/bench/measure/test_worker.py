@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from visprune.bench.measure.worker import Contender
+from visprune.bench.measure.protocol import Contender
 from visprune.bench.measure.worker_process import Worker
 from visprune.errors import BundleError, InputError, UnsupportedError
 from visprune.runtime import load
@@ -87,7 +87,7 @@ _PARENT = """
 import sys, time
 from pathlib import Path
 from visprune.bench.measure.worker_process import Worker
-from visprune.bench.measure.worker import Contender
+from visprune.bench.measure.protocol import Contender
 worker = Worker(Contender("row", "given", "nowhere"), Path(sys.argv[1]))
 print(worker.pid, flush=True)
 time.sleep(60)

@@ -145,13 +145,14 @@ CASES = [
 def read(path, *, trusted):
     """All that an export reads of a checkpoint."""
     from visprune.export.checkpoint import loading, processors
+    from visprune.export.graph import weightless
 
     loading.quiet()
     checkpoint = find(path, trust_remote_code=trusted)
     assert checkpoint.revision is None  # a directory has none
     config = loading.load_config(checkpoint)
     processors.load_processor(checkpoint, config)
-    return config, loading.load_model(checkpoint)
+    return config, weightless.load_model(checkpoint)
 
 
 @pytest.mark.parametrize(("file", "auto"), CASES)

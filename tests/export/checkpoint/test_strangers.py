@@ -29,6 +29,7 @@ from visprune.export.checkpoint import loading
 from visprune.export.checkpoint.checkpoint import find
 from visprune.export.checkpoint.processors import load_processor
 from visprune.export.checkpoint.template import find_template
+from visprune.export.graph import weightless
 from visprune.export.preview import preview
 from visprune.runtime.backends.runner import to_numpy
 from visprune.runtime.chat_template import Message
@@ -92,7 +93,7 @@ def read(model):
     loading.quiet()
     checkpoint = find(model)
     processor = load_processor(checkpoint, loading.load_config(checkpoint))
-    return processor, loading.load_model(checkpoint).state_dict()
+    return processor, weightless.load_model(checkpoint).state_dict()
 
 
 def same(one, other):

@@ -14,9 +14,9 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 
 from visprune.errors import CheckpointError
-from visprune.export.checkpoint import loading
 from visprune.export.checkpoint.checkpoint import find
 from visprune.export.checkpoint.shards import read_headers
+from visprune.export.graph import weightless
 
 EXPERTS = (("moe_intermediate_size", 16), ("num_experts", 12), ("num_experts_per_tok", 2))
 CASES = {
@@ -68,7 +68,7 @@ def copy(checkpoint, tmp_path):
 @pytest.mark.parametrize("case", CASES, ids=list(CASES))
 def test_what_transformers_loads(case, checkpoint):
     path = checkpoint(checkpoint.Tiny(**CASES[case]))
-    assert_equal(loading.load_model(find(path)), path)
+    assert_equal(weightless.load_model(find(path)), path)
 
 
 def test_names_of_newer_checkpoints_in_shards(copy):
@@ -79,7 +79,7 @@ def test_names_of_newer_checkpoints_in_shards(copy):
         "multi_modal_projector.": "model.multi_modal_projector.",
     }
     path = copy()
-    before = loading.load_model(find(path))
+    before = weightless.load_model(find(path))
     old = read_headers(find(path).weights)
     rewritten(
         path,
@@ -89,7 +89,7 @@ def test_names_of_newer_checkpoints_in_shards(copy):
     new = read_headers(find(path).weights)
     assert len(new) == len(old)
     assert not new.keys() & old.keys()
-    after = loading.load_model(find(path))
+    after = weightless.load_model(find(path))
     assert_equal(after, path)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
@@ -101,10 +101,10 @@ def test_tied_and_only_one_of_them_stored(copy, stored):
     path = rewritten(
         copy(tied=True), lambda name: stored if "embed_tokens" in name or "head" in name else name
     )
-    model, weights = loading.open_model(find(path))
+    model, weights = weightless.open_model(find(path))
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.lm_head.weight.is_meta
-    loaded = loading.load_model(find(path))
+    loaded = weightless.load_model(find(path))
     assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
     assert torch.equal(loaded.lm_head.weight, weights.read(model.lm_head.weight))
     assert_equal(loaded, path)
@@ -118,12 +118,12 @@ def test_tied_and_both_stored_with_other_values(copy):
     other = "lm_head.weight" if "embed" in name else "model.embed_tokens.weight"
     other = f"language_model.{other}"
     save_file(weights | {other: weights[name] + 1}, path / "model.safetensors", {"format": "pt"})
-    assert_equal(loading.load_model(find(path)), path)
+    assert_equal(weightless.load_model(find(path)), path)
 
 
 def test_parameters_stay_on_disk(checkpoint):
     path = checkpoint(checkpoint.Tiny())
-    model, weights = loading.open_model(find(path))
+    model, weights = weightless.open_model(find(path))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not any(buffer.is_meta for buffer in model.buffers())
     layer = model.model.language_model.layers[1]
@@ -140,7 +140,7 @@ def test_parameters_stay_on_disk(checkpoint):
 def test_lacking_tensors_are_named(copy):
     path = rewritten(copy(), lambda name: None if "model.layers.1.mlp" in name else name)
     with pytest.raises(CheckpointError, match=r"lack 3 of \d+ tensors: model\.language_model\.layers\.1"):
-        loading.open_model(find(path))
+        weightless.open_model(find(path))
 
 
 def test_other_shapes_than_the_configuration_has(copy):
@@ -149,12 +149,12 @@ def test_other_shapes_than_the_configuration_has(copy):
     config["text_config"]["intermediate_size"] += 1
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"do not fit its config.json: .* is \[.*\] and not \[.*\]"):
-        loading.open_model(find(path))
+        weightless.open_model(find(path))
 
 
 def test_a_file_that_became_shorter(copy):
     path = copy()
-    model, weights = loading.open_model(find(path))
+    model, weights = weightless.open_model(find(path))
     file = path / "model.safetensors"
     last = max(read_headers([file]).values(), key=lambda tensor: tensor.offset)
     file.write_bytes(file.read_bytes()[: last.offset + 1])

@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from visprune.export import models
 from visprune.export.checkpoint import loading
+from visprune.export.graph import weightless
 from visprune.work import Shapes
 
 
@@ -19,7 +20,7 @@ def shapes(checkpoint):
     def read(**changes):
         found = find(checkpoint(checkpoint.Tiny(**changes)))
         config = loading.load_config(found)
-        return loading.shapes(loading.load_model(found), models.family("llava").features(config))
+        return loading.shapes(weightless.load_model(found), models.family("llava").features(config))
 
     return read
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["bars", "busy", "note", "print_json", "size"]
+__all__ = ["bars", "busy", "note", "print_json"]
 
 
 def note(text: str) -> None:
@@ -19,16 +19,6 @@ def note(text: str) -> None:
 def print_json(data: Any, *, lines: bool = False) -> None:
     """One JSON value on stdout, on a single line if `lines`."""
     print(json.dumps(data, ensure_ascii=False, indent=None if lines else 2), flush=True)
-
-
-def size(count: int) -> str:
-    """Bytes for people, in the decimal units that disks are sold by."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 @contextmanager

@@ -1,0 +1,85 @@
+"""A report of `visprune-bench` as a calibration: which stages took how long, and the rates of its machine."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from visprune.bench.report.report import BenchReport, Row, is_prefill, read_report
+from visprune.bundle import Bundle
+from visprune.errors import BundleError, UsageError
+from visprune.estimate.flops import Schedule, TokenCounts
+from visprune.estimate.measured_rates import Calibration, Observation, fit
+from visprune.estimate.planned_model import Subject, of_bundle
+from visprune.estimate.roofline import PRECISIONS, Work, works
+
+__all__ = ["read_calibration"]
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Read the JSON of `visprune-bench`; the bundles it names must be where they were, for their shapes.
+
+    Raises:
+        UsageError: It cannot be read, or says too little.
+        BundleError: A bundle of it is gone or broken.
+    """
+    report = read_report(path)
+    on_cpu = report.work.provider == "cpu"
+    item_size = 4 if on_cpu else 2
+    found: dict[str, list[Observation]] = {}
+    names, heaviest = [], 0
+    for row in report.rows:
+        # On a CPU, ONNX Runtime computes fp16 bundles in fp32.
+        if row.role == "pytorch" or row.precision not in PRECISIONS or (on_cpu and row.precision == "fp16"):
+            continue
+        seen = _observations(row, report, item_size)
+        found.setdefault(row.precision, []).extend(seen)
+        heaviest = max(heaviest, *(o.work.bytes for o in seen))
+        names.append(row.name)
+    if not found:
+        raise UsageError(
+            f"{path} has no row of one of: {', '.join(PRECISIONS)}.", "Measure a bundle with visprune-bench."
+        )
+    return Calibration(
+        machine=report.machine.processor if on_cpu else report.machine.gpu or "a GPU without a name",
+        provider=report.work.provider,
+        threads=report.work.threads,
+        memory=report.machine.memory if on_cpu else None,
+        item_size=item_size,
+        rates={precision: fit(seen) for precision, seen in found.items()},
+        bundles=tuple(names),
+        bytes=heaviest,
+    )
+
+
+def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observation]:
+    """The vision tower, the prefill and a token of one row; medians over its repetitions."""
+    try:
+        manifest = Bundle.open(Path(row.path)).manifest
+    except BundleError as error:
+        raise BundleError(
+            f"The shapes of {row.name} are read from its bundle: {error.what}",
+            "Keep the bundles of a calibration where they were measured.",
+        ) from None
+    subject = of_bundle(manifest, row.name)
+    tokens = _tokens(subject, row, len(report.work.images))
+    spent = {
+        "vision": [one.stages.get("vision_encoder", 0.0) for one in row.repetitions],
+        "prefill": [
+            sum(ms for name, ms in one.stages.items() if is_prefill(name)) for one in row.repetitions
+        ],
+        "decode": [one.per_token for one in row.repetitions],
+    }
+    if subject.tiling is not None:
+        del spent["vision"]  # how many tiles the pictures had is not in the report
+    found = works(subject, tokens, row.new_tokens, row.precision, item_size)
+    done: dict[str, Work] = {work.stage: work for work in found}
+    return [Observation(done[stage], statistics.median(ms) / 1e3) for stage, ms in spent.items()]
+
+
+def _tokens(subject: Subject, row: Row, images: int) -> TokenCounts:
+    """The tokens of a row as they were."""
+    entering = tuple(count + row.text_tokens for count in row.layer_tokens)
+    early = subject.inside is not None and subject.inside.boundary == "attention"
+    staying = (*entering[1:], entering[-1]) if early else entering
+    return TokenCounts(images, row.layer_tokens[0], entering[0], Schedule(entering, staying))

@@ -1,0 +1,116 @@
+"""The model of a checkpoint as PyTorch modules without weights.
+
+It is built twice: once as it is on disk, its parameters on the meta device and read when they are asked for;
+and once as a skeleton in the target's dtype and attention flavour, which is traced.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers.initialization import no_init_weights
+
+from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export import models
+from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.loading import read_config
+from visprune.export.checkpoint.shards import read_headers
+from visprune.export.checkpoint.transformers_errors import first_line
+from visprune.export.checkpoint.weights import Weights, stored_dtype
+from visprune.export.graph import attention, graphs
+from visprune.export.graph.trace import GraphInput
+from visprune.export.graph.used_weights import used_tensors
+from visprune.targets import Target
+from visprune.targets import target as find_target
+
+__all__ = ["check_decoder", "load_model", "open_model", "skeleton"]
+
+
+def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
+    """The model in eval mode, its parameters on the meta device and its buffers real; and its weights.
+
+    Raises:
+        CheckpointError: Weights are missing or do not fit the configuration.
+        UnsupportedError: The decoder lacks what an export needs of it.
+    """
+    stored = read_headers(checkpoint.weights)
+    auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
+    config = read_config(checkpoint)
+    hook = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type] # may give one
+    try:
+        with no_init_weights():
+            model = auto._from_config(config, dtype=stored_dtype(stored)).eval()
+    except Exception as error:  # fields are looked at only where they are used, and anything is raised there
+        raise CheckpointError(
+            f"The model of {checkpoint.path} cannot be built from its configuration: {first_line(error)}",
+            "Correct config.json.",
+        ) from None
+    finally:
+        hook.remove()
+    check_decoder(model)
+    return model, Weights(model, stored, checkpoint.path, partial(_unused, config, checkpoint.model_type))
+
+
+def _unused(config: Any, model_type: str) -> set[str]:
+    """Names of the vision tower's tensors that no visual token depends on: norms, heads, later layers."""
+    family = models.family(model_type)
+    features = family.features(config)
+    tower = models.tower(config.vision_config.model_type)
+    model, fake = skeleton(config, model_type, find_target("onnxruntime"), torch.float32)
+    size = features.image_size
+    pixels = GraphInput("pixel_values", (1, features.channels, size, size), torch.float32, {})
+    with fake:
+        parts = family.parts(model)
+        used = used_tensors(graphs.VisionEncoder(parts, tower, features, ()).eval(), [pixels])
+    spare = {id(t) for t in parts.tower.state_dict(keep_vars=True).values()} - {id(t) for t in used}
+    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in spare}
+
+
+def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    """Let go of the memory of a new parameter; a buffer keeps its values, which may be in no file."""
+    return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def check_decoder(model: Any) -> None:
+    """Refuse a decoder whose attention cannot be replaced.
+
+    Raises:
+        UnsupportedError: Transformers does not run it through its attention interface.
+    """
+    if not model.model.language_model._supports_attention_backend:
+        raise UnsupportedError(
+            f"The decoder {model.config.text_config.model_type!r} lacks transformers' attention interface.",
+            "Choose a model with another decoder, such as llama, qwen2 or mistral.",
+        )
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The model in the dtype it has on disk, in eval mode, wholly in memory.
+
+    Raises:
+        CheckpointError: Weights are missing or do not fit the configuration.
+        UnsupportedError: The decoder lacks what an export needs of it.
+    """
+    model, weights = open_model(checkpoint)
+    weights.fill(model)
+    return model
+
+
+def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
+    """The model without weights, in a target's dtype and attention flavour, and the mode it lives in."""
+    attention.register()
+    auto = getattr(transformers, models.family(model_type).AUTO_CLASS)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    # Initialisation would be wasted on fake weights, and some of it looks at values they do not have.
+    with fake, no_init_weights():
+        model = auto._from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation=attention.IMPLEMENTATION[target.flavour]
+        )
+    return model.eval(), fake
