@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from visprune.manifest import Manifest, TensorSpec
 
 
-__all__ = ["graph_size", "inspect", "parity_table", "work_line"]
+__all__ = ["graph_size", "inspect", "parity_line", "parity_table", "work_line"]
 
 
 def inspect(
@@ -252,8 +252,24 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> Any:
     return Text("\n".join(lines + ([f"... and {more} more of the cache"] if more else [])))
 
 
+def parity_line(manifest: Manifest) -> str:
+    """Return the result of the export's self-check in one sentence."""
+    parity = manifest.parity
+    if manifest.quantization is not None:
+        return "not compared with PyTorch since it was quantized; the errors that this adds are below"
+    if not parity.verified:
+        return "not compared with PyTorch: exported with --no-verify"
+    # A bundle is written only if every comparison passed. The row nearest to its tolerance is shown.
+    worst = max(parity.rows, key=lambda row: row.difference / row.tolerance if row.tolerance else 0.0)
+    how = ", layer by layer" if parity.scope == "layers" else ""
+    return (
+        f"compared with PyTorch{how}: all {len(parity.rows)} agree (largest difference "
+        f"{worst.difference:.2g} of {worst.tolerance:.2g} allowed)"
+    )
+
+
 def parity_table(manifest: Manifest) -> Any:
-    """The self-check of the export, for a rich console."""
+    """Return the comparisons of the export's self-check as a table, or a sentence if there is none."""
     from rich.table import Table
 
     if manifest.quantization is not None:
