@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they are called and explained alike."""
+"""Arguments and options that several verbs share, so that their names and help texts are the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Model = Annotated[
 BundleDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False)
 ]
-# As text: a path would change what a URL says.
+# Text and not Path, which would change a URL: it turns // into /.
 Images = Annotated[
     list[str] | None,
     typer.Option(
