@@ -1,4 +1,4 @@
-"""Features that work with the packages and the GPU of a machine, and for the others the reason and a remedy."""
+"""Features that work with the packages and the GPU of a machine; for the others, the reason and a remedy."""
 
 from __future__ import annotations
 
