@@ -75,7 +75,7 @@ def run(
         output: As `export` takes it.
         options: Everything else that a user may ask for.
         progress: Called as the work goes on.
-        announce: Called once nothing is left to refuse, with a sentence on how long the export will take.
+        announce: Called before the first long step, with a sentence on how long the export will take.
     """
     job, destination = prepare(model, output, options, progress, announce)
     with staged(destination) as folder:
