@@ -7,12 +7,12 @@ import pytest
 pytest.importorskip("onnx_ir")
 
 from visprune.quantize import quantize
-from visprune.quantize.layer_choices import GraphPlan, LayerPlan
+from visprune.quantize.layer_choices import GraphChoices, LayerChoice
 from visprune.quantize.search import NOTE, leave_out
 
 
 def plan_of(errors, precision="int8"):
-    return GraphPlan({f"l{i}": LayerPlan(precision, 0.1, error) for i, error in enumerate(errors)})
+    return GraphChoices({f"l{i}": LayerChoice(precision, 0.1, error) for i, error in enumerate(errors)})
 
 
 class Attempts:

@@ -10,10 +10,10 @@ pytest.importorskip("onnx_ir")
 
 from small_graphs import drawn, model, node, ort
 
+from visprune.quantize.bundle_graphs import serialize
 from visprune.quantize.calibration import calibrate, observed_pipeline
-from visprune.quantize.loading import serialize
 from visprune.quantize.observe import add_observations
-from visprune.quantize.output_error import Difference, outputs_of, record
+from visprune.quantize.output_error import OutputError, output_widths, record
 from visprune.runtime import load
 from visprune.runtime.samples import read_samples
 
@@ -80,7 +80,7 @@ def test_float16_sums_do_not_overflow():
 
 
 def test_what_is_recorded_of_the_float_bundle(tiny, samples, kept_tokens):
-    widths = {name: outputs_of(tiny, name) for name in ("token_pruner", "decoder_model_merged")}
+    widths = {name: output_widths(tiny, name) for name in ("token_pruner", "decoder_model_merged")}
     kept, answers = record(tiny, samples[:2], widths, lambda *_: None)
     with load(tiny.path) as pipeline:
         made = [pipeline.generate(one.image, one.prompt, max_new_tokens=16) for one in samples[:2]]
@@ -97,10 +97,10 @@ def test_what_is_recorded_of_the_float_bundle(tiny, samples, kept_tokens):
 
 def test_difference():
     exact, rounded = drawn(5, 7), drawn(5, 7, seed=1)
-    both = Difference()
+    both = OutputError()
     for one, other in zip(exact, rounded, strict=True):
         both.add(one, other)
     flat, rough = exact.ravel().astype(float), rounded.ravel().astype(float)
     assert both.relative_l2 == pytest.approx(np.linalg.norm(flat - rough) / np.linalg.norm(flat))
     assert both.cosine == pytest.approx(flat @ rough / np.linalg.norm(flat) / np.linalg.norm(rough))
-    assert (Difference().relative_l2, Difference().cosine) == (0.0, 1.0)
+    assert (OutputError().relative_l2, OutputError().cosine) == (0.0, 1.0)
