@@ -21,6 +21,7 @@ from visprune.bundle import Bundle
 from visprune.engines import Caps, build, cache
 from visprune.engines import build_process as child
 from visprune.engines.build_job import plan
+from visprune.engines.build_options import BuildOptions
 from visprune.engines.builder import Request, build_engine
 from visprune.engines.rewrite_graph import prepare
 from visprune.errors import (
@@ -59,7 +60,7 @@ def no_child(monkeypatch):
     def fail(*arguments):
         raise AssertionError("an engine was built")
 
-    monkeypatch.setattr("visprune.engines.build_job.build_in_child", fail)
+    monkeypatch.setattr("visprune.engines.build_job.build_in_subprocess", fail)
 
 
 def token_pruner(bundle, output):
@@ -176,7 +177,7 @@ class TestRefused:
     def test_fp8_before_sm89(self, rtx, tmp_path):
         parts = Quantization({"decoder": "fp8"}, 0, (), (), "quantization.json")
         bundle = Bundle(rtx.path, replace(rtx.manifest, quantization=parts))
-        assert [str(p) for p in plan(bundle, sm=(86, 89)).problems] == [
+        assert [str(p) for p in plan(bundle, BuildOptions(sm=(86, 89))).problems] == [
             "SM86 has no fp8: that begins with SM89. Quantize with --precision int8 for this GPU."
         ]
 
@@ -280,14 +281,14 @@ class TestChild:
         with pytest.raises(
             EngineError, match=r"cannot read token_pruner at node 'odd' \(Ungather\)"
         ) as caught:
-            child.build_in_child(token_pruner(bundle, tmp_path / "engine"), tmp_path / "talk")
+            child.build_in_subprocess(token_pruner(bundle, tmp_path / "engine"), tmp_path / "talk")
         assert "likely has no Ungather" in caught.value.hint
 
     def test_an_engine_that_cannot_be_written(self, rtx, tmp_path):
         (tmp_path / "talk").mkdir()
         request = token_pruner(rtx, tmp_path / "nowhere" / "engine")
         with pytest.raises(EngineError, match="token_pruner cannot be written: No such file") as caught:
-            child.build_in_child(request, tmp_path / "talk")
+            child.build_in_subprocess(request, tmp_path / "talk")
         assert "Free some space" in caught.value.hint
 
     def test_a_graph_that_is_none(self, rtx_copy, tmp_path):
@@ -301,15 +302,15 @@ class TestChild:
         (tmp_path / "outcome.json").write_text('{"kind": "Eng')
         monkeypatch.setattr(child, "_wait", lambda *_: 1)
         with pytest.raises(EngineError, match="token_pruner for SM86 failed with exit code 1"):
-            child.build_in_child(token_pruner(rtx, tmp_path / "engine"), tmp_path)
+            child.build_in_subprocess(token_pruner(rtx, tmp_path / "engine"), tmp_path)
 
     def test_its_last_words_are_told(self, tmp_path, rtx):
         request = token_pruner(rtx, tmp_path / "engine")
         log = tmp_path / "stderr.txt"
         log.write_text("a\nb\nc\nd\n")
-        assert "said last: b c d" in str(child._died(request, 3, log))
-        assert isinstance(child._died(request, -11, log), VispruneError)
-        assert "SIGSEGV" in str(child._died(request, -11, log))
+        assert "said last: b c d" in str(child._failure(request, 3, log))
+        assert isinstance(child._failure(request, -11, log), VispruneError)
+        assert "SIGSEGV" in str(child._failure(request, -11, log))
 
 
 def _build_in(path, output):

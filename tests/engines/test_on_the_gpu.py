@@ -122,7 +122,7 @@ def test_refused_before_anything_is_built(case, jetpack6, tmp_path, monkeypatch,
         monkeypatch.setitem(sys.modules, "tensorrt", None)
     else:
         tensorrt(version)
-    monkeypatch.setattr("visprune.engines.build_job.build_in_child", None)
+    monkeypatch.setattr("visprune.engines.build_job.build_in_subprocess", None)
     with pytest.raises(kind, match=match):
         build(jetpack6, tmp_path / "new", **{"target": "jetpack6"} | options)
     assert not list(tmp_path.iterdir())
