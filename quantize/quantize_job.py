@@ -37,7 +37,7 @@ from visprune.runtime.samples import Sample, Samples
 
 __all__ = ["QuantizeJob"]
 
-# One sample in 4 is held out, and at most about 8 in all: errors are measured on these.
+# One sample in 4 is held out, and at most 8 in all; errors are measured on these.
 _HELD_OUT, _MOST_HELD_OUT = 4, 8
 
 
@@ -88,7 +88,7 @@ class QuantizeJob:
                 self._load("embedding"), self.resolved, folder, graphs["embedding"]
             )
         self.progress("quantizing", len(choices), len(choices))
-        made = self._made(folder, graphs)
+        made = self._unfinished(folder, graphs)
         report = Report(
             parts=self.resolved.parts,
             samples=len(ranged),
@@ -115,7 +115,7 @@ class QuantizeJob:
             report = replace(report, answers=found)
             write_manifest(made, report, records)
 
-    def _made(self, folder: Path, graphs: dict[str, Graph]) -> Bundle:
+    def _unfinished(self, folder: Path, graphs: dict[str, Graph]) -> Bundle:
         """Return the unfinished bundle, without hashes and report, so that its graphs can be opened."""
         known = Quantization(self.resolved.parts, 0, (), (), REPORT)
         return Bundle(folder, replace(self.source.manifest, graphs=graphs, quantization=known))
@@ -124,13 +124,13 @@ class QuantizeJob:
         return load_graph(self.source, name)
 
     def _calibrate(self, samples: Sequence[Sample]) -> dict[str, Statistics]:
-        watched = {}
+        widths = {}
         for name in self.source.manifest.graphs:
             linears = find_linears(self._load(name).graph)
             chosen = [one for one in linears if self.resolved.parts[part_of(name, one.name)] != FLOAT]
             if chosen:
-                watched[name] = {str(linear.x.name): linear.shape[0] for linear in chosen}
-        return calibrate(self.source, samples, watched, self.progress)
+                widths[name] = {str(linear.x.name): linear.shape[0] for linear in chosen}
+        return calibrate(self.source, samples, widths, self.progress)
 
     def _choose(self, name: str, statistics: Mapping[str, Statistics]) -> list[GraphChoices]:
         """Return the choices to try for a graph; none if the graph is neither changed nor reported.
@@ -175,7 +175,7 @@ class QuantizeJob:
             )
             if recorded is None or not recorded.outputs:
                 return None
-            made = self._made(folder, {**manifest.graphs, name: written.graph})
+            made = self._unfinished(folder, {**manifest.graphs, name: written.graph})
             factors = {
                 output: choices.columns[layer]
                 for layer, output in zip(choices.layers, widths, strict=True)

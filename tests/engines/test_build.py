@@ -1,4 +1,4 @@
-"""Engines of the demo model for SM86, and every reason not to build any. No GPU is needed, or used."""
+"""Builds of engines of the demo model for SM86, and every reason to refuse one. No GPU is needed or used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from visprune.runtime.backends.profiles import Limits, profiles
 
 @pytest.fixture(scope="module")
 def built(rtx, tmp_path_factory):
-    """The demo model built once, what was said of it, and the cache it left."""
+    """The demo model built once: the bundle, the calls of progress, and the cache directory."""
     cache_home, place, said = tmp_path_factory.mktemp("engines"), tmp_path_factory.mktemp("built"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache_home))
@@ -48,14 +48,14 @@ def built(rtx, tmp_path_factory):
 
 @pytest.fixture
 def cached(built, monkeypatch):
-    """The cache with these engines."""
+    """The cache that holds these engines."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[2]))
     return built[2] / "visprune" / "engines"
 
 
 @pytest.fixture
 def no_child(monkeypatch):
-    """No engine can be built: what comes is from the cache."""
+    """Fail if an engine is built: all of them must come from the cache."""
 
     def fail(*arguments):
         raise AssertionError("an engine was built")

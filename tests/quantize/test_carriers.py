@@ -1,4 +1,4 @@
-"""Where factors of channels can go, and that moving them changes nothing."""
+"""The places that can carry factors of channels; moving factors there does not change the outputs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_norm_that_a_residual_reads_carries_nothing():
 
 
 def test_two_linear_layers_of_one_product():
-    """Columns of either can be divided; the gate is no linear layer here."""
+    """The columns of either layer can be divided, because no activation function follows the gate here."""
     nodes = [MLP[0], *MLP[2:4], node("Mul", ["gated", "upped"], ["h"]), MLP[-1]]
     found = carrier(without(nodes))
     assert found is not None
@@ -148,7 +148,7 @@ def test_factors_of_a_gated_mlp_change_nothing(dtype, tolerance, tmp_path):
 
 
 def test_a_shared_norm_weight_is_divided_for_one_norm_only(tmp_path):
-    """Two norms of one weight: the other one, and what reads it, stay as they were."""
+    """Two norms share a weight: the other norm, and the layers that read it, stay as they were."""
     nodes = [
         node("RMSNormalization", ["x", "g"], ["h"], axis=-1),
         node("Relu", ["x"], ["z"]),

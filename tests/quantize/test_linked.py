@@ -1,4 +1,4 @@
-"""Bundles whose files are links, or have several names: their weights are read like any others."""
+"""Bundles whose files are links or have several hard links are read like others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that mean nothing, or that a target cannot take; and the command line."""
+"""Options that are not offered, or that a target does not support; and the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is observed of a bundle's values, against the hand-made model in NumPy."""
+"""Observed values of a bundle, compared with the hand-made model in NumPy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def samples(jsonl):
 
 @pytest.fixture
 def kept_tokens(tiny, samples, oracle):
-    """The visual tokens that are kept of each picture, as they come out of the projector: [K, D] each."""
+    """The kept visual tokens of each image, as the projector returns them: [K, D] each."""
     keep = tiny.manifest.pruning.keep_tokens
     with load(tiny.path) as pipeline:
         process = pipeline.loaded.pictures.processor
@@ -33,7 +33,7 @@ def kept_tokens(tiny, samples, oracle):
 
 
 def test_statistics_come_from_the_tokens_that_are_kept(tiny, samples, oracle, kept_tokens):
-    """What the projector reads of each picture are its kept tokens, and no others."""
+    """The projector reads the kept tokens of each image, and no others."""
     found = calibrate(tiny, samples, {"token_pruner": {"kept": 3}}, lambda *_: None)["token_pruner/kept"]
     rows = found.rows.reshape(len(samples), -1, 3)[:, :-1]  # the last token of each run is there twice
     np.testing.assert_allclose(rows @ oracle.w.projector, np.stack(kept_tokens), rtol=1e-4, atol=1e-5)

@@ -58,7 +58,7 @@ def quantize(  # noqa: PLR0913 - a command line's options
         str, typer.Option(help="Precision of the token table: float, or int8 with a scale for each token.")
     ] = "float",
     block_size: Annotated[
-        int, typer.Option(help="For int4, the inputs that share a scale: 32, 64 or 128.")
+        int, typer.Option(help="For int4, the number of inputs that share a scale: 32, 64 or 128.")
     ] = 32,
     ranges: Annotated[
         str,
