@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Literal
 
-from visprune.bench.report.figures import (
+from visprune.bench.report.formatting import (
     ACCURACY,
     STAGES,
     gflop,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from visprune.bench.report.figures import STAGES, milliseconds, stages, times
+from visprune.bench.report.formatting import STAGES, milliseconds, stages, times
+from visprune.bench.report.page.row_styles import Looks
 from visprune.bench.report.page.svg import NARROW, Canvas, Scale, text_width
-from visprune.bench.report.page.symbols import Looks
 from visprune.bench.report.report import BenchReport, Row
 
 __all__ = ["STAGE_COLOURS", "relative", "stacked"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from visprune.bench.report.figures import STAGES, milliseconds, stages, times, tokens
+from visprune.bench.report.formatting import STAGES, milliseconds, stages, times, tokens
 from visprune.bench.report.page.bars import STAGE_COLOURS, relative, stacked
 from visprune.bench.report.page.facts import facts, method
 from visprune.bench.report.page.points import front, frontier, layers, pruned_inside, tokens_and_time
+from visprune.bench.report.page.row_styles import Looks, legend, swatch
 from visprune.bench.report.page.style import STYLE
 from visprune.bench.report.page.svg import NARROW, WIDE, Canvas
-from visprune.bench.report.page.symbols import Looks, legend, swatch
 from visprune.bench.report.page.tables import TIMES, Column, costs, html_table
 from visprune.bench.report.report import BenchReport, Row
 from visprune.bench.report.table import verdicts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from visprune.bench.report.figures import in_bytes, share
+from visprune.bench.report.formatting import in_bytes, share
 from visprune.bench.report.report import BenchReport, Row
 
 __all__ = ["facts", "method"]

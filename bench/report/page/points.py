@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visprune.bench.report.figures import milliseconds, tokens
+from visprune.bench.report.formatting import milliseconds, tokens
+from visprune.bench.report.page.row_styles import Looks
 from visprune.bench.report.page.svg import NARROW, Canvas, Scale, spread_out, text_width
-from visprune.bench.report.page.symbols import Looks
 from visprune.bench.report.report import Row
 
 __all__ = ["front", "frontier", "layers", "pruned_inside", "tokens_and_time"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from visprune.bench.report.figures import gflop, in_bytes, milliseconds, share, tokens
+from visprune.bench.report.formatting import gflop, in_bytes, milliseconds, share, tokens
 from visprune.bench.report.report import BenchReport, Row
 
 __all__ = ["TIMES", "Column", "costs", "html_table"]

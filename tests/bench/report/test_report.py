@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from visprune.bench.report.figures import stages
+from visprune.bench.report.formatting import stages
 from visprune.bench.report.report import NotMade, fastest, read_report
 from visprune.bench.report.table import print_report, verdicts
 from visprune.errors import BundleError, UsageError
