@@ -155,7 +155,9 @@ def _show(planned: BuildPlan, options: BuildOptions, *, as_json: bool) -> None:
         console.print(table)
         console.print(f"\n{_limits(planned)}")
         weights = in_bytes(sum(planned.graph_bytes.values()))
-        console.print(f"GPU memory, not measured: {weights} of weights, the cache, and what layers work in")
+        console.print(
+            f"GPU memory, computed and not measured: {weights} of weights, the cache, the workspace of layers"
+        )
         console.print(f"(at most {in_bytes(options.caps.workspace)}, see --workspace)")
     for problem in planned.problems:
         console.print(f"problem: {problem.what}\n  {problem.hint}")
@@ -179,11 +181,12 @@ def _shape(numbers: tuple[int, ...]) -> str:
 
 
 def _limits(planned: BuildPlan) -> str:
+    """Describe the largest prompt and conversation, and the cache they need."""
     limits = planned.limits
-    how = "written in place" if planned.capacities else "the one read and the next"
-    pictures = f"{limits.max_images} new picture{'' if limits.max_images == 1 else 's'}"
+    how = "written in place" if planned.capacities else "one copy read and one written"
+    images = f"{limits.max_images} new image{'' if limits.max_images == 1 else 's'}"
     return (
-        f"a prompt of at most {limits.max_prompt} new tokens with {pictures}, in a conversation of at most "
+        f"a prompt of at most {limits.max_prompt} new tokens with {images}, in a conversation of at most "
         f"{limits.max_cache} (cache {in_bytes(planned.cache_bytes)}, {how})"
     )
 
