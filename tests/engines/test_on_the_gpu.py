@@ -77,10 +77,10 @@ def test_on_an_orin(jetpack6, tmp_path, monkeypatch, gpu, tensorrt, capsys):
 def test_what_was_measured_may_be_out_of_reach(tmp_path):
     """The timing cache only saves time: without it the engine is built all the same."""
     (tmp_path / "timings").mkdir()
-    assert builder._measured(str(tmp_path / "timings")) is None
-    assert builder._measured(None) is None
+    assert builder._open_timings(str(tmp_path / "timings")) is None
+    assert builder._open_timings(None) is None
     (tmp_path / "file").write_bytes(b"seconds")
-    with builder._measured(str(tmp_path / "file")) as file:
+    with builder._open_timings(str(tmp_path / "file")) as file:
         assert file.read() == b"seconds"
 
 

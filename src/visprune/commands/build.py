@@ -156,7 +156,7 @@ def _show(planned: BuildPlan, options: BuildOptions, *, as_json: bool) -> None:
         console.print(f"\n{_limits(planned)}")
         weights = in_bytes(sum(planned.graph_bytes.values()))
         console.print(
-            f"GPU memory, computed and not measured: {weights} of weights, the cache, the workspace of layers"
+            f"GPU memory, not measured: {weights} of weights, the cache, and the workspace of layers"
         )
         console.print(f"(at most {in_bytes(options.caps.workspace)}, see --workspace)")
     for problem in planned.problems:
