@@ -194,5 +194,5 @@ def _set_compute_capability(trt: Any, config: Any, sm: int, name: str) -> None:
         raise EngineError(f"{name} does not know SM{sm}.", "Update it: pip install -U tensorrt-rtx.")
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it, runs may not be CUDA graphs
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # needed to capture CUDA graphs
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

@@ -101,7 +101,7 @@ class _Columns:
         scores = node.inputs[0] if node.op_type == "Softmax" else None
         if scores is not None and column_axis(scores) == rank(scores) - 1 == patterns.axis_of(node):
             self.masked.add(node)
-            if not patterns.is_masked(scores):  # a row of scores for all P + S columns
+            if not patterns.is_masked(scores):  # no mask: every row sees all P + S columns
                 assert scores.dtype is not None
                 nothing = self.nodes.number(-np.inf, scores.dtype.numpy())
                 hidden = self.nodes.add("Where", self.filled, scores, nothing)
