@@ -29,7 +29,7 @@ from visprune.records import from_json
 from visprune.runtime.pipeline import Pipeline, load
 
 if TYPE_CHECKING:
-    from visprune.demo.scenes import Question
+    from visprune.demo.scenes import SceneQuestion
 
 __all__ = ["QUESTIONS", "demo_accuracy"]
 
@@ -124,7 +124,7 @@ def _read(file: Path, stamp: dict[str, object]) -> Accuracy | None:
         return None  # counted again
 
 
-def _right(one: Entry, images: NDArray[np.uint8], asked: Sequence[Question], system: str | None) -> int:
+def _right(one: Entry, images: NDArray[np.uint8], asked: Sequence[SceneQuestion], system: str | None) -> int:
     """What a process does with its part: how many of some questions are answered right."""
     from PIL import Image
 

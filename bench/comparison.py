@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, line_up
-from visprune.bench.make_bundle import chat_template, checkpoint_of, make
+from visprune.bench.make_bundle import chat_template, checkpoint_of, export_variant
 from visprune.bench.measure.measure import measure
 from visprune.bench.measure.protocol import Contender
-from visprune.bench.report.report import BenchReport, Work
+from visprune.bench.report.report import BenchReport, Workload
 from visprune.bench.rows import report_of
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
@@ -37,7 +37,11 @@ class Comparison:
 
 
 def compare(
-    bundles: Sequence[str | Path], work: Work, *, against: str | None = None, progress: Progress | None = None
+    bundles: Sequence[str | Path],
+    work: Workload,
+    *,
+    against: str | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Measure bundles in one run, each in a process of its own, in rounds.
 
@@ -72,14 +76,15 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
         engines = work.provider in ENGINES
         found = line_up(
-            opened, lambda bundle, method: make(bundle, method, Path(folder), report, engines=engines)
+            opened,
+            lambda bundle, method: export_variant(bundle, method, Path(folder), report, engines=engines),
         )
         if against is not None:
             found.entries += in_pytorch(found.entries)
         return run(found, work, report)
 
 
-def check_work(work: Work, against: str | None) -> None:
+def check_work(work: Workload, against: str | None) -> None:
     """Refuse what no row could run, before anything is loaded or made.
 
     Raises:
@@ -126,7 +131,7 @@ def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entr
     return found
 
 
-def run(rows: LineUp, work: Work, progress: Progress) -> Comparison:
+def run(rows: LineUp, work: Workload, progress: Progress) -> Comparison:
     """Measure rows and report."""
     images = tuple(map(resolved, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)

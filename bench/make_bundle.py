@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visprune.export.checkpoint.checkpoint import Checkpoint
     from visprune.manifest import Manifest
 
-__all__ = ["chat_template", "checkpoint_of", "make"]
+__all__ = ["chat_template", "checkpoint_of", "export_variant"]
 
 
 def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
@@ -50,7 +50,7 @@ def chat_template(bundle: Bundle) -> str | None:
     return str(bundle.file(name)) if name else None
 
 
-def make(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
+def export_variant(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
     """Export a bundle's model with another method and all tokens kept, in the same precision.
 
     It is not compared with PyTorch.

@@ -14,7 +14,7 @@ from pathlib import Path
 from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
 from visprune.bench.measure.protocol import Done
-from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
+from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload
 from visprune.cores import usable_cores
 from visprune.estimate.flops import savings
 from visprune.version import __version__
@@ -26,7 +26,7 @@ _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "transformers")
 
 
-def report_of(line_up: LineUp, measured: Measured, work: Work) -> BenchReport:
+def report_of(line_up: LineUp, measured: Measured, work: Workload) -> BenchReport:
     """The report of a measurement.
 
     Args:
@@ -47,7 +47,7 @@ def report_of(line_up: LineUp, measured: Measured, work: Work) -> BenchReport:
     return replace(report, notes=(*line_up.notes, *_notes(report, line_up)))
 
 
-def _row(one: Entry, timed: Timed, work: Work) -> Row:
+def _row(one: Entry, timed: Timed, work: Workload) -> Row:
     manifest, contender, last = one.manifest, one.contender, timed.last
     in_pytorch = contender.dtype is not None
     if last is None:

@@ -23,7 +23,7 @@ from typing import Any
 from visprune.bench.accuracy import QUESTIONS, demo_accuracy
 from visprune.bench.comparison import Comparison, check_work, in_pytorch, run
 from visprune.bench.lineup import Entry, LineUp, entry, random_tokens
-from visprune.bench.report.report import NotMade, Role, Work
+from visprune.bench.report.report import NotMade, Role, Workload
 from visprune.budget import check_ratio
 from visprune.bundle import Bundle
 from visprune.bundled import DEMO
@@ -42,7 +42,7 @@ from visprune.staging import tidy
 from visprune.targets import target
 from visprune.verified import verify
 
-__all__ = ["FLOATS", "Plan", "sweep"]
+__all__ = ["FLOATS", "SweepPlan", "sweep"]
 
 FLOATS = ("fp32", "fp16")
 _MARKER = "sweep.json"
@@ -50,7 +50,7 @@ _ALWAYS = ("none", "random")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     """What a sweep combines.
 
     Attributes:
@@ -93,8 +93,8 @@ class Plan:
 
 def sweep(
     model: str | None,
-    plan: Plan,
-    work: Work,
+    plan: SweepPlan,
+    work: Workload,
     output: Path,
     *,
     against: str | None = None,
@@ -143,7 +143,7 @@ def sweep(
     return replace(done, report=replace(done.report, rows=measured))
 
 
-def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
+def _check_calibration(plan: SweepPlan, checkpoint: Checkpoint) -> None:
     """Refuse missing or unreadable samples before anything is made."""
     if plan.calibration is not None:
         read_samples(plan.calibration)
@@ -256,7 +256,7 @@ class _Maker:
 
     model: str | None
     checkpoint: Checkpoint
-    plan: Plan
+    plan: SweepPlan
     folder: Path
     progress: Progress
     failed: dict[Path, VispruneError] = field(default_factory=dict)

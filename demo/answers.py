@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.demo.held_out import held_out_questions
-from visprune.demo.scenes import Question
+from visprune.demo.scenes import SceneQuestion
 from visprune.errors import VispruneError
-from visprune.evaluation.answering import Settings
+from visprune.evaluation.answering import AnswerSettings
 from visprune.evaluation.evaluator import evaluate
-from visprune.evaluation.summary import Evaluation, Row
+from visprune.evaluation.summary import Evaluation, EvaluationRow
 from visprune.evaluation.workers import Workers
 from visprune.runtime import Generation, Pipeline
 from visprune.terminal import bars
@@ -34,25 +34,25 @@ _ANSWER_TOKENS = 8  # a right one has three at most, its end included
 
 
 def generations(
-    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[Question]
+    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[SceneQuestion]
 ) -> Iterator[Generation]:
     """What a bundle answers to each question about its image [S, S, 3], greedily and one by one."""
     for image, question in zip(images, asked, strict=True):
         yield pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
 
 
-def is_right(answer: Generation, question: Question) -> bool:
+def is_right(answer: Generation, question: SceneQuestion) -> bool:
     """Whether an answer is exactly the right one, and ends there."""
     return answer.finish_reason == "eos" and answer.text.strip() == question.answer
 
 
-def exact_match(pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[Question]) -> list[bool]:
+def exact_match(pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[SceneQuestion]) -> list[bool]:
     """Whether each answer is right. `held_out(count)` gives the images [B, S, S, 3] and the questions."""
     answers = generations(pipeline, images, asked)
     return [is_right(answer, question) for answer, question in zip(answers, asked, strict=True)]
 
 
-def _line(found: Evaluation, row: Row) -> str:
+def _line(found: Evaluation, row: EvaluationRow) -> str:
     """The figures of a bundle, for people."""
     exact, same = row.figures[0], row.agreement
     share = "" if same is None else f"  {same.value:.4f} as {found.baseline}"
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = evaluate(
                 options.bundles,
                 held_out_questions(options.questions),
-                settings=Settings(_ANSWER_TOKENS),
+                settings=AnswerSettings(_ANSWER_TOKENS),
                 workers=Workers(options.processes),
                 progress=progress,
             )

@@ -24,7 +24,7 @@ from visprune.demo import MODEL_DIR
 from visprune.demo.held_out import FIRST_TEST_SCENE, held_out, wilson
 from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
-from visprune.demo.scenes import Question
+from visprune.demo.scenes import SceneQuestion
 from visprune.demo.tower import coverage, pixels
 from visprune.export.graph import attention
 from visprune.export.graph.graphs import VisionEncoder
@@ -59,7 +59,7 @@ class HeldOut:
     features: torch.Tensor
     projected: torch.Tensor
     signals: dict[str, torch.Tensor]
-    asked: list[Question]
+    asked: list[SceneQuestion]
 
     @property
     def tokens(self) -> int:

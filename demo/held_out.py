@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visprune.demo.scenes import Question, draw, questions
+from visprune.demo.scenes import SceneQuestion, draw, questions
 from visprune.evaluation.intervals import wilson
-from visprune.evaluation.questions import Question as Asked
-from visprune.evaluation.questions import Questions
+from visprune.evaluation.questions import Question, Questions
 
 __all__ = ["FIRST_TEST_SCENE", "held_out", "held_out_questions", "main", "wilson"]
 
@@ -27,7 +26,7 @@ FIRST_TEST_SCENE = 500_000
 """Seed of the first scene that tables look at; the training log looks at those from 0 on."""
 
 
-def held_out(count: int, first: int = FIRST_TEST_SCENE) -> tuple[NDArray[np.uint8], list[Question]]:
+def held_out(count: int, first: int = FIRST_TEST_SCENE) -> tuple[NDArray[np.uint8], list[SceneQuestion]]:
     """The scenes of `count` seeds from `first` on, below those of training, with one question each.
 
     Fewer of them are the first ones of more.
@@ -46,7 +45,7 @@ def held_out_questions(count: int) -> Questions:
     return Questions(
         "the demo's held-out questions",
         tuple(
-            Asked(str(number), f"Question {number}", _png(image), question.text, (question.answer,))
+            Question(str(number), f"Question {number}", _png(image), question.text, (question.answer,))
             for number, (image, question) in enumerate(zip(images, asked, strict=True), 1)
         ),
     )

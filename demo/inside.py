@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.demo.answers import generations, is_right
-from visprune.demo.scenes import Question
+from visprune.demo.scenes import SceneQuestion
 from visprune.errors import UnsupportedError
 from visprune.estimate.flops import savings
 from visprune.export import export
@@ -44,7 +44,7 @@ class Result:
 
 
 def evaluate_inside(
-    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[Question], ratios: Sequence[float]
+    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[SceneQuestion], ratios: Sequence[float]
 ) -> list[Result]:
     """Every method inside the LLM at every ratio, and one composition.
 
@@ -71,7 +71,7 @@ def _run(
     name: str,
     options: dict[str, Any],
     images: NDArray[np.uint8],
-    asked: Sequence[Question],
+    asked: Sequence[SceneQuestion],
 ) -> Result:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from visprune.demo.scenes import Question, Thing, questions
+from visprune.demo.scenes import SceneQuestion, Thing, questions
 from visprune.demo.tower import coverage
 
 __all__ = ["LanguageSettings", "answered", "train_language"]
@@ -80,7 +80,7 @@ class _Encoder:
         return self._known[text]
 
 
-def _blocked(encode: _Encoder, asked: Sequence[Question], tokens: int, sequence: _Sequence) -> None:
+def _blocked(encode: _Encoder, asked: Sequence[SceneQuestion], tokens: int, sequence: _Sequence) -> None:
     """One image of so many tokens, and questions that do not see one another."""
     start = sequence.add(encode("<s>USER: "), start=0)
     start = sequence.add_image(tokens, start=start)
@@ -90,7 +90,9 @@ def _blocked(encode: _Encoder, asked: Sequence[Question], tokens: int, sequence:
         sequence.add(encode(f" {question.answer}</s>"), answer=True, block=block, start=at)
 
 
-def _chat(encode: _Encoder, turns: Sequence[tuple[bool, Question]], tokens: int, sequence: _Sequence) -> None:
+def _chat(
+    encode: _Encoder, turns: Sequence[tuple[bool, SceneQuestion]], tokens: int, sequence: _Sequence
+) -> None:
     """A plain chat; a turn may bring an image."""
     at = sequence.add(encode("<s>"), start=0)
     for has_image, question in turns:
@@ -220,7 +222,7 @@ def answered(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     features: torch.Tensor,
-    asked: Sequence[Question],
+    asked: Sequence[SceneQuestion],
     batch: int = 100,
 ) -> NDArray[np.bool_]:
     """Whether greedy decoding gives exactly the right answer to each question.

@@ -21,7 +21,7 @@ from visprune.demo import IMAGE, MODEL_DIR, QUESTIONS
 from visprune.demo.checkpoint import PATCH
 from visprune.demo.evaluate import METHODS, HeldOut, encode
 from visprune.demo.language import answered
-from visprune.demo.scenes import Question, questions, scene
+from visprune.demo.scenes import SceneQuestion, questions, scene
 from visprune.demo.tower import encode_images
 
 __all__ = ["main"]
@@ -55,7 +55,7 @@ def _dimmed(picture: Image.Image, keep: NDArray[np.int64], title: str) -> Image.
 
 def _ask(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> tuple[Image.Image, list[Question]]:
+) -> tuple[Image.Image, list[SceneQuestion]]:
     """The scene of a seed drawn fine, and the questions about it that the model answers right."""
     picture = scene(seed, _FINE).image
     # As the image processor resizes it; the model must answer about the file that is shipped.
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     drawn = scene(options.seed)
     image = np.asarray(drawn.image)[None]
-    data = HeldOut(image, *encode(model, image), [Question("", "", drawn.things[0])])
+    data = HeldOut(image, *encode(model, image), [SceneQuestion("", "", drawn.things[0])])
     shown = []
     for method, select in METHODS.items():
         keep = select(data, 0.25, np.random.default_rng(0))[0]

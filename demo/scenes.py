@@ -22,8 +22,8 @@ __all__ = [
     "COLORS",
     "SIZE",
     "VALUES",
-    "Question",
     "Scene",
+    "SceneQuestion",
     "Thing",
     "draw",
     "questions",
@@ -130,7 +130,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """A question, its only right answer, and the thing that it asks about."""
 
     text: str
@@ -262,7 +262,7 @@ def draw(seeds: Sequence[int]) -> tuple[NDArray[np.uint8], list[tuple[Thing, ...
     return np.stack(images), list(things)
 
 
-def questions(things: Sequence[Thing], rng: np.random.Generator) -> list[Question]:
+def questions(things: Sequence[Thing], rng: np.random.Generator) -> list[SceneQuestion]:
     """All that can be asked about a scene, each once, in a random wording and order.
 
     Three questions a thing: what it is, its colour, its place. In the last two a shape may be called by its
@@ -272,8 +272,8 @@ def questions(things: Sequence[Thing], rng: np.random.Generator) -> list[Questio
     for thing in things:
         names = (thing.category, thing.value) if thing.category == "shape" else (thing.category,)
         found += [
-            Question(str(rng.choice(_ASK_VALUE[thing.category])), thing.value, thing),
-            Question(str(rng.choice(_ASK_COLOR)).format(rng.choice(names)), thing.color, thing),
-            Question(str(rng.choice(_ASK_PLACE)).format(rng.choice(names)), thing.place, thing),
+            SceneQuestion(str(rng.choice(_ASK_VALUE[thing.category])), thing.value, thing),
+            SceneQuestion(str(rng.choice(_ASK_COLOR)).format(rng.choice(names)), thing.color, thing),
+            SceneQuestion(str(rng.choice(_ASK_PLACE)).format(rng.choice(names)), thing.place, thing),
         ]
     return [found[i] for i in rng.permutation(len(found))]

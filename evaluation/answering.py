@@ -18,7 +18,7 @@ from visprune.runtime.generation import Limits
 from visprune.runtime.pipeline import Pipeline, check_threads, load, threads_for
 from visprune.runtime.vision.kept_tokens import keep_for
 
-__all__ = ["Answer", "Candidate", "Job", "Settings", "answer", "check", "close", "identity"]
+__all__ = ["Answer", "AnswerJob", "AnswerSettings", "Candidate", "answer", "check", "close", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class AnswerSettings:
     """What answers depend on, beside bundle and question.
 
     Attributes:
@@ -75,7 +75,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class AnswerJob:
     """One candidate, to be asked.
 
     Attributes:
@@ -90,7 +90,7 @@ class Job:
     identity: str
     ratio: float | None
     instruction: str
-    settings: Settings
+    settings: AnswerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def identity(bundle: Bundle, ratio: float | None) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def answer(job: Job, question: Question) -> Answer:
+def answer(job: AnswerJob, question: Question) -> Answer:
     """Ask.
 
     Raises:
@@ -149,7 +149,7 @@ def answer(job: Job, question: Question) -> Answer:
     return Answer(question.key, found.text, found.finish_reason, found.tokens_kept, found.visual_tokens)
 
 
-def check(job: Job) -> None:
+def check(job: AnswerJob) -> None:
     """Refuse a bundle that is not the job's.
 
     Raises:
@@ -165,7 +165,7 @@ _open: dict[tuple[Path, str, int, str], Pipeline] = {}
 """The bundle that this process has loaded: one, so that two never take memory at once."""
 
 
-def _opened(job: Job) -> Pipeline:
+def _opened(job: AnswerJob) -> Pipeline:
     settings = job.settings
     key = (job.path, job.identity, settings.threads, settings.provider)
     if key not in _open:

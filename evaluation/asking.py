@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from visprune.evaluation.answering import Answer, Job
+from visprune.evaluation.answering import Answer, AnswerJob
 from visprune.evaluation.questions import Question
 
 __all__ = ["AHEAD", "Ask", "windowed"]
@@ -13,7 +13,7 @@ __all__ = ["AHEAD", "Ask", "windowed"]
 AHEAD = 4
 """Questions given to each worker at a time, so that none waits for the process that asks."""
 
-Ask = Callable[[Job, Sequence[Question]], Iterator[Answer]]
+Ask = Callable[[AnswerJob, Sequence[Question]], Iterator[Answer]]
 """Answers questions; the answers come in any order."""
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import BundleError, UnsupportedError, UsageError, VispruneError
-from visprune.evaluation.answering import Answer, Job, answer, check
+from visprune.evaluation.answering import Answer, AnswerJob, answer, check
 from visprune.evaluation.asking import AHEAD, Ask, windowed
 from visprune.evaluation.questions import Question
 from visprune.optional import require
@@ -29,7 +29,7 @@ _PATIENCE = 10.0  # seconds for a cluster to be reached
 
 
 @contextmanager
-def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
+def on_ray(jobs: Sequence[AnswerJob]) -> Iterator[Ask]:
     """Join the cluster at `RAY_ADDRESS`, or else the one of this machine, and look at each of its machines.
 
     Raises:
@@ -55,7 +55,7 @@ def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
         count = sum(int(node["Resources"]["CPU"]) // threads for node in nodes)
         task = ray.remote(**needs, max_retries=_RETRIES)(answer)
 
-        def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+        def ask(job: AnswerJob, questions: Sequence[Question]) -> Iterator[Answer]:
             for done in windowed(
                 questions, lambda q: task.remote(job, _with_picture(q)), ray.wait, count * AHEAD
             ):
@@ -91,7 +91,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
 
 
-def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[Job]) -> None:
+def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[AnswerJob]) -> None:
     """Whether each machine has the bundles."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task = ray.remote(num_cpus=0)(_found)
@@ -103,7 +103,7 @@ def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[Job]) -> None:
         _result(ray, reference)
 
 
-def _found(jobs: Sequence[Job]) -> None:
+def _found(jobs: Sequence[AnswerJob]) -> None:
     """What a machine does to be looked at."""
     for job in jobs:
         try:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
-from visprune.evaluation.answering import Answer, Candidate, Job, Settings, identity
+from visprune.evaluation.answering import Answer, AnswerJob, AnswerSettings, Candidate, identity
 from visprune.evaluation.formats import read_questions
 from visprune.evaluation.ledger import Ledger
 from visprune.evaluation.questions import Question, Questions, check
-from visprune.evaluation.summary import Asked, Evaluation, summarise
+from visprune.evaluation.summary import EvaluatedBundle, Evaluation, summarise
 from visprune.evaluation.workers import Workers, open_workers
 from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import backend
@@ -23,7 +23,7 @@ from visprune.version import __version__
 
 __all__ = ["evaluate"]
 
-_DEFAULTS = Settings()
+_DEFAULTS = AnswerSettings()
 _AS_MANY_AS_FIT = Workers()
 
 
@@ -31,7 +31,7 @@ def evaluate(
     bundles: Sequence[str | Path | Candidate],
     questions: Questions | str | Path,
     *,
-    settings: Settings = _DEFAULTS,
+    settings: AnswerSettings = _DEFAULTS,
     workers: Workers = _AS_MANY_AS_FIT,
     output: Path | None = None,
     strict: bool = False,
@@ -71,7 +71,7 @@ def evaluate(
     for bundle in opened:
         check_texts(bundle, system=settings.system)
     jobs = [
-        Job(one.path.resolve(), identity(bundle, one.ratio), one.ratio, questions.instruction, settings)
+        AnswerJob(one.path.resolve(), identity(bundle, one.ratio), one.ratio, questions.instruction, settings)
         for one, bundle in zip(candidates, opened, strict=True)
     ]
     for bundle in opened:
@@ -119,11 +119,11 @@ def _cannot_be_asked(questions: Questions, found: Answer) -> InputError:
     )
 
 
-def _about(candidate: Candidate, bundle: Bundle) -> Asked:
+def _about(candidate: Candidate, bundle: Bundle) -> EvaluatedBundle:
     manifest = bundle.manifest
     keep = keep_for(manifest, ratio=candidate.ratio)
     inside = manifest.layer_pruning
     before_all = keep.tokens == manifest.pruning.budget.visual_tokens
-    return Asked(
+    return EvaluatedBundle(
         candidate.name, manifest.source.model, before_all and (inside is None or keep.layer_ratio == 1.0)
     )

@@ -16,7 +16,7 @@ from visprune.evaluation.intervals import bootstrap, paired, wilson
 from visprune.evaluation.metrics import Judgement, Metric, metric_named
 from visprune.evaluation.questions import Question, Questions
 
-__all__ = ["Asked", "Evaluation", "Figure", "Row", "summarise"]
+__all__ = ["EvaluatedBundle", "Evaluation", "EvaluationRow", "Figure", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluatedBundle:
     """A bundle that was asked.
 
     Attributes:
@@ -54,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EvaluationRow:
     """One bundle.
 
     Attributes:
@@ -68,7 +68,7 @@ class Row:
         errors: For each question that could not be asked, its place and why.
     """
 
-    asked: Asked
+    asked: EvaluatedBundle
     questions: int
     kept: float
     figures: tuple[Figure, ...]
@@ -97,7 +97,7 @@ class Evaluation:
     questions: int
     skipped: tuple[str, ...]
     baseline: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     notes: tuple[str, ...]
 
 
@@ -105,7 +105,9 @@ Answers = Mapping[str, Answer]
 Judgements = dict[str, Judgement]
 
 
-def summarise(questions: Questions, asked: Sequence[Asked], answers: Sequence[Answers]) -> Evaluation:
+def summarise(
+    questions: Questions, asked: Sequence[EvaluatedBundle], answers: Sequence[Answers]
+) -> Evaluation:
     """Judge the answers of each bundle, which are by the questions' keys.
 
     Raises:
@@ -129,7 +131,7 @@ def summarise(questions: Questions, asked: Sequence[Asked], answers: Sequence[An
     )
 
 
-def _judged(questions: Questions, metric: Metric, asked: Asked, answers: Answers) -> Judgements:
+def _judged(questions: Questions, metric: Metric, asked: EvaluatedBundle, answers: Answers) -> Judgements:
     judged = {}
     for question in questions.usable:
         found = answers[question.key]
@@ -147,18 +149,18 @@ def _judged(questions: Questions, metric: Metric, asked: Asked, answers: Answers
 def _row(
     questions: Questions,
     metric: Metric,
-    asked: Asked,
+    asked: EvaluatedBundle,
     answers: Answers,
     judged: Judgements,
     baseline: Judgements | None,
-) -> Row:
+) -> EvaluationRow:
     usable = [question for question in questions.usable if question.key in judged]
     scores = [judged[question.key].score for question in usable]
     figures = [_mean(metric, scores), *(_of_yes_and_no(usable, judged) if metric.name == "yes-no" else ())]
     found = [answers[question.key] for question in usable]
     seen = sum(answer.visual_tokens for answer in found)
     difference, agreement = _compared(metric, judged, baseline) if baseline else (None, None)
-    return Row(
+    return EvaluationRow(
         asked,
         len(usable),
         sum(answer.tokens_kept for answer in found) / max(1, seen),
@@ -227,7 +229,7 @@ def _f1(kinds: list[tuple[str, str]], drawn: NDArray[np.int64]) -> NDArray[np.fl
     return f1
 
 
-def _notes(asked: Sequence[Asked], first: int) -> tuple[str, ...]:
+def _notes(asked: Sequence[EvaluatedBundle], first: int) -> tuple[str, ...]:
     notes = []
     models = list(dict.fromkeys(one.model for one in asked))
     if len(models) > 1:

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait as wait_for
 
 from visprune.cores import available_memory, usable_cores
 from visprune.errors import UnsupportedError, UsageError
-from visprune.evaluation.answering import Answer, Job, answer, close
+from visprune.evaluation.answering import Answer, AnswerJob, answer, close
 from visprune.evaluation.asking import AHEAD, Ask, windowed
 from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.questions import Question
@@ -61,7 +61,7 @@ class Workers:
 
 
 def open_workers(
-    workers: Workers, jobs: Sequence[Job], questions: int, largest: int
+    workers: Workers, jobs: Sequence[AnswerJob], questions: int, largest: int
 ) -> AbstractContextManager[Ask]:
     """Get ready to ask.
 
@@ -100,7 +100,7 @@ def _processes(count: int) -> Iterator[Ask]:
         done = wait(futures, return_when=FIRST_COMPLETED).done
         return [f for f in futures if f in done], [f for f in futures if f not in done]
 
-    def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+    def ask(job: AnswerJob, questions: Sequence[Question]) -> Iterator[Answer]:
         def submit(question: Question) -> Future[Answer]:
             # Ctrl-C is this process's alone: what it begins here has it blocked, from its first moment.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

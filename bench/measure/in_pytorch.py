@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from visprune.bench.measure.protocol import Contender, Done, elapsed, peak_memory
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.export import models
 from visprune.export.checkpoint import loading
 from visprune.export.checkpoint.checkpoint import find
@@ -32,7 +32,7 @@ class CheckpointModel:
         work: What to repeat.
     """
 
-    def __init__(self, contender: Contender, work: Work) -> None:
+    def __init__(self, contender: Contender, work: Workload) -> None:
         import torch
         import transformers
 

@@ -18,7 +18,7 @@ from visprune.bench.measure.energy import counter
 from visprune.bench.measure.gpu import Gpu
 from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.measure.worker_process import Worker
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.errors import UsageError
 from visprune.progress import Progress
 
@@ -57,7 +57,7 @@ class Measured:
     energy_counter: str
 
 
-def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> Measured:
+def measure(contenders: Sequence[Contender], work: Workload, progress: Progress) -> Measured:
     """Load every row in a process of its own, and time them.
 
     Args:
@@ -110,7 +110,7 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
         return Measured(tuple(rows), gpu.name if gpu else None, energy.about)
 
 
-def _too_many(name: str, generated: int, work: Work) -> UsageError:
+def _too_many(name: str, generated: int, work: Workload) -> UsageError:
     return UsageError(
         f"{name} has room for {generated} new tokens, and {work.max_new_tokens} are to be generated.",
         f"Give --max-new-tokens {generated}, or less.",

@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from visprune.bench.measure.protocol import Contender, Done, Loaded, Repeatable, elapsed, peak_memory
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
 from visprune.units import ITEM_SIZE
@@ -49,7 +49,7 @@ class BundleModel:
         work: What to repeat.
     """
 
-    def __init__(self, contender: Contender, work: Work) -> None:
+    def __init__(self, contender: Contender, work: Workload) -> None:
         from visprune.runtime.pipeline import load, threads_for
         from visprune.runtime.vision.kept_tokens import keep_for
 
@@ -136,7 +136,7 @@ def _cache_bytes(manifest: Manifest, tokens: int) -> int:
 
 def _open(request: dict[str, Any]) -> tuple[Repeatable, float]:
     contender = from_json(Contender, request["contender"], "contender")
-    work = from_json(Work, request["work"], "work")
+    work = from_json(Workload, request["work"], "work")
     if contender.dtype is None:
         held = BundleModel(contender, work)
         return held, held.load

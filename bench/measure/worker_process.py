@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 from visprune import errors
 from visprune.bench.measure.protocol import Contender, Done, Loaded
-from visprune.bench.report.report import Work
+from visprune.bench.report.report import Workload
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
 from visprune.subprocesses import start, status
@@ -45,7 +45,7 @@ class Worker:
         """Of the process."""
         return self._process.pid
 
-    def load(self, work: Work) -> Loaded:
+    def load(self, work: Workload) -> Loaded:
         """Load the model.
 
         Raises:

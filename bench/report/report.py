@@ -27,7 +27,7 @@ __all__ = [
     "Repetition",
     "Role",
     "Row",
-    "Work",
+    "Workload",
     "fastest",
     "is_prefill",
     "read_report",
@@ -40,7 +40,7 @@ Role = Literal["given", "unpruned", "random", "pytorch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """What every row does in every round.
 
     Attributes:
@@ -292,7 +292,7 @@ class BenchReport:
     schema_version: int
     created: str
     machine: Machine
-    work: Work
+    work: Workload
     rows: tuple[Row, ...]
     not_made: tuple[NotMade, ...] = ()
     notes: tuple[str, ...] = ()

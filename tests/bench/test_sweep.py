@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from visprune.bench.sweep import FLOATS, Plan, _claim, _Maker, sweep
+from visprune.bench.sweep import FLOATS, SweepPlan, _claim, _Maker, sweep
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import InputError, UsageError
@@ -40,13 +40,15 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
         said.append(what)
 
     output = tmp_path / "sweep"
-    first = sweep(model, Plan(("fastv",), (0.5,)), work, output, progress=progress)
+    first = sweep(model, SweepPlan(("fastv",), (0.5,)), work, output, progress=progress)
     assert made(said) == {"none-fp32", "fastv-fp32", "random-fp32"}
     assert [row.role for row in first.report.rows] == ["unpruned", "given", "random"]
     assert any("Accuracy was not measured" in note for note in first.report.notes)
 
     said.clear()
-    found = sweep(model, Plan(("fastv", "fitprune"), (0.5, 0.01)), work, output, progress=progress).report
+    found = sweep(
+        model, SweepPlan(("fastv", "fitprune"), (0.5, 0.01)), work, output, progress=progress
+    ).report
     assert made(said) == {"fitprune-0.5-fp32", "fitprune-0.01-fp32"}
     names = {row.name for row in found.rows}
     assert {"none, fp32", "fastv 50%, fp32", "fastv 1%, fp32", "fitprune 50%, fp32"} <= names
@@ -55,14 +57,14 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
     assert all(len(row.repetitions) == work.rounds for row in found.rows)
 
     said.clear()
-    plan = Plan(("fastv",), (0.5,), ("fp32", "int8-dynamic"))
+    plan = SweepPlan(("fastv",), (0.5,), ("fp32", "int8-dynamic"))
     found = sweep(model, plan, work, output, progress=progress).report
     assert made(said) == {f"{name}-int8-dynamic" for name in ("none", "fastv", "random")}
     assert {row.precision for row in found.rows} == {"fp32", "int8-dynamic"}
 
     said.clear()
     (output / "bundles" / "fastv-fp32" / "tokenizer.json").unlink()
-    again = sweep(model, Plan(("fastv",), (0.5,)), work, output, progress=progress).report
+    again = sweep(model, SweepPlan(("fastv",), (0.5,)), work, output, progress=progress).report
     assert made(said) == set()
     broken = next(one for one in again.not_made if one.what == "fastv 50%, fp32")
     assert "is not whole" in broken.reason
@@ -73,13 +75,13 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
 def test_what_is_quantized_of_each_float_has_a_place_of_its_own(width, monkeypatch, tmp_path):
     places = []
     monkeypatch.setattr(_Maker, "_once", lambda maker, name, kind, make: places.append(f"{name}-{kind}"))
-    plan = Plan(("fastv",), (0.5,), (width, "int8"))
+    plan = SweepPlan(("fastv",), (0.5,), (width, "int8"))
     _Maker(None, find(None), plan, tmp_path, print).bundle("fastv", "int8")
     assert places == [f"fastv-{width}", {"fp32": "fastv-int8", "fp16": "fastv-int8-fp16"}[width]]
 
 
 def test_another_directory_or_another_model_is_refused_and_left_alone(model, work, tmp_path, checkpoint):
-    plan = Plan(("fastv",), (0.5,))
+    plan = SweepPlan(("fastv",), (0.5,))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("Dear")
     with pytest.raises(UsageError, match="is not a sweep"):
@@ -101,7 +103,7 @@ def test_another_directory_or_another_model_is_refused_and_left_alone(model, wor
 
 def test_quantizing_without_samples_is_refused_before_anything_is_made(model, work, tmp_path):
     with pytest.raises(UsageError, match="calibration"):
-        sweep(model, Plan(("fastv",), (0.5,), ("int8",)), work, tmp_path / "sweep")
+        sweep(model, SweepPlan(("fastv",), (0.5,), ("int8",)), work, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -117,7 +119,7 @@ def test_a_system_prompt_that_cannot_be_shown_is_refused_before_anything_is_made
         (model, " ", "is empty"),
     ):
         with pytest.raises(InputError, match=words):
-            sweep(str(place), Plan(("fastv",), (0.5,)), replace(work, system=system), tmp_path / "sweep")
+            sweep(str(place), SweepPlan(("fastv",), (0.5,)), replace(work, system=system), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -134,15 +136,16 @@ def test_a_system_prompt_that_cannot_be_shown_is_refused_before_anything_is_made
 )
 def test_what_there_is_not_is_refused(fields, error, words):
     with pytest.raises(error, match=words):
-        replace(Plan(("random",), (0.5,)), **fields)
+        replace(SweepPlan(("random",), (0.5,)), **fields)
 
 
 _SWEEP = """
 import sys
 from pathlib import Path
-from visprune.bench.report.report import Work
-from visprune.bench.sweep import Plan, sweep
-sweep(None, Plan(("random",), (0.5,)), Work((sys.argv[2],), "What?", 2, 1, rounds=2), Path(sys.argv[1]))
+from visprune.bench.report.report import Workload
+from visprune.bench.sweep import SweepPlan, sweep
+work = Workload((sys.argv[2],), "What?", 2, 1, rounds=2)
+sweep(None, SweepPlan(("random",), (0.5,)), work, Path(sys.argv[1]))
 """
 
 

@@ -19,12 +19,12 @@ from visprune.demo.answers import exact_match
 from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.evaluation import evaluate, read_questions
-from visprune.evaluation.answering import Answer, Candidate, Settings
+from visprune.evaluation.answering import Answer, AnswerSettings, Candidate
 from visprune.evaluation.questions import Question, Questions
-from visprune.evaluation.summary import Asked, summarise
+from visprune.evaluation.summary import EvaluatedBundle, summarise
 from visprune.evaluation.workers import Workers
 
-SETTINGS = Settings(8)
+SETTINGS = AnswerSettings(8)
 COUNT = 40  # questions of `demo_data`
 
 
@@ -113,7 +113,7 @@ class TestRefused:
         with pytest.raises(UsageError, match="begun with other data"):
             evaluate([tiny_bundle], asked(3), workers=Workers(1), output=output)
         with pytest.raises(UsageError, match="max_new_tokens 16, and now it is 3"):
-            evaluate([tiny_bundle], asked(2), settings=Settings(3), workers=Workers(1), output=output)
+            evaluate([tiny_bundle], asked(2), settings=AnswerSettings(3), workers=Workers(1), output=output)
         assert output.read_bytes() == kept
         found = evaluate([tiny_bundle], asked(3), workers=Workers(1), output=output, force=True)
         assert found.questions == 3
@@ -129,7 +129,7 @@ class TestRefused:
             evaluate([f"{tiny_bundle}@1.5"], asked(1))
         for settings in ({"threads": 0}, {"max_new_tokens": 0}):
             with pytest.raises(UsageError, match=r"0 (threads|tokens)"):
-                Settings(**settings)
+                AnswerSettings(**settings)
         for workers in ({"processes": 0}, {"processes": 2, "ray": True}):
             with pytest.raises(UsageError):
                 Workers(**workers)
@@ -192,7 +192,7 @@ class TestFigures:
 
     def figures(self, metric, answers, *said):
         questions = self.questions(metric, answers)
-        bundles = [Asked(str(index), "m", unpruned=False) for index in range(len(said))]
+        bundles = [EvaluatedBundle(str(index), "m", unpruned=False) for index in range(len(said))]
         given = [{str(n): Answer(str(n), text) for n, text in enumerate(texts)} for texts in said]
         return summarise(questions, bundles, given)
 

@@ -13,8 +13,8 @@ from visprune.terminal import bars, note
 
 if TYPE_CHECKING:
     from visprune.bench.comparison import Comparison
-    from visprune.bench.report.report import Work
-    from visprune.bench.sweep import Plan
+    from visprune.bench.report.report import Workload
+    from visprune.bench.sweep import SweepPlan
 
 __all__ = ["bench"]
 
@@ -126,13 +126,13 @@ def bench(  # noqa: PLR0913 - a command line's options
     _write(found, json_files, html_files)
 
 
-def _work(image: list[str] | None, prompt: str, threads: int | None, **options: Any) -> Work:
+def _work(image: list[str] | None, prompt: str, threads: int | None, **options: Any) -> Workload:
     """What every row is to do.
 
     Raises:
         UsageError: Too few rounds to tell anything, or a number that cannot be.
     """
-    from visprune.bench.report.report import Work
+    from visprune.bench.report.report import Workload
     from visprune.bundled import IMAGE
     from visprune.cores import usable_cores
     from visprune.errors import UsageError
@@ -145,16 +145,18 @@ def _work(image: list[str] | None, prompt: str, threads: int | None, **options: 
     if threads is not None and threads < 1:
         raise UsageError(f"Cannot run on {threads} threads.", "Give a number of at least 1, or leave it out.")
     images = tuple(image or [str(IMAGE)])
-    return Work(images, prompt, threads=threads or usable_cores(), **options)
+    return Workload(images, prompt, threads=threads or usable_cores(), **options)
 
 
-def _plan(methods: str | None, ratios: str | None, precisions: str | None, calibration: Path | None) -> Plan:
+def _plan(
+    methods: str | None, ratios: str | None, precisions: str | None, calibration: Path | None
+) -> SweepPlan:
     """What a sweep combines, from lists with commas.
 
     Raises:
         UsageError: A ratio that is no number, or something there is not.
     """
-    from visprune.bench.sweep import Plan
+    from visprune.bench.sweep import SweepPlan
     from visprune.errors import UsageError
 
     def listed(text: str) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def _plan(methods: str | None, ratios: str | None, precisions: str | None, calib
         fractions = tuple(float(ratio) for ratio in listed(_RATIOS if ratios is None else ratios))
     except ValueError:
         raise UsageError(f"--ratios {ratios} are no numbers.", f"Write them like {_RATIOS}.") from None
-    return Plan(
+    return SweepPlan(
         listed(_METHODS if methods is None else methods),
         fractions,
         listed(_PRECISIONS if precisions is None else precisions),

@@ -12,7 +12,7 @@ from visprune.commands.arguments import Provider, System
 from visprune.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
-    from visprune.evaluation.summary import Evaluation, Figure, Row
+    from visprune.evaluation.summary import Evaluation, EvaluationRow, Figure
 
 __all__ = ["evaluate"]
 
@@ -93,12 +93,12 @@ def evaluate(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-eval fopru@1 fopru fopru-int8 --data questions.jsonl
     """
-    from visprune.evaluation.answering import Settings
+    from visprune.evaluation.answering import AnswerSettings
     from visprune.evaluation.evaluator import evaluate as run
     from visprune.evaluation.formats import Files, read_questions
     from visprune.evaluation.workers import Workers
 
-    settings = Settings(max_new_tokens, threads, provider, system)
+    settings = AnswerSettings(max_new_tokens, threads, provider, system)
     workers = Workers(processes, ray)
     questions = read_questions(Files(data, annotations, images, split), form, metric, instruction)
     path = output if output is not None else Path(f"{data.stem}-answers.jsonl")
@@ -173,7 +173,7 @@ def _print(found: Evaluation, path: Path) -> None:
     console.print(f"answers in {path}")
 
 
-def _all(row: Row) -> list[Figure]:
+def _all(row: EvaluationRow) -> list[Figure]:
     return [figure for figure in (*row.figures, row.difference, row.agreement) if figure is not None]
 
 
