@@ -29,8 +29,8 @@ ROOMS = (
     ("export",),
     ("estimate",),
     ("bench.report",),
-    ("bench.report.page", "bench.measure", "demo"),
-    ("bench",),
+    ("bench.report.page", "bench.measure"),
+    ("bench", "demo"),
     ("commands",),
     ("face",),
 )

@@ -16,17 +16,29 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from visprune.bench.sweep import FLOATS, SweepPlan, _claim, _Maker, sweep
+from visprune.bench.report.report import BenchReport
+from visprune.bench.row_accuracy import _accuracy, row_accuracies
+from visprune.bench.sweep import SweepPlan, _claim, sweep
+from visprune.bench.sweep_bundles import FLOATS, SweepBundles
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import InputError, UsageError
+from visprune.evaluation import evaluate, read_questions
+from visprune.evaluation.intervals import wilson
+from visprune.evaluation.summary import EvaluatedBundle, EvaluationRow, Figure
+from visprune.evaluation.workers import Workers
 from visprune.export.checkpoint.checkpoint import find
+from visprune.records import from_json
 from visprune.runtime import load
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
     return str(checkpoint(checkpoint.Tiny(layers=4)))
+
+
+def read(report: BenchReport) -> BenchReport:
+    return from_json(BenchReport, json.loads(report.to_json()), "report")
 
 
 def made(said: list[str]) -> set[str]:
@@ -74,9 +86,9 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
 @pytest.mark.parametrize("width", FLOATS)
 def test_what_is_quantized_of_each_float_has_a_place_of_its_own(width, monkeypatch, tmp_path):
     places = []
-    monkeypatch.setattr(_Maker, "_once", lambda maker, name, kind, make: places.append(f"{name}-{kind}"))
-    plan = SweepPlan(("fastv",), (0.5,), (width, "int8"))
-    _Maker(None, find(None), plan, tmp_path, print).bundle("fastv", "int8")
+    monkeypatch.setattr(SweepBundles, "_once", lambda _, name, kind, make: places.append(f"{name}-{kind}"))
+    bundles = SweepBundles(None, find(None), tmp_path, (width, "int8"), (0.5,), None, print)
+    bundles.bundle("fastv", "int8")
     assert places == [f"fastv-{width}", {"fp32": "fastv-int8", "fp16": "fastv-int8-fp16"}[width]]
 
 
@@ -164,30 +176,88 @@ def test_a_sweep_that_is_killed_leaves_nothing_half(tmp_path, work):
         assert path.name.startswith(".visprune-partial-")
 
 
+@pytest.fixture
+def asked(tmp_path, picture):
+    """Two questions about one picture, and a line that is none; what four people say of each."""
+    picture(0).save(tmp_path / "a.png")
+    lines = [
+        json.dumps({"image": "a.png", "question": text, "answers": ["x", "y", "z", "x"]})
+        for text in ("What is it?", "Which?")
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join([*lines, "{"]))
+    return tmp_path / "questions.jsonl"
+
+
+def test_a_sweep_asks_a_users_model_a_users_questions_and_goes_on(model, work, asked, tmp_path, monkeypatch):
+    plan, output = SweepPlan(("uniform", "random"), (0.5,)), tmp_path / "sweep"
+    found = sweep(model, plan, work, output, questions=read_questions(asked)).report
+    assert [row.name for row in found.rows] == ["none, fp32", "uniform 50%, fp32", "random 50%, fp32"]
+    for row in found.rows:
+        assert (row.accuracy.right, row.accuracy.of) == (0, 2)
+        assert (row.accuracy.low, row.accuracy.high) == wilson(0, 2)
+        assert row.accuracy.questions == f"{asked}, exact match"
+    assert any("could not be used; the first: Line 3 of" in note for note in found.notes)
+    assert any(note.startswith("Answers were cut off at 16 tokens: none, fp32 (2)") for note in found.notes)
+    assert read(found) == found
+
+    (file,) = (output / "answers").iterdir()
+    bundles = [output / "bundles" / name for name in ("none-fp32@1", "uniform-fp32@0.5")]
+    alone = evaluate(bundles, asked, workers=Workers(1))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [line["tokens_kept"] for line in lines if "text" in line]
+    assert kept == [16, 16, 8, 8, 8, 8]
+    assert [row.kept for row in alone.rows] == [1.0, 0.5]
+
+    def no_question(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr("visprune.evaluation.evaluator.open_workers", no_question)
+    vqa = sweep(model, plan, work, output, questions=read_questions(asked, metric="vqa")).report
+    for row in vqa.rows:
+        assert (row.accuracy.right, row.accuracy.of) == (0.0, 2)
+        assert row.accuracy.questions == f"{asked}, VQA accuracy (a mean of scores, bootstrap interval)"
+    with pytest.raises(AssertionError, match="asked again"):
+        sweep(model, plan, replace(work, system="Be brief."), output, questions=read_questions(asked))
+
+
+def test_unusable_questions_are_refused_before_anything_is_made(model, work, asked, tmp_path):
+    asked.write_text("{")
+    with pytest.raises(InputError, match=r"Line 1 of .* is not JSON"):
+        sweep(model, SweepPlan(("fastv",), (0.5,)), work, tmp_path / "new", questions=read_questions(asked))
+    assert not (tmp_path / "new").exists()
+
+
+def test_scores_between_right_and_wrong_keep_their_sum(tmp_path):
+    figure = Figure("VQA accuracy", 0.65, 0.5, 0.8, "bootstrap")
+    bundle = EvaluatedBundle("b", "m", unpruned=True)
+    row = EvaluationRow(bundle, 2, 1.0, (figure,), None, None, 0, ())
+    found = _accuracy(row, "some questions, VQA accuracy")
+    assert (found.right, found.of, found.share) == (1.3, 2, 0.65)
+    assert "mean of scores, bootstrap" in found.questions
+
+
 def test_the_demo_is_asked_its_questions_once(tmp_path, work, monkeypatch):
     """One bundle at two ratios, against the judgement of the runtime itself; then nothing is asked again."""
     import visprune
-    from visprune.bench.accuracy import demo_accuracy
     from visprune.bench.lineup import entry
-    from visprune.demo.answers import exact_match
-    from visprune.demo.held_out import held_out
+    from visprune.demo.answers import right_answers
+    from visprune.demo.held_out import held_out, held_out_questions
 
     bundle = visprune.export(MODEL_DIR, method="uniform", output=tmp_path / "uniform", verify=False)
-    entries = [entry("all", bundle, ratio=1.0), entry("few", bundle, ratio=0.1)]
-    found = demo_accuracy(entries, tmp_path, lambda *_: None, questions=24)
+    entries = [entry("all", bundle, ratio=1.0), entry("few", bundle, keep_tokens=16)]
+    options = (entries, held_out_questions(24), work, tmp_path / "answers", lambda *_: None)
+    found, notes = row_accuracies(*options)
     with load(bundle.path, threads=1) as pipeline:
-        right = sum(exact_match(pipeline, *held_out(24)))
-    assert (found["all"].right, found["all"].of) == (right, 24)
-    assert found["few"].right < found["all"].right
+        right = sum(right_answers(pipeline, *held_out(24)))
+    every, few = found
+    assert (every.right, every.of) == (right, 24)
+    assert few.right < every.right
+    assert every.questions == "the first 24 held-out questions of the demo model, exact match"
+    assert not notes
 
-    def no_pool(*_, **__):
+    def no_question(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("visprune.bench.accuracy.ProcessPoolExecutor", no_pool)
-    assert demo_accuracy(entries, tmp_path, lambda *_: None, questions=24) == found
-    with pytest.raises(AssertionError, match="asked again"):
-        demo_accuracy(entries, tmp_path, lambda *_: None, questions=24, system="Be brief.")
-    (tmp_path / "few.json").write_text("{")
-    with pytest.raises(AssertionError, match="asked again"):
-        demo_accuracy(entries, tmp_path, lambda *_: None, questions=24)
+    monkeypatch.setattr("visprune.evaluation.evaluator.open_workers", no_question)
+    assert row_accuracies(*options) == (found, notes)
     assert Bundle.open(bundle.path).manifest.source.model == "model"

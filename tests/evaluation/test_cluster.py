@@ -8,7 +8,7 @@ import pytest
 
 from visprune.errors import BundleError, UsageError
 from visprune.evaluation import evaluate, read_questions
-from visprune.evaluation.answering import AnswerJob, AnswerSettings
+from visprune.evaluation.answering import AnswerJob, AnswerSettings, Candidate
 from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.workers import Workers
 
@@ -40,7 +40,7 @@ def test_ray_answers_alike_also_when_a_machine_dies(cluster, demo_bundle, demo_d
             cluster.remove_node(cluster.machines.pop(), allow_graceful=False)
             died.append(done)
 
-    elsewhere = AnswerJob(Path("/nowhere/bundle"), "", None, "", SETTINGS)
+    elsewhere = AnswerJob(Candidate(Path("/nowhere/bundle")), "", "", SETTINGS)
     with (
         pytest.raises(BundleError, match=r"On the machine .* of the cluster: .*is not a bundle"),
         on_ray([elsewhere]),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import visprune
-from visprune.demo.answers import exact_match
+from visprune.demo.answers import right_answers
 from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.evaluation import evaluate, read_questions
@@ -44,7 +44,7 @@ def alone(demo_bundle, demo_data, answers):
 class TestProof:
     def test_the_accuracy_is_that_of_the_demo(self, alone, demo_bundle):
         with visprune.load(demo_bundle) as pipeline:
-            right = exact_match(pipeline, *held_out(COUNT))
+            right = right_answers(pipeline, *held_out(COUNT))
         pruned, unpruned = alone.rows
         assert pruned.figures[0].value == sum(right) / COUNT
         assert pruned.questions == COUNT
@@ -53,6 +53,16 @@ class TestProof:
         assert unpruned.difference is unpruned.agreement is None
         assert pruned.difference.value == pytest.approx(pruned.figures[0].value - unpruned.figures[0].value)
         assert pruned.difference.high < 0
+
+    def test_an_answer_that_the_limit_cuts_off_is_judged_by_its_text(self, alone, demo_bundle, demo_data):
+        """An answer of one token is right, and counted as cut; a place has two tokens, and is wrong."""
+        (row,) = evaluate(
+            [f"{demo_bundle}@1"], demo_data, settings=AnswerSettings(1), workers=Workers(1)
+        ).rows
+        short = [question for question in read_questions(demo_data).usable if " " not in question.answers[0]]
+        assert (row.questions, row.cut) == (COUNT, COUNT)
+        assert alone.rows[1].figures[0].value == 1.0
+        assert row.figures[0].value == len(short) / COUNT
 
     def test_four_processes_answer_alike(self, alone, demo_bundle, demo_data):
         both = [demo_bundle, f"{demo_bundle}@1"]
@@ -181,7 +191,7 @@ class TestQuestionsThatCannotBeAsked:
         assert output.exists()
 
     def test_if_there_are_no_others(self, questions, tiny_bundle):
-        with pytest.raises(InputError, match=r"could be asked nothing. Line 2 of"):
+        with pytest.raises(InputError, match=r"could not be asked any question. Line 2 of"):
             evaluate([tiny_bundle], replace(questions, usable=questions.usable[1:]), workers=Workers(1))
 
 
