@@ -34,11 +34,11 @@ class Comparison:
 
     Attributes:
         report: The report.
-        pictures: By the names of the rows, the overlay of each image, JPEG in base64.
+        overlays: By the names of the rows, the overlay of each image, JPEG in base64.
     """
 
     report: BenchReport
-    pictures: dict[str, tuple[str, ...]]
+    overlays: dict[str, tuple[str, ...]]
 
 
 def compare(
@@ -46,7 +46,7 @@ def compare(
     work: Workload,
     *,
     against: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measure bundles in one run of several rounds, each bundle in its own process.
 
@@ -66,7 +66,6 @@ def compare(
         InputError: An image, the prompt or the system prompt cannot be used.
         MissingExtraError: The provider's package is missing or, for PyTorch, the `export` extra.
     """
-    report = progress or no_progress
     if not bundles:
         raise UsageError("There is no bundle to measure.", "Give one or more, or --sweep.")
     check_work(work, against)
@@ -77,16 +76,16 @@ def compare(
         if against is not None:
             checkpoint_of(bundle.manifest)
     for bundle in opened:
-        verify(bundle, lambda name, _: report(f"checking {name}", 0, 1))
+        verify(bundle, lambda name, _: progress(f"checking {name}", 0, 1))
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
         engines = work.provider in ENGINES
         found = line_up(
             opened,
-            lambda bundle, method: export_variant(bundle, method, Path(folder), report, engines=engines),
+            lambda bundle, method: export_variant(bundle, method, Path(folder), progress, engines=engines),
         )
         if against is not None:
             found.entries += pytorch_entries(found.entries)
-        return measure_rows(found, work, report)
+        return measure_rows(found, work, progress)
 
 
 def check_work(work: Workload, against: str | None) -> None:
@@ -140,8 +139,8 @@ def measure_rows(rows: LineUp, work: Workload, progress: Progress) -> Comparison
     """Measure rows, and return the report."""
     images = tuple(map(resolved, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)
-    pictures = {timed.contender.name: timed.pictures for timed in measured.rows}
-    return Comparison(report_of(rows, measured, work), pictures)
+    overlays = {timed.contender.name: timed.overlays for timed in measured.rows}
+    return Comparison(report_of(rows, measured, work), overlays)
 
 
 def _computes_bf16() -> bool:

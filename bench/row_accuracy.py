@@ -90,7 +90,7 @@ def _accuracy(row: EvaluationRow, about: str) -> Accuracy:
     """Return the first figure of a row as the report has it."""
     figure = row.figures[0]
     total = figure.value * row.questions
-    if figure.interval == "wilson":
+    if figure.interval == "wilson":  # a share of right answers; a mean of scores has a bootstrap interval
         return Accuracy(round(total), row.questions, figure.low, figure.high, about)
     return Accuracy(
         total, row.questions, figure.low, figure.high, f"{about} (a mean of scores, bootstrap interval)"

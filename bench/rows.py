@@ -95,7 +95,7 @@ def _flops(one: Entry, last: Done, images: int) -> Flops | None:
     if found is None:
         return None
     sequence, model = found.sequence, found.model
-    if one.contender.dtype is not None:  # the manifest is that of a bundle, and in PyTorch nothing is pruned
+    if one.contender.dtype is not None:  # in PyTorch nothing is pruned, whatever the manifest says
         sequence, model = replace(sequence, pruned=sequence.unpruned), replace(model, pruned=model.unpruned)
     return Flops(found.convention, sequence.pruned, model.pruned, sequence.unpruned, model.unpruned)
 

@@ -95,7 +95,7 @@ def sweep(
     *,
     questions: Questions | None = None,
     against: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Make the bundles that are missing, ask the questions, and measure all rows in one run.
 
@@ -113,7 +113,6 @@ def sweep(
         VispruneError: The model, the work or the questions cannot be used. A combination that cannot be made
             does not stop the sweep; the report names it with the reason.
     """
-    report = progress or no_progress
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
     check_work(work, against)
@@ -122,7 +121,7 @@ def sweep(
         check(questions, strict=False)
     _claim(output, checkpoint, plan.calibration)
     bundles = SweepBundles(
-        model, checkpoint, output / "bundles", plan.precisions, plan.pruned, plan.calibration, report
+        model, checkpoint, output / "bundles", plan.precisions, plan.pruned, plan.calibration, progress
     )
     rows = LineUp()
     for precision in plan.precisions:
@@ -136,12 +135,12 @@ def sweep(
     if questions is None:
         rows.notes.append("Accuracy was not measured: give questions with known answers (--data).")
     else:
-        found, notes = row_accuracies(rows.entries, questions, work, output / "answers", report)
+        found, notes = row_accuracies(rows.entries, questions, work, output / "answers", progress)
         accuracy = {one.contender.name: mine for one, mine in zip(rows.entries, found, strict=True)}
         rows.notes += notes
     if against is not None:
         rows.entries += pytorch_entries(rows.entries, checkpoint.path)
-    done = measure_rows(rows, work, report)
+    done = measure_rows(rows, work, progress)
     measured = tuple(replace(row, accuracy=accuracy.get(row.name)) for row in done.report.rows)
     return replace(done, report=replace(done.report, rows=measured))
 

@@ -49,7 +49,7 @@ def on_ray(jobs: Sequence[AnswerJob]) -> Iterator[Ask]:
         if not nodes:
             raise UsageError(
                 f"No machine of the Ray cluster has {threads} processors for a worker.",
-                "Take fewer --threads.",
+                "Use fewer --threads.",
             )
         _check_machines(ray, nodes, jobs)
         count = sum(int(node["Resources"]["CPU"]) // threads for node in nodes)

@@ -38,15 +38,15 @@ def vqav2(files: Files) -> Reading:
     """Read VQAv2 (Goyal et al., CVPR 2017): questions and annotations; the images are COCO's."""
     asked = read_json(files.data, "vqav2", dict)
     subtype = required_field(asked, "data_subtype", str, files.data, "vqav2")
-    beside = files.annotations_file
-    annotations = required_field(read_json(beside, "vqav2", dict), "annotations", list, beside, "vqav2")
+    path = files.annotations_file
+    annotations = required_field(read_json(path, "vqav2", dict), "annotations", list, path, "vqav2")
     known = {str(item.get("question_id")): item for item in annotations if isinstance(item, dict)}
 
     def read(item: dict[str, Any], where: str) -> Question:
         key = str(field_of(item, "question_id", int, where))
         if key not in known:
-            raise InputError(f"{where}: the question {key} is not in {beside}.", "Use files of one split.")
-        answers = field_of(known[key], "answers", list, f"The question {key} of {beside}")
+            raise InputError(f"{where}: the question {key} is not in {path}.", "Use files of one split.")
+        answers = field_of(known[key], "answers", list, f"The question {key} of {path}")
         texts = {
             "answers": [
                 answer["answer"] for answer in answers if isinstance(answer, dict) and "answer" in answer

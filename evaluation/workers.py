@@ -119,7 +119,7 @@ def _processes(count: int) -> Iterator[Ask]:
         except BrokenProcessPool:
             raise UnsupportedError(
                 "A worker process was ended from outside, as happens when memory runs out.",
-                "Use fewer --processes.",
+                "Free some memory and run it again; with visprune-eval, give fewer --processes.",
             ) from None
 
     try:

@@ -95,7 +95,7 @@ class CheckpointModel:
             peak_memory(),
         )
 
-    def pictures(self) -> list[str]:
+    def overlays(self) -> list[str]:
         """Return no overlay, because nothing is pruned."""
         return []
 

@@ -37,7 +37,7 @@ class Timed:
         last: The last repetition.
         repetitions: All repetitions after the warm-up.
         device_bytes: The most GPU memory seen after a repetition.
-        pictures: The overlay of each image, JPEG in base64.
+        overlays: The overlay of each image, JPEG in base64.
     """
 
     contender: Contender
@@ -45,7 +45,7 @@ class Timed:
     last: Done | None = None
     repetitions: list[Repetition] = field(default_factory=list)
     device_bytes: int | None = None
-    pictures: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def measure(contenders: Sequence[Contender], work: Workload, progress: Progress)
             if turn == work.warm_up - 1 or turn == total - 1:
                 progress(what, count * len(workers), count * len(workers))
         for row, worker in zip(rows, workers, strict=True):
-            row.pictures = worker.pictures()
+            row.overlays = worker.overlays()
         return Measured(tuple(rows), gpu.name if gpu else None, energy.about)
 
 

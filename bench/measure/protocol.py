@@ -76,7 +76,7 @@ class Repeatable(Protocol):
     def repeat(self) -> Done:
         """Run one prompt, and generate its answer."""
 
-    def pictures(self) -> list[str]:
+    def overlays(self) -> list[str]:
         """Return the overlay of each image in the last repetition, JPEG in base64; empty without a grid."""
 
 

@@ -6,7 +6,7 @@ Each request is a line of JSON on stdin, and has one line of JSON on stdout as i
 
     {"contender": ..., "work": ...}   load the model; the reply is `Loaded`
     {"do": "repeat"}                  run the work once; the reply is `Done`
-    {"do": "pictures"}                the reply is the overlays of the last repetition, JPEG in base64
+    {"do": "overlays"}                the reply is the overlays of the last repetition, JPEG in base64
 
 The reply to a request that fails is `{"error": ...}`. Between requests the process waits and uses no
 processor time. It ends with its parent, because stdin then ends.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BundleModel", "main"]
 
-_PICTURE = 320  # pixels of the longer side of an overlay in a report
+_OVERLAY = 320  # pixels of the longer side of an overlay in a report
 
 
 class BundleModel:
@@ -103,7 +103,7 @@ class BundleModel:
             lengths.append(self._keep.sequence_length(manifest.pruning, arrangement))
         return sum(lengths)
 
-    def pictures(self) -> list[str]:
+    def overlays(self) -> list[str]:
         """Return the overlay of each image in the last repetition; empty if the model has no grid."""
         images = self._work.images
         kept = self._last.keep_indices if self._last else ()
@@ -113,7 +113,7 @@ class BundleModel:
                 drawn = self._pipeline.overlay(image, indices, images=len(images))
             except UnsupportedError:
                 return []
-            drawn.thumbnail((_PICTURE, _PICTURE))
+            drawn.thumbnail((_OVERLAY, _OVERLAY))
             file = io.BytesIO()
             drawn.save(file, "JPEG", quality=85)
             found.append(base64.b64encode(file.getvalue()).decode("ascii"))
@@ -164,7 +164,7 @@ def main() -> None:
                 elif request["do"] == "repeat":
                     reply = asdict(model.repeat())
                 else:
-                    reply = model.pictures()
+                    reply = model.overlays()
             except VispruneError as error:
                 reply = {"error": {"kind": type(error).__name__, "what": error.what, "hint": error.hint}}
             except MemoryError:

@@ -63,9 +63,9 @@ class Worker:
         """
         return from_json(Done, self._ask({"do": "repeat"}), "worker")
 
-    def pictures(self) -> tuple[str, ...]:
+    def overlays(self) -> tuple[str, ...]:
         """Return the overlay of each image in the last repetition, JPEG in base64."""
-        return tuple(self._ask({"do": "pictures"}))
+        return tuple(self._ask({"do": "overlays"}))
 
     def _ask(self, request: dict[str, Any]) -> Any:
         try:

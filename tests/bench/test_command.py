@@ -99,7 +99,7 @@ def test_more_tokens_than_a_row_has_room_for_are_refused(tiny_bundle, picture_fi
 
 
 def test_engines_are_asked_for_without_processor_threads(tiny_bundle, picture_file, capsys):
-    """What is missing is the engines, or what runs them."""
+    """The engines are missing, or the package that runs them."""
     assert run_command("bench", [str(tiny_bundle), "-i", picture_file, "--provider", "tensorrt"]) == 2
     said = capsys.readouterr().err
     assert "threads" not in said

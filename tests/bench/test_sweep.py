@@ -1,4 +1,4 @@
-"""A sweep makes what is missing, names what cannot be made, goes on where it was, and is refused early."""
+"""A sweep makes what is missing, names what cannot be made, continues an earlier one, is refused early."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_sweep_that_is_killed_leaves_nothing_half(tmp_path, work):
 
 @pytest.fixture
 def asked(tmp_path, picture):
-    """Two questions about one picture, and a line that is none; what four people say of each."""
+    """A file of two questions with the answers of four people, and a third line that is not JSON."""
     picture(0).save(tmp_path / "a.png")
     lines = [
         json.dumps({"image": "a.png", "question": text, "answers": ["x", "y", "z", "x"]})

@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def right(bundle: Path) -> list[bool]:
-    """What the bundle answers right."""
+    """Which questions the bundle answers right."""
     with visprune.load(bundle) as pipeline:
         return right_answers(pipeline, *held_out(COUNT))
 

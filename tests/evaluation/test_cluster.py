@@ -1,4 +1,4 @@
-"""A real Ray cluster of two machines, as far as Ray can tell, one of which dies."""
+"""A real Ray cluster of two nodes on this machine, one of which is killed."""
 
 from __future__ import annotations
 

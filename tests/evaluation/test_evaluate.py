@@ -1,4 +1,4 @@
-"""Answers do not depend on who gives them, nor on how often that was stopped; and the figures are of them."""
+"""Answers depend neither on the processes that give them nor on interruptions; figures follow from them."""
 
 from __future__ import annotations
 
@@ -264,3 +264,12 @@ def test_a_candidate_is_a_directory_and_maybe_a_ratio(tmp_path):
     assert Candidate.parse(f"{odd}@0.25") == Candidate(odd, 0.25)
     assert Candidate.parse("user@host") == Candidate(Path("user@host"))
     assert Candidate.parse("a@0.50").name == "a@0.5"
+
+
+def test_a_candidate_may_have_a_number_of_tokens(asked, tiny_bundle):
+    counted = Candidate(tiny_bundle, keep_tokens=8)
+    rows = evaluate([counted, f"{tiny_bundle}@0.5"], asked(2), workers=Workers(1)).rows
+    assert [row.asked.name for row in rows] == [f"{tiny_bundle}, 8 tokens", f"{tiny_bundle}@0.5"]
+    assert [row.kept for row in rows] == [0.5, 0.5]
+    with pytest.raises(UsageError):
+        evaluate([Candidate(tiny_bundle, ratio=0.5, keep_tokens=8)], asked(2))

@@ -1,4 +1,4 @@
-"""Tiny files of the published structures become the right questions; damaged ones are told."""
+"""Tiny files of the published structures become the right questions; damaged ones are reported."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _write(found: Comparison, json_files: Sequence[Path | None], html_files: Seq
     print_report(found.report)
     texts = [(file, found.report.to_json()) for file in json_files if file is not None]
     if any(html_files):
-        html = page(found.report, found.pictures)
+        html = page(found.report, found.overlays)
         texts += [(file, html) for file in html_files if file is not None]
     for file, text in texts:
         write_file(file, text)
