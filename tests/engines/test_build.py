@@ -144,9 +144,9 @@ class TestBuild:
 
 
 def test_what_the_bench_adds_beside_engines_has_engines(built, tmp_path):
-    from visprune.bench.make_bundle import make
+    from visprune.bench.make_bundle import export_variant
 
-    made = make(built[0], "random", tmp_path, lambda *_: None, engines=True)
+    made = export_variant(built[0], "random", tmp_path, lambda *_: None, engines=True)
     assert made.manifest.pruning.method == "random"
     assert {engine.sm for engine in made.manifest.engines} == {86}
     assert [engine.graph for engine in made.manifest.engines] == list(made.manifest.graphs)

@@ -126,11 +126,11 @@ def judge_for(bundle: Bundle) -> Judge | None:
 
     if bundle.manifest.source.model != DEMO:
         return None
-    from visprune.demo.answers import exact_match
+    from visprune.demo.answers import right_answers
     from visprune.demo.held_out import held_out
 
     images, asked = held_out(_QUESTIONS)
-    return lambda pipeline: exact_match(pipeline, images, asked)
+    return lambda pipeline: right_answers(pipeline, images, asked)
 
 
 def read_report(bundle: Bundle) -> dict[str, Any]:
