@@ -73,8 +73,6 @@ def export(
         print_json({"bundle": str(made.path), **_summary(made)})
     else:
         _print(made)
-        if made.manifest.quantization is not None:
-            print_report(made, read_report(made))
     note(f"This took {time.monotonic() - begin:.0f} seconds.")
 
 
@@ -102,21 +100,13 @@ def _then_quantize(
     """Export into a directory beside `output`, quantize that bundle to `output`, and remove it."""
     from visprune.export.exporter import run
     from visprune.manifest import MANIFEST
-    from visprune.quantize import quantize
+    from visprune.quantize.quantizer import quantize_bundle
     from visprune.staging import check_destination, scratch
 
     check_destination(output, force=options.force, marker=MANIFEST)
     with scratch(output) as folder:
         made = run(model, folder / "float", replace(options, force=False), progress, note)
-        return quantize(
-            made,
-            output,
-            precision=quantization.precision,
-            calibration=quantization.calibration,
-            force=quantization.force,
-            judge=judge_for(made),
-            progress=progress,
-        )
+        return quantize_bundle(made, output, quantization, judge=judge_for(made), progress=progress)
 
 
 def _preview(
@@ -159,7 +149,7 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 
 def _print(bundle: Bundle) -> None:
-    """Print the result in four lines, and then the tables of graphs and comparisons."""
+    """Print the result in a few lines, and then the tables."""
     from rich.console import Console
     from rich.table import Table
 
@@ -170,6 +160,9 @@ def _print(bundle: Bundle) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(keep_for(manifest).describe(manifest))
     console.print(f"work: {work_line(manifest)}")
+    if manifest.quantization is not None:
+        print_report(bundle, read_report(bundle))
+        return
     total = in_bytes(sum(record.size for record in manifest.files.values()))
     console.print(f"wrote {bundle.path} ({total}; {manifest.target}, {manifest.dtype})")
     console.print(parity_line(manifest))
@@ -178,7 +171,7 @@ def _print(bundle: Bundle) -> None:
     for name in manifest.graphs:
         table.add_row(name, in_bytes(graph_size(manifest, name)))
     console.print(table)
-    if manifest.parity.rows and manifest.quantization is None:
+    if manifest.parity.rows:
         console.print()
         console.print(parity_table(manifest))
 

@@ -253,10 +253,8 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> Any:
 
 
 def parity_line(manifest: Manifest) -> str:
-    """Return the result of the export's self-check in one sentence."""
+    """Return the result of a float bundle's self-check in one sentence."""
     parity = manifest.parity
-    if manifest.quantization is not None:
-        return "not compared with PyTorch since it was quantized; the errors that this adds are below"
     if not parity.verified:
         return "not compared with PyTorch: exported with --no-verify"
     # A bundle is written only if every comparison passed. The row nearest to its tolerance is shown.
