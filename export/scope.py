@@ -1,4 +1,4 @@
-"""The budgets of methods on a model, and what a method must offer where a picture is several tiles.
+"""The budgets of methods on a model, and what a method must offer where an image is several tiles.
 
 This needs no PyTorch, so that a plan for a device can ask for the same budgets as an export.
 """
@@ -30,7 +30,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
     Args:
         methods: The methods and what was asked of each.
         features: Which tokens of the model are visual.
-        scope: Where a picture is several tiles: whether tokens are chosen within each, or among all.
+        scope: Where an image is several tiles: whether tokens are chosen within each, or among all.
 
     Raises:
         UsageError: As `budget_for`, or a count that the method cannot keep.
@@ -61,7 +61,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
 
 
 def check_room(pruning: Pruning, features: Features, room: int, window: int | None) -> None:
-    """Refuse a bundle whose decoder has no room for a picture and a short question.
+    """Refuse a bundle whose decoder has no room for an image and a short question.
 
     Args:
         pruning: What the method before the LLM keeps.
@@ -70,7 +70,7 @@ def check_room(pruning: Pruning, features: Features, room: int, window: int | No
         window: The decoder's sliding window in tokens, if it has one.
 
     Raises:
-        UnsupportedError: The smallest picture leaves no room for a question.
+        UnsupportedError: The smallest image leaves no room for a question.
     """
     tiling = features.tiling
     smallest = arrange((tiling.tile_size, tiling.tile_size), tiling) if tiling else None
@@ -143,18 +143,18 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
     if features.tiling is None:
         if scope == "global":
             raise UsageError(
-                "This model shows a picture as one tile, so there is no choice among several.",
+                "This model shows an image as one tile, so there is no choice among several.",
                 "Leave --anyres-scope out.",
             )
         return budget
     if "valid" not in inspect.signature(pruner.select).parameters:
         raise UnsupportedError(
-            f"{name} cannot tell the padding of a tile from the picture: its `select` takes no `valid`.",
+            f"{name} cannot tell the padding of a tile from the image: its `select` takes no `valid`.",
             "Add that argument to the method (see `visprune.pruning.base`), or use another method.",
         )
     if features.resamples and any(SIGNALS[s].matrix for s in pruner.signals):
         raise UnsupportedError(
-            f"{name} scores pairs of patches, and this model mixes patches of large pictures.",
+            f"{name} scores pairs of patches, and this model mixes patches of large images.",
             "Use fopru-rank, which scores single patches, or divprune.",
         )
     if scope == "global" and not getattr(pruner, "across_tiles", False):

@@ -1,6 +1,6 @@
 """A fit of a FitPrune recipe to a checkpoint and samples, in the order of its steps.
 
-The options, the samples with their pictures, and the prompts as token ids are checked before the weights
+The options, the samples with their images, and the prompts as token ids are checked before the weights
 are read.
 """
 
@@ -217,7 +217,7 @@ def _prompts(
             raise InputError(
                 f"{line.where} has {length} tokens, {len(prompt.visual)} of them visual, and the model takes "
                 f"{longest}.",
-                "Shorten the prompt, or take a smaller picture.",
+                "Shorten the prompt, or take a smaller image.",
             )
         if prompts and len(prompt.visual) != len(prompts[0].visual):
             raise InputError(

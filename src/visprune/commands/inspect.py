@@ -147,7 +147,7 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def _tiles(manifest: Manifest) -> list[str]:
-    """Return the line about the tiles of a picture."""
+    """Return the line about the tiles of an image."""
     tiling = manifest.tiling
     if tiling is None:
         return []
