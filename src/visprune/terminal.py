@@ -12,8 +12,9 @@ __all__ = ["bars", "busy", "note", "print_json"]
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for people on stderr."""
+    if sys.stderr is not None:  # None if it was closed; `print` would write to stdout
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(data: Any, *, lines: bool = False) -> None:
