@@ -20,7 +20,7 @@ from visprune.runtime.backends import ENGINES
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
 from visprune.runtime.vision.images import decode
-from visprune.runtime.vision.sources import resolved
+from visprune.runtime.vision.sources import absolute
 from visprune.verified import verify
 
 __all__ = ["Comparison", "check_work", "compare", "in_pytorch", "run"]
@@ -128,7 +128,7 @@ def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entr
 
 def run(rows: LineUp, work: Work, progress: Progress) -> Comparison:
     """Measure rows and report."""
-    images = tuple(map(resolved, work.images))
+    images = tuple(map(absolute, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)
     pictures = {timed.contender.name: timed.pictures for timed in measured.rows}
     return Comparison(report_of(rows, measured, work), pictures)

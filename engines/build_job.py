@@ -19,7 +19,7 @@ from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.progress import Progress, no_progress
 from visprune.records import sha256
-from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve_limits
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, in_place, tensorrt
 from visprune.units import ITEM_SIZE
@@ -116,7 +116,7 @@ def plan(
     found, wanted, rooms = limits or Limits(), {}, {}
     refused = tuple(problems(manifest, target, sm, found, here))
     try:
-        found = resolve(manifest, found)
+        found = resolve_limits(manifest, found)
         rooms = capacities(manifest, found) if _in_place(target) else {}
         wanted = profiles(manifest, found, in_place=bool(rooms))
     except VispruneError:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from visprune.errors import UsageError
-from visprune.runtime.vision.arrangement import arrange, largest
+from visprune.runtime.vision.arrangement import arrange, largest_size
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.units import ITEM_SIZE
 from visprune.work import Convention, LayerWork, Shapes
@@ -211,7 +211,7 @@ def count_tokens(
         InputError: An image that is too elongated for the model.
         UsageError: A ratio that is asked of a recipe, or is none.
     """
-    shown = None if tiling is None else arrange(size or largest(tiling), tiling)
+    shown = None if tiling is None else arrange(size or largest_size(tiling), tiling)
     entering = images * Keep(keep).sequence_length(before, shown)
     newlines = images * (0 if shown is None else len(shown.newline_places))
     whole = images * Keep(before.budget.visual_tokens).sequence_length(before, shown)

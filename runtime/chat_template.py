@@ -15,7 +15,7 @@ from jinja2 import Template, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
 from visprune.errors import BundleError, InputError, VispruneError
-from visprune.runtime.sandbox import MAX_RENDERED, RefusedError, environment
+from visprune.runtime.sandbox import MAX_RENDERED, RefusedError, template_environment
 
 __all__ = ["ANY_NUMBER", "ChatTemplate", "Message"]
 
@@ -24,9 +24,9 @@ ANY_NUMBER = "any number of pictures"
 
 _Form = Literal["parts", "string", "bare"]
 _FORMS: tuple[_Form, ...] = ("parts", "string", "bare")
-_ANY, _NONE = (0, 1, 2), (0, 0, 0)
-_PROBE, _OTHER = "visprune probe", "visprune tries"  # neither is a part of the other
-_PRINTED = re.compile(r"""["']type["']:\s*["'](text|image)["']""")  # of a list where a text should be
+_SHOWS_ALL, _SHOWS_NONE = (0, 1, 2), (0, 0, 0)
+_PROBE, _OTHER_PROBE = "visprune probe", "visprune tries"  # neither is a part of the other
+_PRINTED_PART = re.compile(r"""["']type["']:\s*["'](text|image)["']""")  # of a list where a text should be
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ class ChatTemplate:
         self._template: Template | None = None
         self._form: _Form = "string"
         self._lists: dict[str, bool] = {}  # by role
-        self.shown: tuple[int, int, int] = _ANY
+        self.shown: tuple[int, int, int] = _SHOWS_ALL
         if source is None:
             return
         try:
-            self._template = environment().from_string(source)
+            self._template = template_environment().from_string(source)
         except Exception as error:  # Python's own limits too, on what is nested and on long numbers
             what = f"cannot be compiled: {error}"
             if isinstance(error, TemplateSyntaxError):
@@ -109,7 +109,7 @@ class ChatTemplate:
                 f"The chat template {what}.", "Correct the template of the checkpoint and export again."
             ) from None
         found = {form: self._try_form(form) for form in _FORMS}
-        fit = [form for form in _FORMS if found[form] == _ANY]
+        fit = [form for form in _FORMS if found[form] == _SHOWS_ALL]
         fit += [form for form in _FORMS if found[form][1] == 1]
         fit += [form for form in _FORMS[:2] if found[form][1]]
         self._form = [*fit, _FORMS[0]][0]  # where none works, the usual one shows its error when it is used
@@ -118,19 +118,19 @@ class ChatTemplate:
     @property
     def shows_system(self) -> bool:
         """Whether a system message's text stands in the rendered conversation."""
-        return self._template is None or self._tells("system")
+        return self._template is None or self._shows_text("system")
 
     def describe(self) -> str:
         """What the template can show, to be read after "shows"."""
         none, one, two = self.shown
-        if self.shown == _NONE:
+        if self.shown == _SHOWS_NONE:
             return "no pictures"
-        if self.shown == _ANY:
-            return f"{ANY_NUMBER}{self._of_first('')}"
+        if self.shown == _SHOWS_ALL:
+            return f"{ANY_NUMBER}{self._where_shown('')}"
         if (none, one) == (0, 1) and two < 2:
-            return f"at most one picture{self._of_first(' in a turn')}"
+            return f"at most one picture{self._where_shown(' in a turn')}"
         if (none, one) == (1, 1) and two < 2:
-            return f"exactly one picture{self._of_first(' in each turn of the user')}"
+            return f"exactly one picture{self._where_shown(' in each turn of the user')}"
         return f"{none}, {one} and {two} image tokens in turns with no, one and two pictures"
 
     def turn_end(self) -> str:
@@ -138,10 +138,12 @@ class ChatTemplate:
         if self._template is None:
             return ""
         try:
-            rendered = self.render([self._user(), Message("assistant", _OTHER)], add_generation_prompt=False)
+            rendered = self.render(
+                [self._probe_turn(), Message("assistant", _OTHER_PROBE)], add_generation_prompt=False
+            )
         except VispruneError:
             return ""
-        return rendered.rpartition(_OTHER)[2] if _OTHER in rendered else ""
+        return rendered.rpartition(_OTHER_PROBE)[2] if _OTHER_PROBE in rendered else ""
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Renders a conversation.
@@ -164,9 +166,9 @@ class ChatTemplate:
         given = [{"role": message.role, "content": self._content(message)} for message in messages]
         if self._template is None:
             return "\n".join(str(one["content"]) for one in given)
-        return self._run(self._template, given, add_generation_prompt)
+        return self._render(self._template, given, add_generation_prompt)
 
-    def _run(self, template: Template, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(self, template: Template, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         parts: list[str] = []
         length = 0
         try:
@@ -213,42 +215,42 @@ class ChatTemplate:
         if role == "user":
             return usual
         if role not in self._lists:
-            for self._lists[role] in (usual, not usual):  # `_tells` renders with what stands there
-                if self._tells(role):
+            for self._lists[role] in (usual, not usual):  # `_shows_text` renders with what stands there
+                if self._shows_text(role):
                     return self._lists[role]
             self._lists[role] = usual
         return self._lists[role]
 
-    def _user(self) -> Message:
+    def _probe_turn(self) -> Message:
         """A turn that the template can show, with a picture if possible."""
         return Message("user", _PROBE, images=int(self.shown[1] == 1))
 
     def _try_form(self, form: _Form) -> tuple[int, int, int]:
         """`shown` in this form."""
         self._form = form
-        one = self._count([Message("user", _PROBE, images=1)])
+        one = self._count_images([Message("user", _PROBE, images=1)])
         if one is None:
-            return _NONE
-        none, two = (self._count([Message("user", _PROBE, images=images)]) for images in (0, 2))
+            return _SHOWS_NONE
+        none, two = (self._count_images([Message("user", _PROBE, images=images)]) for images in (0, 2))
         return none or 0, one, two or 0
 
-    def _tells(self, role: str) -> bool:
+    def _shows_text(self, role: str) -> bool:
         """Whether the text of a message of a role is shown, and the user's turn beside it as ever."""
-        user, other = self._user(), Message(role, _OTHER)
+        user, other = self._probe_turn(), Message(role, _OTHER_PROBE)
         messages = [other, user] if role == "system" else [user, other]
-        return self._count(messages, _OTHER) == self.shown[user.images]
+        return self._count_images(messages, _OTHER_PROBE) == self.shown[user.images]
 
-    def _of_first(self, usual: str) -> str:
+    def _where_shown(self, usual: str) -> str:
         """Where pictures are shown: as usual, or in the first turn alone."""
-        turns = [self._user(), Message("assistant", _OTHER), self._user()]
-        return ", in the first turn of the user alone" if self._count(turns) == 1 else usual
+        turns = [self._probe_turn(), Message("assistant", _OTHER_PROBE), self._probe_turn()]
+        return ", in the first turn of the user alone" if self._count_images(turns) == 1 else usual
 
-    def _count(self, messages: Sequence[Message], *told: str) -> int | None:
+    def _count_images(self, messages: Sequence[Message], *told: str) -> int | None:
         """Image tokens in a rendered conversation; None where that fails, or loses or garbles a text."""
         try:
             rendered = self.render(messages, add_generation_prompt=messages[-1].role == "user")
         except VispruneError:
             return None
-        if _PRINTED.search(rendered) or not all(text in rendered for text in (_PROBE, *told)):
+        if _PRINTED_PART.search(rendered) or not all(text in rendered for text in (_PROBE, *told)):
             return None
         return rendered.count(self._image_token)

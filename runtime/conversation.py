@@ -16,7 +16,7 @@ from visprune.cache_names import present_names
 from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
-from visprune.runtime.generation import FinishReason, Generation, Limits, Stream, as_stops
+from visprune.runtime.generation import FinishReason, Generation, GenerationLimits, Stream, as_stops
 from visprune.runtime.prompts import (
     check_prompt,
     check_stops,
@@ -49,8 +49,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     pictures: PictureMaker
-    room: tuple[float, ...] = ()
-    """As `session.rooms` gives it."""
+    cache_capacities: tuple[float, ...] = ()
+    """As `session.cache_capacities` gives it."""
 
 
 class Chat:
@@ -68,7 +68,7 @@ class Chat:
     def __init__(self, model: LoadedModel, keep: Keep, system: str | None = None) -> None:
         check_system(system, model.manifest.text, model.template)
         self._model = model
-        self._session = Session(model.executor, model.manifest, keep, model.room)
+        self._session = Session(model.executor, model.manifest, keep, model.cache_capacities)
         self._begins = [] if system is None else [Message("system", system)]
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
@@ -130,7 +130,7 @@ class Chat:
             UsageError: A limit that means nothing, a stop that can never match.
         """
         start = time.perf_counter()
-        limits = Limits(max_new_tokens, as_stops(stop))
+        limits = GenerationLimits(max_new_tokens, as_stops(stop))
         check_stops(limits.stop, self._model.tokenizer)
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)
@@ -150,7 +150,7 @@ class Chat:
         question: Message,
         ids: list[int],
         pictures: list[Picture],
-        limits: Limits,
+        limits: GenerationLimits,
         sampler: Sampler,
         preprocess_ms: float,
     ) -> Generator[str, None, Generation]:
@@ -192,7 +192,11 @@ class Chat:
         answer = "".join(pieces)
         self._messages += [question, Message("assistant", without_placeholders(answer, manifest.text))]
         self._pictures = pictures
-        timings = {"preprocess": preprocess_ms, **_named(prefill.timings_ms, manifest), "decode": decode_ms}
+        timings = {
+            "preprocess": preprocess_ms,
+            **_by_phase(prefill.timings_ms, manifest),
+            "decode": decode_ms,
+        }
         timings["decode_per_token"] = decode_ms / max(1, generated - 1)
         timings["total"] = preprocess_ms + prefill_ms + decode_ms
         return Generation(
@@ -219,7 +223,7 @@ class Chat:
             self._open = None
 
 
-def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:
+def _by_phase(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:
     """The graphs that extend the cache are `prefill`, with their names where there are several."""
     cached = set(present_names(manifest.decoder))
     decoders = [s.graph for s in manifest.stages if cached & set(s.outputs.values())]

@@ -150,9 +150,9 @@ class Executor:
                 values |= {v: values[source] for v, source in stage.bypass.items() if source in values}
             else:
                 feeds = {
-                    tensor: _fit(values[value], step.specs[value])
+                    tensor: _cast_float(values[value], step.specs[value])
                     if value in values
-                    else _empty(step.specs[value])
+                    else _empty_input(step.specs[value])
                     for tensor, value in stage.inputs.items()
                 }
                 start = time.perf_counter()
@@ -169,7 +169,7 @@ def _join(parts: Sequence[Value]) -> Value:
     return parts[0] if len(parts) == 1 else np.concatenate([to_numpy(part) for part in parts])
 
 
-def _fit(value: Value, spec: TensorSpec) -> Value:
+def _cast_float(value: Value, spec: TensorSpec) -> Value:
     """A host array in the float width of the graph; everything else as it is."""
     wanted = np.dtype(spec.dtype)
     if isinstance(value, np.ndarray) and value.dtype != wanted and wanted.kind == value.dtype.kind == "f":
@@ -177,5 +177,5 @@ def _fit(value: Value, spec: TensorSpec) -> Value:
     return value
 
 
-def _empty(spec: TensorSpec) -> np.ndarray[Any, Any]:
+def _empty_input(spec: TensorSpec) -> np.ndarray[Any, Any]:
     return np.zeros([dim if isinstance(dim, int) else 0 for dim in spec.shape], dtype=spec.dtype)

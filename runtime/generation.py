@@ -8,14 +8,14 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["FinishReason", "Generation", "Limits", "Stream", "as_stops"]
+__all__ = ["FinishReason", "Generation", "GenerationLimits", "Stream", "as_stops"]
 
 FinishReason = Literal["eos", "stop", "length"]
 """The model ended the answer; a stop was completed; `max_new_tokens` or the context was reached."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GenerationLimits:
     """When an answer ends, besides by the model's own token.
 
     Attributes:
@@ -77,7 +77,7 @@ class Generation:
 
 
 def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several, as `Limits` takes them; anything else is left for it to refuse."""
+    """One text, or several, as `GenerationLimits` takes them; anything else is left for it to refuse."""
     if isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable):
         return (stop,)
     return tuple(stop)

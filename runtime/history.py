@@ -61,8 +61,8 @@ class History:
         Returns:
             How many of `ids` are held: fewer than all, with no image cut in two.
         """
-        kept = self._common(ids, images)
-        begun = self._begun(kept)
+        kept = self._common_prefix(ids, images)
+        begun = self._prompt_start(kept)
         if len(self.held) > 1 and any(image.start >= begun for image in images):
             kept = begun
         self.crop(kept)
@@ -92,7 +92,7 @@ class History:
                 new = [new[index] for index in survivors[group - 1]]
             self.held[group] += new
 
-    def _common(self, ids: Sequence[int], images: Sequence[Image]) -> int:
+    def _common_prefix(self, ids: Sequence[int], images: Sequence[Image]) -> int:
         count = 0
         # The last token is always fed, because its logits are wanted.
         for cached, wanted in zip(self.ids, ids[:-1], strict=False):
@@ -107,6 +107,6 @@ class History:
                 return image.start
         return count
 
-    def _begun(self, length: int) -> int:
+    def _prompt_start(self, length: int) -> int:
         """Where the prompt began that a cut at `length` would part; else `length`."""
         return next((prompt.start for prompt in self._prompts if prompt.start < length < prompt.end), length)

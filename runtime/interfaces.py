@@ -19,7 +19,7 @@ __all__ = ["check_interfaces", "check_pixels"]
 
 # What the runtime supplies and takes, as (is a float, dimensions); None stands for any size. A dimension with
 # a name fits all. The cache is in `kv_cache`.
-_KNOWN: dict[str, tuple[bool, tuple[int | None, ...]]] = {
+_RUNTIME_VALUES: dict[str, tuple[bool, tuple[int | None, ...]]] = {
     "pixel_values": (True, (None, 3, None, None)),
     "keep_tokens": (False, ()),
     "input_ids": (False, (1, None)),
@@ -32,7 +32,7 @@ _KNOWN: dict[str, tuple[bool, tuple[int | None, ...]]] = {
     "logits": (True, (1, 1, None)),
     "keep_indices": (False, (None, None)),
 }
-_PER_POINT = {"keep_tokens": (), "position_ids": (1, None), "keep_indices": (1, None)}
+_PRUNE_POINT_VALUES = {"keep_tokens": (), "position_ids": (1, None), "keep_indices": (1, None)}
 
 
 def check_interfaces(manifest: Manifest) -> None:
@@ -50,7 +50,7 @@ def check_interfaces(manifest: Manifest) -> None:
             value = stage.inputs[spec.name]
             _check_known(value, spec, stage.graph)
             if value in written:
-                _check_pair(value, written[value], spec, stage.graph)
+                _check_read(value, written[value], spec, stage.graph)
         for spec in graph.outputs:
             if spec.name in stage.outputs:
                 _check_known(stage.outputs[spec.name], spec, stage.graph)
@@ -58,7 +58,7 @@ def check_interfaces(manifest: Manifest) -> None:
     vocabulary = manifest.decoder.vocab_size
     found = written["logits"].shape[2] if "logits" in written else vocabulary
     if isinstance(found, int) and found != vocabulary:
-        raise _unfit(f"The logits have {found} numbers for a vocabulary of {vocabulary} tokens.")
+        raise _mismatch(f"The logits have {found} numbers for a vocabulary of {vocabulary} tokens.")
 
 
 def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
@@ -70,12 +70,12 @@ def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
     height, width = made = processor.output_size
     for spec in _specs_of(manifest, "pixel_values"):
         if any(isinstance(dim, int) and dim != n for dim, n in zip(spec.shape[2:], made, strict=True)):
-            raise _unfit(
+            raise _mismatch(
                 f"The image processor makes pictures of {height} x {width} pixels, and the graphs take "
                 f"{list(spec.shape)}."
             )
     if manifest.tiling is not None and {height, width} != {manifest.tiling.tile_size}:
-        raise _unfit(
+        raise _mismatch(
             f"The image processor makes tiles of {height} x {width} pixels, and pictures are cut into tiles "
             f"of {manifest.tiling.tile_size}."
         )
@@ -91,10 +91,10 @@ def _check_known(value: str, spec: TensorSpec, graph: str) -> None:
     name, point, number = value.partition(".")
     if value.startswith((PAST, "present.")):
         return
-    if value in _KNOWN:
-        floating, shape = _KNOWN[value]
-    elif point and number.isdecimal() and name in _PER_POINT:
-        floating, shape = False, _PER_POINT[name]
+    if value in _RUNTIME_VALUES:
+        floating, shape = _RUNTIME_VALUES[value]
+    elif point and number.isdecimal() and name in _PRUNE_POINT_VALUES:
+        floating, shape = False, _PRUNE_POINT_VALUES[name]
     else:
         return
     kinds = ("float16", "float32") if floating else ("int64",)
@@ -103,24 +103,24 @@ def _check_known(value: str, spec: TensorSpec, graph: str) -> None:
         for size, wanted in zip(spec.shape, shape, strict=True)
     )
     if spec.dtype not in kinds or not sizes:
-        raise _unfit(
+        raise _mismatch(
             f"{value!r} of the graph {graph!r} is {spec.dtype} {list(spec.shape)}, and this visprune has "
             f"{' or '.join(kinds)} {['any' if size is None else size for size in shape]}."
         )
 
 
-def _check_pair(value: str, written: TensorSpec, read: TensorSpec, graph: str) -> None:
+def _check_read(value: str, written: TensorSpec, read: TensorSpec, graph: str) -> None:
     """What one graph writes is what another reads; dimensions with names may be of any size."""
     alike = written.dtype == read.dtype and len(written.shape) == len(read.shape)
     if not alike or any(
         isinstance(a, int) and isinstance(b, int) and a != b
         for a, b in zip(written.shape, read.shape, strict=True)
     ):
-        raise _unfit(
+        raise _mismatch(
             f"The graph {graph!r} reads {value!r} as {read.dtype} {list(read.shape)}, and it is written as "
             f"{written.dtype} {list(written.shape)}."
         )
 
 
-def _unfit(what: str) -> BundleError:
+def _mismatch(what: str) -> BundleError:
     return BundleError(what, "Copy the bundle again, or export the model again.")

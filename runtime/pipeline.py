@@ -15,7 +15,7 @@ from visprune.cache_names import past_names
 from visprune.cores import usable_cores
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import SUPPLIED, Manifest
-from visprune.runtime.backends import ENGINES, backend, check_low_memory, opener
+from visprune.runtime.backends import ENGINES, backend, check_low_memory, graph_opener
 from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.conversation import Chat, LoadedModel
 from visprune.runtime.executor import Executor
@@ -23,7 +23,7 @@ from visprune.runtime.generation import Generation, Stream
 from visprune.runtime.interfaces import check_interfaces
 from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
 from visprune.runtime.sampling import Sampling
-from visprune.runtime.session import rooms, wanted
+from visprune.runtime.session import cache_capacities, session_values
 from visprune.runtime.vision.images import decode
 from visprune.runtime.vision.kept_tokens import keep_for
 from visprune.runtime.vision.overlay import overlay, overlay_tiled
@@ -82,7 +82,7 @@ def load(
     if verify:
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores(), low_memory)
-    open_graph = opener(bundle, options)
+    open_graph = graph_opener(bundle, options)
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(open_graph(name))
@@ -132,11 +132,11 @@ class Pipeline:
         self.bundle = bundle
         self.options = options
         self._runners = runners
-        executor = Executor(manifest.stages, manifest.graphs, runners, wanted(manifest))
+        executor = Executor(manifest.stages, manifest.graphs, runners, session_values(manifest))
         inside = manifest.layer_pruning
         supplied = {*SUPPLIED, *past_names(manifest.decoder), *(inside.supplied() if inside else ())}
         unknown = set(executor.inputs) - supplied
-        missing = set(wanted(manifest)) - executor.outputs - {"keep_indices"}
+        missing = set(session_values(manifest)) - executor.outputs - {"keep_indices"}
         if unknown or missing:
             what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
             raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
@@ -146,7 +146,7 @@ class Pipeline:
             read_tokenizer(bundle),
             read_template(bundle),
             read_pictures(bundle),
-            rooms(manifest, runners),
+            cache_capacities(manifest, runners),
         )
 
     @property

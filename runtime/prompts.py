@@ -38,7 +38,7 @@ def prompt_ids(
         ids = [text.image_token_id if token == text.video_token_id else token for token in ids]
     found = ids.count(text.image_token_id)
     if found != sum(message.images + message.videos for message in messages):
-        raise _other_pictures(found, messages, template)
+        raise _picture_count_error(found, messages, template)
     beyond = next((token for token in ids if token >= rows and token != text.image_token_id), None)
     if beyond is not None:
         raise InputError(
@@ -56,7 +56,7 @@ def check_prompt(prompt: str, manifest: Manifest) -> None:
     Raises:
         InputError: It is empty, is not valid Unicode, or contains the image token.
     """
-    _check("prompt", prompt, manifest.text)
+    _check_text("prompt", prompt, manifest.text)
 
 
 def check_system(system: str | None, text: Text, template: ChatTemplate, whose: str = "this model") -> None:
@@ -74,7 +74,7 @@ def check_system(system: str | None, text: Text, template: ChatTemplate, whose: 
     """
     if system is None:
         return
-    _check("system prompt", system, text)
+    _check_text("system prompt", system, text)
     if not template.shows_system:
         raise InputError(
             f"The chat template of {whose} cannot show a system prompt: it refuses one, or leaves it out.",
@@ -109,7 +109,7 @@ def without_placeholders(answer: str, text: Text) -> str:
     return answer
 
 
-def _check(what: str, said: str, text: Text) -> None:
+def _check_text(what: str, said: str, text: Text) -> None:
     if not isinstance(said, str):
         raise InputError(f"The {what} is {type(said).__name__} and no text.", "Give a text.")
     if not said.strip():
@@ -127,7 +127,7 @@ def _check(what: str, said: str, text: Text) -> None:
             )
 
 
-def _other_pictures(found: int, messages: Sequence[Message], template: ChatTemplate) -> InputError:
+def _picture_count_error(found: int, messages: Sequence[Message], template: ChatTemplate) -> InputError:
     images, videos = (sum(getattr(message, kind) for message in messages) for kind in ("images", "videos"))
     turns = sum(message.role == "user" for message in messages)
     has = _count(images, "picture") + (f" and {_count(videos, 'video')}" if videos else "")

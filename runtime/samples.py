@@ -17,9 +17,9 @@ import numpy as np
 
 from visprune.errors import InputError, UsageError
 from visprune.runtime.vision.images import decode
-from visprune.runtime.vision.sources import located
+from visprune.runtime.vision.sources import locate
 
-__all__ = ["Sample", "Samples", "draw_samples", "picture_of", "read_lines", "read_samples"]
+__all__ = ["Sample", "Samples", "draw_samples", "picture_in_line", "read_lines", "read_samples"]
 
 _FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
 
@@ -138,17 +138,17 @@ def _sample(text: str, path: Path, where: str) -> Sample:
             raise InputError(f"{where} has no {key!r}.", _FORM)
         if not isinstance(data[key], str) or not data[key].strip():
             raise InputError(f"{where}: {key!r} is not a text.", _FORM)
-    return Sample(where, picture_of(data["image"], path.parent, where), data["prompt"])
+    return Sample(where, picture_in_line(data["image"], path.parent, where), data["prompt"])
 
 
-def picture_of(text: str, folder: Path, where: str) -> Path | bytes:
+def picture_in_line(text: str, folder: Path, where: str) -> Path | bytes:
     """The picture that a line names, from the folder that its path is relative to.
 
     Raises:
         InputError: It is a URL of something elsewhere, or a damaged `data:` URL.
     """
     try:
-        image = located(text)
+        image = locate(text)
     except InputError as error:
         raise InputError(f"{where}: {error.what}", error.hint) from None
     return image if isinstance(image, bytes) else folder / image

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["MAX_RENDERED", "RefusedError", "environment"]
+__all__ = ["MAX_RENDERED", "RefusedError", "template_environment"]
 
 MAX_RENDERED = 4_000_000
 """Longest rendered conversation, in characters: far past any context, well within a small memory."""
@@ -77,7 +77,7 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> ImmutableSandboxedEnvironment:
     """A new one."""
     # As in transformers (utils/chat_template_utils.py), on which published templates rely.
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])

@@ -26,7 +26,7 @@ from visprune.runtime.kv_cache import KVCache
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Prefill", "Session", "rooms", "wanted"]
+__all__ = ["Prefill", "Session", "cache_capacities", "session_values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Prefill:
     timings_ms: dict[str, float]
 
 
-def wanted(manifest: Manifest) -> list[str]:
+def session_values(manifest: Manifest) -> list[str]:
     """Values that a session takes from the program."""
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
     names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
     return names + present_names(manifest.decoder)
 
 
-def rooms(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
+def cache_capacities(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
     """Most tokens that layers can hold: those up to each prune point inside the LLM, and the last.
 
     Args:
@@ -71,11 +71,11 @@ def rooms(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...
     points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
     found = [inf] * (len(points) + 1)
     for stage in manifest.stages:
-        room = runners[stage.graph].specs.room
+        capacity = runners[stage.graph].specs.cache_capacity
         present = [value for value in stage.outputs.values() if value.startswith("present.")]
-        for layer in (int(value.split(".")[1]) for value in present if room is not None):
+        for layer in (int(value.split(".")[1]) for value in present if capacity is not None):
             group = bisect_left(points, layer)
-            found[group] = min(found[group], room or inf)
+            found[group] = min(found[group], capacity or inf)
     return tuple(found)
 
 
@@ -86,11 +86,11 @@ class Session:
         executor: Runs the stages.
         manifest: Of the bundle.
         keep: What is kept of every image of the conversation.
-        room: As `rooms` gives it; nothing limits the layers if it is empty.
+        cache_capacities: From the function of this name; empty if nothing limits the layers.
     """
 
     def __init__(
-        self, executor: Executor, manifest: Manifest, keep: Keep, room: Sequence[float] = ()
+        self, executor: Executor, manifest: Manifest, keep: Keep, cache_capacities: Sequence[float] = ()
     ) -> None:
         self._executor = executor
         self._manifest = manifest
@@ -98,8 +98,8 @@ class Session:
         self._cache = KVCache(manifest.decoder)
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
         self._history = History(len(self._points))
-        self._room = tuple(room) or (inf,) * (len(self._points) + 1)
-        self.limit = int(min(manifest.decoder.context_limit, self._room[0]))
+        self._capacities = tuple(cache_capacities) or (inf,) * (len(self._points) + 1)
+        self.limit = int(min(manifest.decoder.context_limit, self._capacities[0]))
 
     @property
     def length(self) -> int:
@@ -110,7 +110,9 @@ class Session:
     def full(self) -> bool:
         """Whether no token can be appended: the context is reached, or some layers have no room left."""
         held = self._history.held
-        return self.length >= self.limit or any(len(h) >= r for h, r in zip(held, self._room, strict=True))
+        return self.length >= self.limit or any(
+            len(h) >= r for h, r in zip(held, self._capacities, strict=True)
+        )
 
     def clear(self) -> None:
         """Forget everything."""
@@ -157,7 +159,10 @@ class Session:
         done = self._run(ids[kept:], [picture for _, picture in new], entering)
         return Prefill(
             self._logits(done),
-            tuple(self._kept(image.start, p, own) for (image, p), own in zip(new, done.images, strict=True)),
+            tuple(
+                self._kept_tokens(image.start, p, own)
+                for (image, p), own in zip(new, done.images, strict=True)
+            ),
             sum(self._visual_tokens(picture) for _, picture in new),
             self._layer_tokens(entering),
             done.timings_ms,
@@ -172,7 +177,7 @@ class Session:
         supplied: dict[str, Value] = {
             "input_ids": np.array([ids], dtype=np.int64),  # [1, S]
             "position_ids": _positions(self.length, len(ids)),
-            **self._at_points(len(ids), entering),
+            **self._prune_point_inputs(len(ids), entering),
             **self._cache.feeds(),
         }
         done = self._executor.run(
@@ -183,16 +188,16 @@ class Session:
         self._history.extend(ids, [to_numpy(done.values[name])[0].tolist() for name in names])
         return done
 
-    def _at_points(self, length: int, entering: int) -> dict[str, Value]:
+    def _prune_point_inputs(self, length: int, entering: int) -> dict[str, Value]:
         """Counts for each prune point inside the LLM, and positions where they are counted anew."""
         inside = self._manifest.layer_pruning
         if inside is None:
             return {}
         kept = self._keep.in_layers(self._manifest, entering) or (0,) * len(self._points)
         left = [length - entering + count for count in kept]  # text included
-        for held, new, room in zip(self._history.held[1:], left, self._room[1:], strict=True):
+        for held, new, room in zip(self._history.held[1:], left, self._capacities[1:], strict=True):
             if len(held) + new > room:
-                raise _no_room(len(held) + new, int(room), "after a prune point")
+                raise _over_capacity(len(held) + new, int(room), "after a prune point")
         values: dict[str, Value] = {f"keep_tokens.{k}": np.array(n, np.int64) for k, n in enumerate(left)}
         if inside.positions == "renumbered":
             for k, count in enumerate(left):
@@ -214,7 +219,7 @@ class Session:
         value = done.values["logits"]
         return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
-    def _kept(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
+    def _kept_tokens(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
         """The tokens of a new image that reach the last layer, from what its stages gave."""
         indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
         tokens, offsets = self._keep.chosen(self._manifest.pruning, picture.arrangement, indices)
@@ -242,7 +247,7 @@ def _positions(start: int, count: int) -> NDArray[np.int64]:
 
 def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> InputError:
     if limit < manifest.decoder.context_limit:
-        return _no_room(length, limit, f"{visual} of them visual")
+        return _over_capacity(length, limit, f"{visual} of them visual")
     name = "context" if limit == manifest.decoder.context_length else "sliding window"
     return InputError(
         f"The prompt has {length} tokens, {visual} of them visual, and the model's {name} holds {limit}.",
@@ -250,7 +255,7 @@ def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> Input
     )
 
 
-def _no_room(length: int, room: int, which: str) -> InputError:
+def _over_capacity(length: int, room: int, which: str) -> InputError:
     return InputError(
         f"The conversation has {length} tokens, {which}, and the engines have room for {room}.",
         "Shorten the text, start a new conversation, keep fewer visual tokens, or build engines with a "

@@ -80,10 +80,10 @@ class Tokenizer:
                 f"The tokenizer {path} does not turn {image_token!r} into the token {image_token_id}.",
                 "Give the checkpoint the tokenizer that it was trained with and export again.",
             )
-        return cls.of(backend, image_token, image_token_id, bos_token, eos_token_ids)
+        return cls.from_backend(backend, image_token, image_token_id, bos_token, eos_token_ids)
 
     @classmethod
-    def of(
+    def from_backend(
         cls,
         backend: tokenizers.Tokenizer,
         image_token: str,

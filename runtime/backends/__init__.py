@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.runtime.backends.runner import BackendOptions, Runner
 
-__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "opener"]
+__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "graph_opener"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort:open_cpu",
@@ -38,7 +38,7 @@ LOW_MEMORY = ("cpu", *ENGINES)
 """Those that can do with less memory, see `BackendOptions`."""
 
 
-def opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
+def graph_opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
     """What opens the graphs of a bundle, by their names.
 
     Raises:

@@ -48,21 +48,21 @@ class CacheArray(Array):
     Args:
         device: The GPU.
         block: The buffer, [1, Hkv, C, Dh].
-        room: Its shape.
+        buffer_shape: [1, Hkv, C, Dh].
         dtype: Of NumPy.
         length: P.
     """
 
     def __init__(
-        self, device: Device, block: Block, room: tuple[int, ...], dtype: np.dtype[Any], length: int
+        self, device: Device, block: Block, buffer_shape: tuple[int, ...], dtype: np.dtype[Any], length: int
     ) -> None:
-        super().__init__(device, block, room, dtype)
-        self.room = room
+        super().__init__(device, block, buffer_shape, dtype)
+        self.buffer_shape = buffer_shape
         self.length = length
 
     def shape(self) -> tuple[int, ...]:
         """The dimensions of what it holds."""
-        return (*self.room[:2], self.length, self.room[3])
+        return (*self.buffer_shape[:2], self.length, self.buffer_shape[3])
 
     def numpy(self) -> NDArray[Any]:
         """A copy of what it holds, in host memory."""
@@ -70,7 +70,7 @@ class CacheArray(Array):
 
     def cropped(self, length: int) -> CacheArray:
         """The first tokens of it, in the same buffer."""
-        return CacheArray(self._device, self.block, self.room, self.dtype, length)
+        return CacheArray(self._device, self.block, self.buffer_shape, self.dtype, length)
 
 
 class RankedLogits(Array):

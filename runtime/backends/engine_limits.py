@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from visprune.errors import InputError
 from visprune.manifest import EngineProfile, Graph
 
-__all__ = ["choose"]
+__all__ = ["choose_profile"]
 
 _BUILD = "or build engines with a larger {} (visprune-build)."
 _DIMENSIONS = {
@@ -24,7 +24,7 @@ _DIMENSIONS = {
 _OTHER = ("", f"Keep fewer visual tokens, {_BUILD.format('--max-prompt')}")
 
 
-def choose(
+def choose_profile(
     profiles: Sequence[EngineProfile], graph: str, interface: Graph, fed: Mapping[str, Sequence[int]]
 ) -> int:
     """The first profile for decoding that takes this, else the first of the others.

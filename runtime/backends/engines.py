@@ -18,7 +18,7 @@ from visprune.manifest import Engine, Graph, Manifest
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs
-from visprune.runtime.backends.trt import TrtRunner, room
+from visprune.runtime.backends.trt import TrtRunner, cache_capacity
 from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
 
 __all__ = ["Engines"]
@@ -47,7 +47,7 @@ class Engines:
         _check_flavour(bundle, flavour, options.provider)
         self._trt = tensorrt(bundle.manifest.target)
         self._device = Device()
-        self._engines = _fitting(bundle, flavour, str(self._trt.__version__), self._device.sm)
+        self._engines = _usable_engines(bundle, flavour, str(self._trt.__version__), self._device.sm)
         self._check_memory()
         self._residents = Residents(
             self._open, self._size, self._device.free_memory, evict=options.low_memory
@@ -64,7 +64,7 @@ class Engines:
         if not self._low_memory:
             self._residents.use(graph)
         interface = self._bundle.manifest.graphs[graph]
-        specs = Specs(interface.inputs, interface.outputs, room(self._engines[graph], interface))
+        specs = Specs(interface.inputs, interface.outputs, cache_capacity(self._engines[graph], interface))
         return Resident(graph, specs, self._residents)
 
     def _open(self, graph: str) -> Runner:
@@ -101,7 +101,7 @@ def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
         raise UnsupportedError(
             f"This bundle was exported for {manifest.target}, and {provider} needs engines of {name}.",
             (f"Use --provider {other}, or export" if other else "Export")
-            + f" again and build: {export_command(manifest, _best(flavour))}.",
+            + f" again and build: {export_command(manifest, _likely_target(flavour))}.",
         )
     if not any(engine.flavour == flavour for engine in manifest.engines):
         raise UnsupportedError(
@@ -109,7 +109,7 @@ def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
         )
 
 
-def _best(flavour: str) -> str:
+def _likely_target(flavour: str) -> str:
     """The target of a package that is most likely this machine's: by its GPU, its TensorRT, its processor."""
     here = machine.gpu()
 
@@ -127,7 +127,7 @@ def _best(flavour: str) -> str:
     return min((t for t in TARGETS.values() if t.engines == flavour), key=unlike).name
 
 
-def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
+def _usable_engines(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
     """The engine of each graph that runs, for this package, version and GPU."""
     manifest = bundle.manifest
     engines = [engine for engine in manifest.engines if engine.flavour == flavour]
@@ -166,7 +166,7 @@ def _check_profiles(engine: Engine, interface: Graph) -> None:
 
 def _cache_bytes(engine: Engine, interface: Graph) -> int:
     """Of keys and values at their longest. Where a longer cache is put out, the one before is still there."""
-    tokens, copies = room(engine, interface) or 0, 1 if engine.cache_capacity else 2
+    tokens, copies = cache_capacity(engine, interface) or 0, 1 if engine.cache_capacity else 2
     past = [spec for spec in interface.inputs if spec.name.startswith(PAST)]
     sizes = [np.dtype(s.dtype).itemsize * prod(d for d in s.shape if isinstance(d, int)) for s in past]
     return copies * tokens * sum(sizes)

@@ -68,7 +68,7 @@ def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) 
         UnsupportedError: There is not enough memory.
     """
     ort = require("onnxruntime", extra="cpu")
-    settings = _settings(ort, options, gpu=False)
+    settings = _session_options(ort, options, gpu=False)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return OrtRunner(ort, _session(ort, model, settings, [(CPU, {})], graph), graph)
 
@@ -77,7 +77,7 @@ def settings_for(
     ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, *, gpu: bool = False
 ) -> Any:
     """The `SessionOptions` of a graph."""
-    settings = _settings(ort, options, gpu=gpu)
+    settings = _session_options(ort, options, gpu=gpu)
     quantization = bundle.manifest.quantization
     if quantization is not None and "fp8" in quantization.precisions(graph):
         # Its optimizer takes every 8-bit number for an integer.
@@ -107,7 +107,7 @@ def open_graph(
     return runner
 
 
-def _settings(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
+def _session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
     settings = ort.SessionOptions()
     # Errors come as exceptions, except why CUDA did not start, which is only logged.
     settings.log_severity_level = 3 if gpu else 4
@@ -175,20 +175,20 @@ def _check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:
     for kind, ours, theirs in (("input", told.inputs, specs.inputs), ("output", told.outputs, specs.outputs)):
         in_file = {spec.name: spec for spec in theirs}
         if odd := in_file.keys() ^ {spec.name for spec in ours}:
-            raise _other_interface(graph, kind, min(odd), "is in only one of them")
+            raise _interface_error(graph, kind, min(odd), "is in only one of them")
         for spec in ours:
             actual = in_file[spec.name]
-            if actual.dtype != spec.dtype or _fixed(actual) != _fixed(spec):
+            if actual.dtype != spec.dtype or _fixed_dims(actual) != _fixed_dims(spec):
                 what = f"is {actual.dtype} {list(actual.shape)}, not {spec.dtype} {list(spec.shape)}"
-                raise _other_interface(graph, kind, spec.name, what)
+                raise _interface_error(graph, kind, spec.name, what)
 
 
-def _fixed(spec: TensorSpec) -> list[int | None]:
+def _fixed_dims(spec: TensorSpec) -> list[int | None]:
     """The shape without the names of its symbolic dimensions, which a tool may change."""
     return [dim if isinstance(dim, int) else None for dim in spec.shape]
 
 
-def _other_interface(graph: str, kind: str, tensor: str, what: str) -> BundleError:
+def _interface_error(graph: str, kind: str, tensor: str, what: str) -> BundleError:
     return BundleError(
         f"The file of the graph {graph!r} does not fit the manifest: the {kind} {tensor!r} {what}.",
         "Copy the bundle again, or export again.",
@@ -211,8 +211,8 @@ class OrtRunner:
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self._device = "cpu" if self.providers == (CPU,) else "cuda"
         self._specs = Specs(
-            tuple(_spec(node) for node in session.get_inputs()),
-            tuple(_spec(node) for node in session.get_outputs()),
+            tuple(_tensor_spec(node) for node in session.get_inputs()),
+            tuple(_tensor_spec(node) for node in session.get_outputs()),
         )
 
     @property
@@ -244,7 +244,7 @@ class OrtRunner:
         for name, value in feeds.items():
             # The OrtValue points into the array and holds a reference to it; the binding copies to a GPU.
             bound = (
-                self._ort.OrtValue.ortvalue_from_numpy(_ready(value))
+                self._ort.OrtValue.ortvalue_from_numpy(_contiguous(value))
                 if isinstance(value, np.ndarray)
                 else value
             )
@@ -264,11 +264,11 @@ class OrtRunner:
         self._session = None
 
 
-def _ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _contiguous(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array if array.flags.c_contiguous else array.copy()  # ascontiguousarray would make a scalar 1-d
 
 
-def _spec(node: Any) -> TensorSpec:
+def _tensor_spec(node: Any) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 

@@ -22,7 +22,7 @@ from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_g
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
 
-__all__ = ["RTX", "TENSORRT", "Bounded", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
+__all__ = ["RTX", "TENSORRT", "BoundedRunner", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
 
 TENSORRT = "TensorrtExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
@@ -39,12 +39,12 @@ def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
         UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
         BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
     """
-    ort = _gpu_build(CUDA, "CUDA")
+    ort = _require_build_with(CUDA, "CUDA")
     settings = settings_for(ort, bundle, graph, options, gpu=True)
-    return _started(CUDA, "CUDA", lambda: open_graph(ort, bundle, graph, settings, [(CUDA, {}), (CPU, {})]))
+    return _load_with(CUDA, "CUDA", lambda: open_graph(ort, bundle, graph, settings, [(CUDA, {}), (CPU, {})]))
 
 
-def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
+def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
     """Load a graph by TensorRT; what that cannot take, by CUDA.
 
     Raises:
@@ -52,27 +52,27 @@ def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounde
         UnsupportedError: TensorRT cannot be used: no GPU, no driver, another version than ONNX Runtime wants.
         BundleError: As for `open_cuda`.
     """
-    ort = _gpu_build(TENSORRT, "TensorRT")
+    ort = _require_build_with(TENSORRT, "TensorRT")
     trt = require("tensorrt", extra="tensorrt")  # its import loads the library that the provider looks for
     ranges = _ranges(bundle, graph)
-    folder = _folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
+    folder = _engine_folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
     own = {
         "device_id": "0",
         "trt_max_workspace_size": _WORKSPACE,
         "trt_fp16_enable": str(bundle.manifest.dtype == "float16"),
         "trt_int8_enable": str(_has_int8(bundle, graph)),
-        **_shapes("trt", ranges),
+        **_profile_options("trt", ranges),
     }
     if folder is not None:
         own |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": folder}
         own |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": folder}
     settings = settings_for(ort, bundle, graph, options, gpu=True)
     chosen: list[Provider] = [(TENSORRT, own), (CUDA, {}), (CPU, {})]
-    runner = _started(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
-    return Bounded(runner, graph, ranges)
+    runner = _load_with(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return BoundedRunner(runner, graph, ranges)
 
 
-def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
+def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
     """Load a graph by TensorRT-RTX: of a build of ONNX Runtime that has it, or by NVIDIA's plug-in package.
 
     Raises:
@@ -83,20 +83,20 @@ def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bo
     ort = require("onnxruntime", extra="cpu")
     ranges = _ranges(bundle, graph)
     settings = settings_for(ort, bundle, graph, options, gpu=True)
-    own = {"nv_max_workspace_size": _WORKSPACE, **_shapes("nv", ranges)}
-    folder = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
+    own = {"nv_max_workspace_size": _WORKSPACE, **_profile_options("nv", ranges)}
+    folder = _engine_folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
     if folder is not None:
         own["nv_runtime_cache_path"] = folder
     if RTX in ort.get_available_providers():
         chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
     else:
-        settings.add_provider_for_devices(_plugged_in(ort)[:1], own)
+        settings.add_provider_for_devices(_plugin_devices(ort)[:1], own)
         chosen = []  # the settings name it
-    runner = _started(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
-    return Bounded(runner, graph, ranges)
+    runner = _load_with(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return BoundedRunner(runner, graph, ranges)
 
 
-class Bounded:
+class BoundedRunner:
     """A runner whose engines take what their profile says, and no more.
 
     Args:
@@ -141,7 +141,7 @@ class Bounded:
         self._runner.__exit__(kind, error, trace)
 
 
-def _gpu_build(provider: str, name: str) -> ModuleType:
+def _require_build_with(provider: str, name: str) -> ModuleType:
     """ONNX Runtime, if it was built with a provider."""
     ort = require("onnxruntime", extra="gpu")
     if provider not in ort.get_available_providers():
@@ -155,7 +155,7 @@ def _gpu_build(provider: str, name: str) -> ModuleType:
     return ort
 
 
-def _plugged_in(ort: ModuleType) -> list[Any]:
+def _plugin_devices(ort: ModuleType) -> list[Any]:
     """The devices of NVIDIA's plug-in."""
     try:
         plugin = require(_PLUGIN, extra="cpu")
@@ -176,7 +176,7 @@ def _plugged_in(ort: ModuleType) -> list[Any]:
     return devices
 
 
-def _started(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
+def _load_with(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
     """The runner, if it has the provider: ONNX Runtime may also only warn, and go on with another."""
     try:
         runner = load()
@@ -208,7 +208,7 @@ def _ranges(bundle: Bundle, graph: str) -> dict[str, InputRange]:
     return found[0].inputs if found else {}
 
 
-def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
+def _profile_options(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
     """The options that tell a profile."""
     if not ranges:
         return {}
@@ -220,7 +220,7 @@ def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
     }
 
 
-def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
+def _engine_folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
     """Where the engines of a graph are kept: they are found by a graph's names alone, so each has its own.
 
     None where that is not possible; they are built again at every load then.
@@ -228,7 +228,7 @@ def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], versio
     manifest = bundle.manifest
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
     hashes = [manifest.files[file].sha256 for file in files if file]
-    told = json.dumps([version, *hashes, _shapes("", ranges)])
+    told = json.dumps([version, *hashes, _profile_options("", ranges)])
     folder = cache_dir("ort-engines") / hashlib.sha256(told.encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)

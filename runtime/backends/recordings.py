@@ -11,7 +11,7 @@ from visprune.runtime.backends.device import Device, Recording
 
 __all__ = ["Key", "Recordings"]
 
-_MOST = 4  # of one engine, one for each of the conversations that take turns
+_MAX_RECORDINGS = 4  # of one engine, one for each of the conversations that take turns
 
 Key: TypeAlias = tuple[Any, ...]
 """All that a recording depends on."""
@@ -30,7 +30,7 @@ class Recordings:
         self._graph = graph
         self._made: dict[Key, tuple[Recording, Any]] = {}
         self._last: Key = ()
-        self._able = True
+        self._enabled = True
 
     def launch(self, key: Key) -> bool:
         """Put a run on the stream if it was captured; whether it was."""
@@ -42,7 +42,7 @@ class Recordings:
 
     def repeats(self, key: Key) -> bool:
         """Whether a run that was not captured is like the one before it, so that it should be."""
-        again, self._last = self._able and key == self._last, key
+        again, self._last = self._enabled and key == self._last, key
         return again
 
     def capture(self, key: Key, context: Any, work: Callable[[], None]) -> None:
@@ -62,13 +62,13 @@ class Recordings:
         except VispruneError as error:
             self.give_up(error)
             return
-        while len(self._made) >= _MOST:  # the one not used for longest makes room
+        while len(self._made) >= _MAX_RECORDINGS:  # the one not used for longest makes room
             self._made.pop(next(iter(self._made)))[0].close()
         self._made[key] = (recording, context)
 
     def give_up(self, error: VispruneError) -> None:
         """Capture nothing from here on, and say why."""
-        self._able = False
+        self._enabled = False
         warnings.warn(
             f"{self._graph} runs without a CUDA graph, which is slower: {error.what}",
             RuntimeWarning,

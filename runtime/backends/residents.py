@@ -18,11 +18,11 @@ class Resident:
 
     graph: str
     specs: Specs
-    among: Residents
+    residents: Residents
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the graph; see `Runner.infer`."""
-        return self.among.use(self.graph).infer(feeds)
+        return self.residents.use(self.graph).infer(feeds)
 
     def __enter__(self) -> Runner:
         return self
@@ -30,7 +30,7 @@ class Resident:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.among.close(self.graph)
+        self.residents.close(self.graph)
 
 
 class Residents:
@@ -69,7 +69,7 @@ class Residents:
         if runner is None:
             while self._needs(graph) > self._free() and self._close_oldest(0):
                 pass
-            runner = self._opened(graph)
+            runner = self._open_with_room(graph)
         self._open[graph] = runner
         return runner
 
@@ -82,7 +82,7 @@ class Residents:
         if runner := self._open.pop(graph, None):
             runner.__exit__(None, None, None)
 
-    def _opened(self, graph: str) -> Runner:
+    def _open_with_room(self, graph: str) -> Runner:
         while True:
             try:
                 return self._open_runner(graph)

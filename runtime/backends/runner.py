@@ -62,12 +62,12 @@ Value: TypeAlias = NDArray[Any] | DeviceArray
 class Specs:
     """What a graph takes and gives, in its own order and under its own names.
 
-    `room` is the most tokens that each of its layers' caches can hold; None: whatever the memory can.
+    `cache_capacity`: most tokens in the cache of each of its layers; None: limited only by memory.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    room: int | None = None
+    cache_capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

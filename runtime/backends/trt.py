@@ -20,11 +20,11 @@ from visprune.errors import BundleError, InputError, UnsupportedError, VispruneE
 from visprune.manifest import Engine, Graph
 from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
 from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
-from visprune.runtime.backends.engine_limits import choose
+from visprune.runtime.backends.engine_limits import choose_profile
 from visprune.runtime.backends.recordings import Key, Recordings
 from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
 
-__all__ = ["TrtRunner", "room"]
+__all__ = ["TrtRunner", "cache_capacity"]
 
 _SMALL = 1 << 20  # bytes of an input whose copy keeps its place
 _LENGTH, _TOKEN = "cache_length", "greedy_token"
@@ -49,7 +49,7 @@ class _Tensor:
         return (self.shape, known)
 
 
-def room(engine: Engine, interface: Graph) -> int | None:
+def cache_capacity(engine: Engine, interface: Graph) -> int | None:
     """Tokens that the cache of each layer of an engine has room for; None where it has no cache."""
     if engine.cache_capacity:
         return engine.cache_capacity
@@ -78,8 +78,8 @@ class TrtRunner:
     def __init__(
         self, trt: ModuleType, device: Device, engine: Engine, interface: Graph, content: Any
     ) -> None:
-        self._trt, self._device, self._record, self._interface = trt, device, engine, interface
-        self._log = _log(trt)
+        self._trt, self._device, self._entry, self._interface = trt, device, engine, interface
+        self._log = _error_log(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
@@ -93,14 +93,19 @@ class TrtRunner:
         device.scratch(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile
         self._copies: dict[str, Block] = {}  # where each input from the host was last copied to
-        self._sizes: tuple[Key, dict[str, tuple[int, ...]]] = ((), {})  # of the last outputs, and for what
-        self._given: dict[str, int] = {}  # addresses of the last outputs
+        self._last_shapes: tuple[Key, dict[str, tuple[int, ...]]] = (
+            (),
+            {},
+        )  # of the last outputs, and for what
+        self._last_outputs: dict[str, int] = {}  # addresses of the last outputs
         self._recordings = Recordings(device, engine.graph)
 
     @property
     def specs(self) -> Specs:
         """Inputs and outputs, as the manifest tells of the graph."""
-        return Specs(self._interface.inputs, self._interface.outputs, room(self._record, self._interface))
+        return Specs(
+            self._interface.inputs, self._interface.outputs, cache_capacity(self._entry, self._interface)
+        )
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the engine; see `Runner.infer`. All is done when this returns.
@@ -111,17 +116,17 @@ class TrtRunner:
             UnsupportedError: TensorRT or CUDA failed.
         """
         self._device.enter()
-        fed = {name: _counted(value) or _shape(value) for name, value in feeds.items()}
+        fed = {name: _count_value(value) or _shape(value) for name, value in feeds.items()}
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        length = self._begin_cache(feeds) if self._record.cache_capacity else 0
-        fed |= {name: value.room for name, value in feeds.items() if isinstance(value, CacheArray)}
-        profile = choose(self._record.profiles, self._record.graph, self._interface, fed)
+        length = self._begin_cache(feeds) if self._entry.cache_capacity else 0
+        fed |= {name: value.buffer_shape for name, value in feeds.items() if isinstance(value, CacheArray)}
+        profile = choose_profile(self._entry.profiles, self._entry.graph, self._interface, fed)
         tensors = {name: self._input(name, feeds[name]) for name in self._inputs}
         for name, shape in self._output_shapes(profile, tensors).items():
             tensors[name] = _Tensor(shape, self._output_block(name, shape, tensors))
         self._run(profile, tensors)
         self._device.synchronize()
-        self._given = {name: tensors[name].address for name in self._outputs}
+        self._last_outputs = {name: tensors[name].address for name in self._outputs}
         return self._results(tensors, length)
 
     def __enter__(self) -> Runner:
@@ -138,18 +143,18 @@ class TrtRunner:
 
     def _check(self) -> None:
         """The engine has the interface that the manifest tells of its graph."""
-        cached = bool(self._record.cache_capacity)
+        cached = bool(self._entry.cache_capacity)
         told = {spec.name: spec.dtype for spec in (*self._interface.inputs, *self._interface.outputs)}
         told |= {_TOKEN: "int64"} | ({_LENGTH: "int64"} if cached else {})
         found = {name: dtype.name for name, dtype in self._dtypes.items()}
         # TensorRT may drop an input that nothing reads; a token is put out by some engines only.
         missing = {spec.name for spec in self._interface.outputs} - found.keys()
         odd = {name for name in found if found[name] != told.get(name)} | missing
-        profiles = max(1, len(self._record.profiles))
+        profiles = max(1, len(self._entry.profiles))
         if odd or self._engine.num_optimization_profiles != profiles:
             what = f"of {min(odd)!r}" if odd else "of its profiles"
             raise BundleError(
-                f"The engine {self._record.file} does not fit the manifest, because {what}.",
+                f"The engine {self._entry.file} does not fit the manifest, because {what}.",
                 "Copy the bundle again, or build its engines again.",
             )
 
@@ -158,14 +163,14 @@ class TrtRunner:
         past = {name: value for name, value in feeds.items() if name.startswith(PAST)}
         lengths = {_shape(value)[2] for value in past.values()}
         if len(lengths) != 1:  # tokens leave between graphs, never within one that writes in place
-            raise self._failure(f"cannot run layers of {self._record.graph} that hold other tokens")
+            raise self._failure(f"cannot run layers of {self._entry.graph} that hold other tokens")
         (length,) = lengths
         feeds |= {name: self._buffer(name, value) for name, value in past.items()}
         feeds[_LENGTH] = np.array([length], np.int64)
         after = length + self._new_tokens(feeds)
-        if after > self._record.cache_capacity:  # what is written beyond would be another tensor's
+        if after > self._entry.cache_capacity:  # what is written beyond would be another tensor's
             raise InputError(
-                f"The engine of {self._record.graph} has room for {self._record.cache_capacity} tokens in "
+                f"The engine of {self._entry.graph} has room for {self._entry.cache_capacity} tokens in "
                 f"its cache, and {after} are needed.",
                 "Start a new conversation, or build engines with a larger --max-cache (visprune-build).",
             )
@@ -180,7 +185,7 @@ class TrtRunner:
     def _buffer(self, name: str, value: Value) -> CacheArray:
         """The cache of one layer in memory that is written in place."""
         buffer = tuple(self._engine.get_tensor_shape(name))
-        if isinstance(value, CacheArray) and value.room == buffer:
+        if isinstance(value, CacheArray) and value.buffer_shape == buffer:
             return value
         held = to_numpy(value)
         dtype = self._dtypes[name]
@@ -199,7 +204,7 @@ class TrtRunner:
             known = np.ascontiguousarray(to_numpy(value), self._dtypes[name]).reshape(_shape(value))
             return _Tensor(known.shape, known)
         if isinstance(value, CacheArray):
-            return _Tensor(value.room, value.block)
+            return _Tensor(value.buffer_shape, value.block)
         if isinstance(value, Array):
             return _Tensor(value.shape(), value.block)
         array, block = to_numpy(value), self._copies.get(name)
@@ -214,24 +219,24 @@ class TrtRunner:
         """What the engine says it will put out."""
         counts = [t.key for t in tensors.values() if not isinstance(t.memory, Block)]
         asked = (profile, tuple(tensor.shape for tensor in tensors.values()), *counts)
-        if asked != self._sizes[0]:
+        if asked != self._last_shapes[0]:
             context = self._context(profile)
-            self._tell(context, tensors)
+            self._bind(context, tensors)
             found = {}
-            if _asked(context.infer_shapes) == []:  # no input is missing
+            if _call_or_none(context.infer_shapes) == []:  # no input is missing
                 found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             if not found or any(dim < 0 for shape in found.values() for dim in shape):
-                raise self._failure(f"cannot tell what {self._record.file} puts out")
-            self._sizes = (asked, found)
-        return self._sizes[1]
+                raise self._failure(f"cannot tell what {self._entry.file} puts out")
+            self._last_shapes = (asked, found)
+        return self._last_shapes[1]
 
     def _output_block(self, name: str, shape: tuple[int, ...], tensors: Mapping[str, _Tensor]) -> Block:
         """Memory for an output: that of the past for what is written in place."""
-        if self._record.cache_capacity and name.startswith(_PRESENT):
+        if self._entry.cache_capacity and name.startswith(_PRESENT):
             memory = tensors[PAST + name.removeprefix(_PRESENT)].memory
             assert isinstance(memory, Block)
             return memory
-        return self._device.take(prod(shape) * self._dtypes[name].itemsize, self._given.get(name, 0))
+        return self._device.take(prod(shape) * self._dtypes[name].itemsize, self._last_outputs.get(name, 0))
 
     def _run(self, profile: int, tensors: Mapping[str, _Tensor]) -> None:
         """Put the work on the stream: captured work where the same was done before, at the same addresses."""
@@ -239,9 +244,9 @@ class TrtRunner:
         key: Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
         if self._recordings.launch(key):
             return
-        own = self._own_context(profile) if self._recordings.repeats(key) else None
+        own = self._recording_context(profile) if self._recordings.repeats(key) else None
         context = own or self._context(profile)
-        self._tell(context, tensors)
+        self._bind(context, tensors)
         if self._scratch_size:
             context.set_device_memory(scratch.address, scratch.size)
         self._execute(context)
@@ -250,16 +255,16 @@ class TrtRunner:
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):
-            raise self._failure(f"cannot run {self._record.file}")
+            raise self._failure(f"cannot run {self._entry.file}")
 
-    def _tell(self, context: Any, tensors: Mapping[str, _Tensor]) -> None:
+    def _bind(self, context: Any, tensors: Mapping[str, _Tensor]) -> None:
         """Shapes of the inputs, and all addresses."""
         for name, tensor in tensors.items():
             shaped = name in self._outputs or context.set_input_shape(name, tensor.shape)
             if not shaped or not context.set_tensor_address(name, tensor.address):
-                raise self._failure(f"gives {self._record.file} no {name} {list(tensor.shape)}")
+                raise self._failure(f"gives {self._entry.file} no {name} {list(tensor.shape)}")
 
-    def _own_context(self, profile: int) -> Any:
+    def _recording_context(self, profile: int) -> Any:
         """A context for a recording; None where there is no room for one more."""
         try:
             return self._new_context(profile)
@@ -278,8 +283,8 @@ class TrtRunner:
         context = self._engine.create_execution_context(strategy=strategy)
         if context is None and self._device.trim():
             context = self._engine.create_execution_context(strategy=strategy)
-        if context is None or not _asked(context.set_optimization_profile_async, profile, stream):
-            raise self._failure(f"cannot begin {self._record.file}")
+        if context is None or not _call_or_none(context.set_optimization_profile_async, profile, stream):
+            raise self._failure(f"cannot begin {self._entry.file}")
         return context
 
     def _results(self, tensors: Mapping[str, _Tensor], length: int) -> dict[str, Value]:
@@ -288,7 +293,7 @@ class TrtRunner:
         for name in self._outputs:
             tensor, dtype = tensors[name], self._dtypes[name]
             assert isinstance(tensor.memory, Block)
-            if self._record.cache_capacity and name.startswith(_PRESENT):
+            if self._entry.cache_capacity and name.startswith(_PRESENT):
                 found[name] = CacheArray(self._device, tensor.memory, tensor.shape, dtype, length)
             else:
                 found[name] = Array(self._device, tensor.memory, tensor.shape, dtype)
@@ -312,12 +317,12 @@ def _shape(value: Value) -> tuple[int, ...]:
     return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
 
 
-def _counted(value: Value) -> tuple[int, ...]:
+def _count_value(value: Value) -> tuple[int, ...]:
     """The value of a count, which profiles have ranges for; of other inputs they have shapes."""
     return (int(to_numpy(value)),) if _shape(value) == () else ()
 
 
-def _asked(call: Callable[..., Any], *arguments: Any) -> Any:
+def _call_or_none(call: Callable[..., Any], *arguments: Any) -> Any:
     """What a call of TensorRT answers; None where its bindings raise that it failed."""
     try:
         return call(*arguments)
@@ -325,7 +330,7 @@ def _asked(call: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _log(trt: ModuleType) -> Any:
+def _error_log(trt: ModuleType) -> Any:
     """Keeps what TensorRT says is wrong, for messages of ours."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]

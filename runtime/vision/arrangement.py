@@ -23,7 +23,7 @@ from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
 from visprune.runtime.vision.preprocess import ImageProcessor
-from visprune.runtime.vision.token_grid import Canvas, Tokens, lines
+from visprune.runtime.vision.token_grid import TileCanvas, Tokens, lines
 from visprune.tiling import Tiling
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "arrange",
     "arrange_video",
     "best_pinpoint",
-    "largest",
+    "largest_size",
     "pixel_values",
     "views",
     "window",
@@ -123,9 +123,9 @@ def window(size: tuple[int, int], tiling: Tiling) -> Window:
     height, width = size
     rows, columns = (edge // tiling.tile_size * tiling.side for edge in best_pinpoint(size, tiling))
     if width / height > columns / rows:
-        top = (rows - _whole(height * (columns / width))) // 2
+        top = (rows - _truncate(height * (columns / width))) // 2
         return Window(top, 0, rows - 2 * top, columns)
-    left = (columns - _whole(width * (rows / height))) // 2
+    left = (columns - _truncate(width * (rows / height))) // 2
     return Window(0, left, rows, columns - 2 * left)
 
 
@@ -148,7 +148,7 @@ def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arr
     seen = window(size, tiling)
     rows, columns = grid = _grid(size, seen, tiling)
     starts = end + np.arange(rows, dtype=np.int64) * (columns + 1)  # a row and its newline
-    rest = Canvas(tiling.side, across=width, offset=end).tokens(
+    rest = TileCanvas(tiling.side, across=width, offset=end).tokens(
         lines(seen.rows, rows, tiling.side, start=seen.top),
         lines(seen.columns, columns, tiling.side, start=seen.left),
         starts[:, None] + np.arange(columns, dtype=np.int64),
@@ -176,7 +176,7 @@ def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
     across = lines(tiling.side, pooled, tiling.side)
     places = np.arange(pooled**2, dtype=np.int64).reshape(pooled, pooled)
     parts = [
-        Canvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
+        TileCanvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
         for frame in range(frames)
     ]
     return _arrangement((frames, slots), parts, np.array([frames * pooled**2], dtype=np.int64), (0, 0))
@@ -211,7 +211,7 @@ def views(
         return [processor.crop(image)]
     resize = processor.resize or edge
     whole = processor.resized(image, (resize, resize) if isinstance(resize, int) else resize)
-    canvas = _fitted(image, best_pinpoint((image.height, image.width), tiling), processor)
+    canvas = _on_canvas(image, best_pinpoint((image.height, image.width), tiling), processor)
     corners = [(x, y) for y in range(0, canvas.height, edge) for x in range(0, canvas.width, edge)]
     tiles = (canvas.crop((x, y, x + edge, y + edge)) for x, y in corners)
     return [processor.crop(view) for view in (whole, *tiles)]
@@ -230,7 +230,7 @@ def pixel_values(
     return processor.tensor(views(image, tiling, processor, tiled=tiled))
 
 
-def _fitted(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
+def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
     """The picture as large as fits, in the middle of a black canvas."""
     height, width = pinpoint
     by_width, by_height = width / image.width, height / image.height
@@ -243,12 +243,12 @@ def _fitted(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProce
     return canvas
 
 
-def largest(tiling: Tiling) -> tuple[int, int]:
+def largest_size(tiling: Tiling) -> tuple[int, int]:
     """Height and width of a picture that fills the pinpoint with most pixels: the most that a model sees."""
     return max(tiling.pinpoints, key=lambda size: size[0] * size[1])
 
 
-def _whole(length: float) -> int:
+def _truncate(length: float) -> int:
     """Cut to an integer, where a product that should be whole is taken as whole."""
     return int(round(length, 7))
 
@@ -274,7 +274,7 @@ def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int
 def _whole_tile(side: int) -> Tokens:
     """One tile that comes first, as it is."""
     places = np.arange(side**2, dtype=np.int64).reshape(side, side)
-    return Canvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
+    return TileCanvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
 
 
 def _arrangement(

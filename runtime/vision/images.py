@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visprune.errors import InputError, UsageError
-from visprune.runtime.vision.sources import ImageSource, opened
+from visprune.runtime.vision.sources import ImageSource, as_path_bytes_or_image
 
 __all__ = ["MAX_PIXELS", "decode", "decode_frames"]
 
@@ -55,7 +55,7 @@ def decode(source: ImageSource) -> Image.Image:
             damaged, of zero size, of a mode that cannot become RGB, or larger than `MAX_PIXELS` (checked
             before the pixels are decoded).
     """
-    given = opened(source)
+    given = as_path_bytes_or_image(source)
     if isinstance(given, Image.Image):
         with _as_input_errors("The picture"):
             return _to_rgb(given, "The picture")
@@ -91,7 +91,7 @@ def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
     """
     if count < 1:
         raise UsageError(f"Cannot take {count} frames.", "Give a number of at least 1.")
-    given = opened(source)
+    given = as_path_bytes_or_image(source)
     assert not isinstance(given, Image.Image)
     if isinstance(given, bytes):
         return _frames(io.BytesIO(given), count, "The video given as bytes")

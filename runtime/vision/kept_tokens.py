@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from visprune.budget import Budget, check_request, no_count
 from visprune.errors import UsageError
 from visprune.manifest import LayerPruning, Manifest, Pruning
-from visprune.runtime.vision.arrangement import Arrangement, arrange, largest
+from visprune.runtime.vision.arrangement import Arrangement, arrange, largest_size
 from visprune.runtime.vision.pictures import Picture
 from visprune.tiling import Tiling
 
@@ -58,7 +58,7 @@ class Keep:
 
     def sequence_length(self, pruning: Pruning, arrangement: Arrangement | None) -> int:
         """Places that one image takes in the sequence, newline tokens included."""
-        return self.counts(pruning, arrangement)[1] + _beside(pruning, arrangement)
+        return self.counts(pruning, arrangement)[1] + _extra_places(pruning, arrangement)
 
     def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, NDArray[Any]]:
         """What the stages of one image read."""
@@ -73,7 +73,7 @@ class Keep:
         return values | {
             "token_places": arrangement.places,
             "newline_places": arrangement.newline_places,
-            "image_tokens": np.array(kept + _beside(pruning, arrangement), dtype=np.int64),
+            "image_tokens": np.array(kept + _extra_places(pruning, arrangement), dtype=np.int64),
             "token_sources": arrangement.sources,
             "token_weights": arrangement.weights,
         }
@@ -122,7 +122,7 @@ class Keep:
             sentence += f" (each of {images} images)"
         if inside is None:
             return sentence
-        size = largest(tiling) if tiling else None
+        size = largest_size(tiling) if tiling else None
         entering = images * self.sequence_length(before, arrange(size, tiling) if size and tiling else None)
         within = inside.describe(entering, inside.budget.kept(entering, self.layer_ratio))
         within += f" (with a picture of {size[1]} x {size[0]} pixels)" if size else ""
@@ -143,7 +143,7 @@ def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
     """
     if tiling is None or keep_tokens <= budget.visual_tokens:
         return budget.from_tokens(keep_tokens)
-    size = largest(tiling)
+    size = largest_size(tiling)
     whole = arrange(size, tiling).visual_tokens
     hint = f"Give a count from {budget.minimum * budget.unit_tokens} to {budget.visual_tokens}."
     if keep_tokens <= whole:
@@ -190,6 +190,6 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
     return Keep(count_for(before.budget, keep_tokens, manifest.tiling))
 
 
-def _beside(pruning: Pruning, arrangement: Arrangement | None) -> int:
+def _extra_places(pruning: Pruning, arrangement: Arrangement | None) -> int:
     """Places of one image's part of the sequence that no visual token takes: a CLS, newline tokens."""
     return pruning.always_kept + (0 if arrangement is None else len(arrangement.newline_places))

@@ -122,7 +122,7 @@ def overlay_tiled(
         return drawn
     row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a row ends in a newline
     canvas = _canvas(tiles, (image.height, image.width), tiling, arrangement.grid)
-    return _beside(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
+    return _side_by_side(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
 
 
 def _canvas(
@@ -142,7 +142,7 @@ def _canvas(
     return canvas.resize((cell[0] * grid[1], cell[1] * grid[0]))
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures side by side, scaled to one height."""
     height = min(max(left.height, right.height), _TALLEST)
     parts = [ImageOps.contain(part, (_WIDEST * height, height)) for part in (left, right)]

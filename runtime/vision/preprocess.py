@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
-from visprune.runtime.vision.processor_config import Settings, unsupported
+from visprune.runtime.vision.processor_config import ProcessorSettings, unsupported
 
 __all__ = ["MAX_EDGE", "MAX_RESIZED_PIXELS", "ImageProcessor"]
 
@@ -102,7 +102,7 @@ class ImageProcessor:
         Raises:
             UnsupportedError: Another class, or a setting that is not supported.
         """
-        settings = Settings.of(config)
+        settings = ProcessorSettings.from_config(config)
         defaults = settings.defaults
         do_pad = settings.flag("do_pad", False)
         if do_pad and defaults.squares == "never":

@@ -12,7 +12,7 @@ from typing import Literal
 
 from visprune.errors import UnsupportedError
 
-__all__ = ["Defaults", "Settings", "unsupported"]
+__all__ = ["Defaults", "ProcessorSettings", "unsupported"]
 
 _MOST = 1e9  # of any number; what is far beyond a float32 would overflow on the way
 
@@ -61,7 +61,7 @@ def unsupported(key: str, value: object) -> UnsupportedError:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ProcessorSettings:
     """The content of one configuration.
 
     An absent key takes the default of its class, and so does a null one, except that a null `do_...` means
@@ -73,7 +73,7 @@ class Settings:
     given: Mapping[str, object]
 
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Settings:
+    def from_config(cls, config: Mapping[str, object]) -> ProcessorSettings:
         """The settings of a configuration, which may lie under the key `image_processor`.
 
         Raises:

@@ -21,7 +21,16 @@ from PIL import Image
 
 from visprune.errors import InputError
 
-__all__ = ["ImageSource", "Video", "VisualInput", "as_list", "located", "named", "opened", "resolved"]
+__all__ = [
+    "ImageSource",
+    "Video",
+    "VisualInput",
+    "absolute",
+    "as_list",
+    "as_path_bytes_or_image",
+    "display_name",
+    "locate",
+]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image"
@@ -49,13 +58,13 @@ _URL_AS_PATH = re.compile(r"(https?|ftp|s3|gs|file):/[^/]", re.IGNORECASE)  # Pa
 _SHOWN = 80  # characters of a URL in a message
 
 
-def located(text: str) -> Path | bytes:
+def locate(text: str) -> Path | bytes:
     """Where a text says that a picture is: a path, or the bytes that a `data:` URL holds.
 
     Raises:
         InputError: It is another URL, or a damaged one.
     """
-    if named(text) != text:
+    if display_name(text) != text:
         return _of_data_url(text)
     if _URL.match(text):
         raise InputError(
@@ -65,22 +74,22 @@ def located(text: str) -> Path | bytes:
     return Path(text)
 
 
-def named(text: str) -> str:
-    """A text for `located`, for people: a path as it is, a `data:` URL without its data."""
+def display_name(text: str) -> str:
+    """A text for `locate`, for people: a path as it is, a `data:` URL without its data."""
     return "a data: URL" if text[:5].lower() == "data:" else text
 
 
-def resolved(text: str) -> str:
-    """A text for `located` that means the same from any directory.
+def absolute(text: str) -> str:
+    """A text for `locate` that means the same from any directory.
 
     Raises:
-        InputError: As for `located`.
+        InputError: As for `locate`.
     """
-    place = located(text)
+    place = locate(text)
     return text if isinstance(place, bytes) else str(place.resolve())
 
 
-def opened(source: object) -> Path | bytes | Image.Image:
+def as_path_bytes_or_image(source: object) -> Path | bytes | Image.Image:
     """A picture as a path, as the bytes of a file, or as pixels.
 
     Raises:
@@ -89,7 +98,7 @@ def opened(source: object) -> Path | bytes | Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, str):
-        return located(source)
+        return locate(source)
     if isinstance(source, os.PathLike):
         return _path(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -132,7 +141,7 @@ def _of_data_url(url: str) -> bytes:
 
 def _path(source: os.PathLike[Any]) -> Path:
     text = os.fsdecode(source)
-    if _URL_AS_PATH.match(text) or named(text) != text:
+    if _URL_AS_PATH.match(text) or display_name(text) != text:
         raise InputError(
             f"{_short(text)} is a URL made into a path, which changes it.",
             "Give a data: URL as a text (str). From elsewhere pictures are not downloaded: save them first.",

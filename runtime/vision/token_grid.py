@@ -2,7 +2,7 @@
 
 Every index map of a tiled picture separates into one of its rows and one of its columns: a row or a column
 of tokens is a canvas line, or two of them mixed where the grid is resampled. `lines` says which;
-`Canvas.tokens` crosses rows with columns. What tokens mean, and their order, is in `tiling`.
+`TileCanvas.tokens` crosses rows with columns. What tokens mean, and their order, is in `tiling`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Canvas", "Lines", "Tokens", "lines"]
+__all__ = ["Lines", "TileCanvas", "Tokens", "lines"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class TileCanvas:
     """Tiles put together, row by row.
 
     Attributes:
@@ -86,9 +86,9 @@ def lines(length: int, number: int, side: int, *, start: int = 0) -> Lines:
     """Rows, or columns, of tokens from a stretch of canvas lines.
 
     Args:
-        length: Canvas lines in the stretch.
+        length: TileCanvas lines in the stretch.
         number: Lines of tokens: as many, or fewer, which are then interpolated.
-        side: Canvas lines in a tile.
+        side: TileCanvas lines in a tile.
         start: First canvas line of the stretch.
     """
     if number == length:

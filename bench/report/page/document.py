@@ -15,7 +15,7 @@ from visprune.bench.report.page.symbols import Looks, legend, swatch
 from visprune.bench.report.page.tables import TIMES, Column, costs, html_table
 from visprune.bench.report.report import BenchReport, Row
 from visprune.bench.report.table import verdicts
-from visprune.runtime.vision.sources import named
+from visprune.runtime.vision.sources import display_name
 
 __all__ = ["page"]
 
@@ -175,7 +175,7 @@ def _gallery(report: BenchReport, pictures: Mapping[str, Sequence[str]]) -> str:
             f"<figcaption><b>{escape(row.name)}</b>{escape(tokens(row))} tokens</figcaption></figure>"
             for row in shown.values()
         ]
-        name = named(image).rsplit("/", 1)[-1]
+        name = display_name(image).rsplit("/", 1)[-1]
         parts.append(f'<p class="soft">{escape(name)}</p><div class="gallery">{"".join(figures)}</div>')
     if not shown:
         return ""

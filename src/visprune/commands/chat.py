@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from visprune.runtime import Chat, Sampling
-    from visprune.runtime.generation import Limits
+    from visprune.runtime.generation import GenerationLimits
 
 __all__ = ["chat"]
 
@@ -66,7 +66,7 @@ def chat(  # noqa: PLR0913 - a command line's options
     Example: visprune-chat llava-fopru --image cat.png
     """
     from visprune.bundle import Bundle
-    from visprune.runtime.generation import Limits
+    from visprune.runtime.generation import GenerationLimits
     from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
     from visprune.runtime.vision.images import decode
@@ -74,7 +74,7 @@ def chat(  # noqa: PLR0913 - a command line's options
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    limits = Limits(max_new_tokens, tuple(stop or ()))
+    limits = GenerationLimits(max_new_tokens, tuple(stop or ()))
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     check_texts(opened, system=system, stop=limits.stop)
@@ -106,7 +106,7 @@ class _Talk:
         chat: Chat,
         pictures: list[Image.Image],
         sampling: Sampling,
-        limits: Limits,
+        limits: GenerationLimits,
         *,
         about_pictures: str | None,
     ) -> None:

@@ -75,7 +75,7 @@ def run(  # noqa: PLR0913 - a command line's options
     """
     from visprune.bundle import Bundle
     from visprune.errors import UsageError
-    from visprune.runtime.generation import Limits
+    from visprune.runtime.generation import GenerationLimits
     from visprune.runtime.prompts import check_prompt
     from visprune.runtime.reading import check_texts
     from visprune.runtime.sampling import Sampling
@@ -86,7 +86,7 @@ def run(  # noqa: PLR0913 - a command line's options
 
     # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    limits = Limits(max_new_tokens, tuple(stop or ()))
+    limits = GenerationLimits(max_new_tokens, tuple(stop or ()))
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     check_prompt(prompt, manifest)
