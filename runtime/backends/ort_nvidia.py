@@ -1,8 +1,8 @@
-"""ONNX Runtime on NVIDIA GPUs: by its own kernels, by TensorRT, by TensorRT-RTX.
+"""ONNX Runtime on NVIDIA GPUs: with its own CUDA kernels, with TensorRT, or with TensorRT-RTX.
 
-The last two build engines of a graph's parts when it is loaded, and keep them in visprune's cache. Parts that
-they cannot take run on CUDA or the CPU. An engine has one profile, the first of `runtime.profiles`, which has
-room for decoding too: among several, ONNX Runtime would have to be told which at every run.
+TensorRT and TensorRT-RTX build engines for parts of a graph when it is loaded, and keep them in visprune's
+cache. Parts that they do not support run on CUDA or the CPU. Each engine has one profile, the first one of
+`backends.profiles`, which covers decoding too: with several, ONNX Runtime would need a choice at every run.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["RTX", "TENSORRT", "BoundedRunner", "open_cuda", "open_tensorrt", "op
 TENSORRT = "TensorrtExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
 
-_WORKSPACE = str(2 << 30)  # bytes that a layer may use while it runs
+_WORKSPACE = str(2 << 30)  # bytes of working memory that a layer may use
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a graph on the first NVIDIA GPU.
+    """Load a graph on the first NVIDIA GPU with CUDA.
 
     Raises:
-        MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
-        UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
-        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
+        MissingExtraError: ONNX Runtime is not installed, or was built without CUDA.
+        UnsupportedError: CUDA cannot be used: there is no GPU, no driver, or a library is missing.
+        BundleError: ONNX Runtime cannot read the graph, or the graph differs from the manifest.
     """
     ort = _require_build_with(CUDA, "CUDA")
     settings = settings_for(ort, bundle, graph, options, gpu=True)
@@ -45,15 +45,16 @@ def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
 
 
 def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
-    """Load a graph by TensorRT; what that cannot take, by CUDA.
+    """Load a graph with TensorRT, and the parts that it does not support with CUDA.
 
     Raises:
-        MissingExtraError: TensorRT is not installed, or the installed ONNX Runtime cannot call it.
-        UnsupportedError: TensorRT cannot be used: no GPU, no driver, another version than ONNX Runtime wants.
+        MissingExtraError: TensorRT is not installed, or ONNX Runtime was built without it.
+        UnsupportedError: TensorRT cannot be used: there is no GPU, no driver, or its version is not the one
+            that ONNX Runtime needs.
         BundleError: As for `open_cuda`.
     """
     ort = _require_build_with(TENSORRT, "TensorRT")
-    trt = require("tensorrt", extra="tensorrt")  # its import loads the library that the provider looks for
+    trt = require("tensorrt", extra="tensorrt")  # importing it loads the library that the provider needs
     ranges = _ranges(bundle, graph)
     folder = _engine_folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
     own = {
@@ -73,11 +74,11 @@ def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounde
 
 
 def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
-    """Load a graph by TensorRT-RTX: of a build of ONNX Runtime that has it, or by NVIDIA's plug-in package.
+    """Load a graph with TensorRT-RTX, built into ONNX Runtime or from NVIDIA's plug-in package.
 
     Raises:
-        MissingExtraError: There is neither.
-        UnsupportedError: TensorRT-RTX cannot be used: no GPU that it knows, no driver.
+        MissingExtraError: ONNX Runtime was built without it, and the plug-in is not installed.
+        UnsupportedError: TensorRT-RTX cannot be used: there is no supported GPU, or no driver.
         BundleError: As for `open_cuda`.
     """
     ort = require("onnxruntime", extra="cpu")
@@ -91,18 +92,18 @@ def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bo
         chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
     else:
         settings.add_provider_for_devices(_plugin_devices(ort)[:1], own)
-        chosen = []  # the settings name it
+        chosen = []  # the settings name the provider
     runner = _load_with(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
     return BoundedRunner(runner, graph, ranges)
 
 
 class BoundedRunner:
-    """A runner whose engines take what their profile says, and no more.
+    """A runner that refuses inputs larger than the profile of its engines.
 
     Args:
-        runner: Of the graph.
+        runner: Runner of the graph.
         graph: Name for messages.
-        ranges: Of the inputs that vary.
+        ranges: Ranges of the inputs that vary.
     """
 
     def __init__(self, runner: Runner, graph: str, ranges: Mapping[str, InputRange]) -> None:
@@ -142,7 +143,7 @@ class BoundedRunner:
 
 
 def _require_build_with(provider: str, name: str) -> ModuleType:
-    """ONNX Runtime, if it was built with a provider."""
+    """Import ONNX Runtime, and refuse a build that lacks an execution provider."""
     ort = require("onnxruntime", extra="gpu")
     if provider not in ort.get_available_providers():
         raise MissingExtraError(
@@ -156,7 +157,7 @@ def _require_build_with(provider: str, name: str) -> ModuleType:
 
 
 def _plugin_devices(ort: ModuleType) -> list[Any]:
-    """The devices of NVIDIA's plug-in."""
+    """Return the devices of NVIDIA's plug-in."""
     try:
         plugin = require(_PLUGIN, extra="cpu")
     except MissingExtraError:
@@ -177,7 +178,7 @@ def _plugin_devices(ort: ModuleType) -> list[Any]:
 
 
 def _load_with(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
-    """The runner, if it has the provider: ONNX Runtime may also only warn, and go on with another."""
+    """Load a graph, and refuse it if ONNX Runtime only warned and fell back to another provider."""
     try:
         runner = load()
     except BundleError as error:
@@ -203,13 +204,13 @@ def _has_int8(bundle: Bundle, graph: str) -> bool:
 
 
 def _ranges(bundle: Bundle, graph: str) -> dict[str, InputRange]:
-    """Of the inputs that vary, for the lengths that `visprune build` has by default."""
+    """Return the ranges of the inputs that vary, for the default lengths of `visprune build`."""
     found = profiles(bundle.manifest, Limits())[graph]
     return found[0].inputs if found else {}
 
 
 def _profile_options(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
-    """The options that tell a profile."""
+    """Return the provider options that describe a profile."""
     if not ranges:
         return {}
     return {
@@ -221,9 +222,10 @@ def _profile_options(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str,
 
 
 def _engine_folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
-    """Where the engines of a graph are kept: they are found by a graph's names alone, so each has its own.
+    """Create and return the directory in which a graph's engines are cached.
 
-    None where that is not possible; they are built again at every load then.
+    Every graph has its own, because ONNX Runtime finds engines by names in the graph only. Return None if it
+    cannot be created; the engines are then built at every load.
     """
     manifest = bundle.manifest
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)

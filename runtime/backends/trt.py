@@ -1,7 +1,7 @@
-"""Engines of TensorRT and TensorRT-RTX, by the calls that both packages share.
+"""Engines of TensorRT and TensorRT-RTX, run with the calls that both packages share.
 
-Knows graphs, engines and their profiles. That a cache is written in place is hidden here: its values look
-like those that other backends give. Never run on a GPU so far.
+This module knows graphs, engines and their profiles. It hides that a cache is written in place: the values of
+the cache look like those of other backends. It has never run on a GPU so far.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
 
 __all__ = ["TrtRunner", "cache_capacity"]
 
-_SMALL = 1 << 20  # bytes of an input whose copy keeps its place
+_SMALL = 1 << 20  # bytes of the largest input whose copy on the GPU keeps its address
 _LENGTH, _TOKEN = "cache_length", "greedy_token"
 _PRESENT = "present."
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """An input or output of one run: on the GPU, or in host memory where shapes depend on its values."""
+    """An input or output of one run: on the GPU, or in host memory if shapes depend on its values."""
 
     shape: tuple[int, ...]
     memory: Block | NDArray[Any]
@@ -44,13 +44,13 @@ class _Tensor:
 
     @property
     def key(self) -> Key:
-        """All that a recording depends on: where it is on the GPU, or what it is in host memory."""
+        """Part of a recording's key: the shape, and the address on the GPU or the value in host memory."""
         known = self.memory.address if isinstance(self.memory, Block) else self.memory.tobytes()
         return (self.shape, known)
 
 
 def cache_capacity(engine: Engine, interface: Graph) -> int | None:
-    """Tokens that the cache of each layer of an engine has room for; None where it has no cache."""
+    """Return how many tokens the cache of each layer of an engine can hold; None if it has no cache."""
     if engine.cache_capacity:
         return engine.cache_capacity
     for spec in interface.inputs:
@@ -64,14 +64,14 @@ class TrtRunner:
     """One engine.
 
     Args:
-        trt: The package.
+        trt: The module `tensorrt` or `tensorrt_rtx`.
         device: The GPU.
-        engine: What the manifest tells of the engine.
-        interface: Its graph.
+        engine: The manifest's entry of the engine.
+        interface: The manifest's entry of the graph.
         content: The serialized engine.
 
     Raises:
-        BundleError: TensorRT cannot load it, or it is not as the manifest tells.
+        BundleError: TensorRT cannot load the engine, or the engine differs from the manifest.
         DeviceMemoryError: The GPU has too little memory.
     """
 
@@ -92,7 +92,7 @@ class TrtRunner:
         self._scratch_size = int(self._engine.device_memory_size_v2)
         device.scratch(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile
-        self._copies: dict[str, Block] = {}  # where each input from the host was last copied to
+        self._copies: dict[str, Block] = {}  # memory that each input from the host was last copied to
         self._last_shapes: tuple[Key, dict[str, tuple[int, ...]]] = (
             (),
             {},
@@ -102,16 +102,16 @@ class TrtRunner:
 
     @property
     def specs(self) -> Specs:
-        """Inputs and outputs, as the manifest tells of the graph."""
+        """Inputs and outputs of the graph, from the manifest."""
         return Specs(
             self._interface.inputs, self._interface.outputs, cache_capacity(self._entry, self._interface)
         )
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Run the engine; see `Runner.infer`. All is done when this returns.
+        """Run the engine; see `Runner.infer`. The work is done when this returns.
 
         Raises:
-            InputError: The engine takes nothing of this size.
+            InputError: An input is too large or too small for the engine.
             DeviceMemoryError: The GPU has too little memory.
             UnsupportedError: TensorRT or CUDA failed.
         """
@@ -142,12 +142,12 @@ class TrtRunner:
         self._device.release()
 
     def _check(self) -> None:
-        """The engine has the interface that the manifest tells of its graph."""
+        """Refuse an engine whose interface differs from that of its graph in the manifest."""
         cached = bool(self._entry.cache_capacity)
         told = {spec.name: spec.dtype for spec in (*self._interface.inputs, *self._interface.outputs)}
         told |= {_TOKEN: "int64"} | ({_LENGTH: "int64"} if cached else {})
         found = {name: dtype.name for name, dtype in self._dtypes.items()}
-        # TensorRT may drop an input that nothing reads; a token is put out by some engines only.
+        # TensorRT may drop an input that nothing reads. Only some engines have the token as an output.
         missing = {spec.name for spec in self._interface.outputs} - found.keys()
         odd = {name for name in found if found[name] != told.get(name)} | missing
         profiles = max(1, len(self._entry.profiles))
@@ -159,16 +159,16 @@ class TrtRunner:
             )
 
     def _begin_cache(self, feeds: dict[str, Value]) -> int:
-        """Replace the past by buffers, and say how many tokens they hold; the tokens after this run."""
+        """Replace the past in `feeds` by buffers. Return how many tokens the cache holds after this run."""
         past = {name: value for name, value in feeds.items() if name.startswith(PAST)}
         lengths = {_shape(value)[2] for value in past.values()}
-        if len(lengths) != 1:  # tokens leave between graphs, never within one that writes in place
-            raise self._failure(f"cannot run layers of {self._entry.graph} that hold other tokens")
+        if len(lengths) != 1:  # tokens are dropped between graphs, never within one that writes in place
+            raise self._failure(f"cannot run {self._entry.graph}, whose layers hold different tokens")
         (length,) = lengths
         feeds |= {name: self._buffer(name, value) for name, value in past.items()}
         feeds[_LENGTH] = np.array([length], np.int64)
         after = length + self._new_tokens(feeds)
-        if after > self._entry.cache_capacity:  # what is written beyond would be another tensor's
+        if after > self._entry.cache_capacity:  # the engine would overwrite the memory of another tensor
             raise InputError(
                 f"The engine of {self._entry.graph} has room for {self._entry.cache_capacity} tokens in "
                 f"its cache, and {after} are needed.",
@@ -177,13 +177,14 @@ class TrtRunner:
         return after
 
     def _new_tokens(self, feeds: Mapping[str, Value]) -> int:
+        """Return the number of tokens in this run, S."""
         for spec in self._interface.inputs:
             if "S" in spec.shape and spec.name in feeds:
                 return _shape(feeds[spec.name])[spec.shape.index("S")]
         return 0
 
     def _buffer(self, name: str, value: Value) -> CacheArray:
-        """The cache of one layer in memory that is written in place."""
+        """Return the cache of one layer in a buffer that is written in place; copied there if it is not."""
         buffer = tuple(self._engine.get_tensor_shape(name))
         if isinstance(value, CacheArray) and value.buffer_shape == buffer:
             return value
@@ -191,7 +192,7 @@ class TrtRunner:
         dtype = self._dtypes[name]
         block = self._device.take(prod(buffer) * dtype.itemsize)
         if held.shape[2] == 0:
-            self._device.clear(block)  # what is not held yet must be finite: it is multiplied by 0
+            self._device.clear(block)  # the unused part is multiplied by 0, so it must be finite
         else:
             whole = np.zeros(buffer, dtype)
             whole[:, :, : held.shape[2]] = held
@@ -199,7 +200,7 @@ class TrtRunner:
         return CacheArray(self._device, block, buffer, dtype, held.shape[2])
 
     def _input(self, name: str, value: Value) -> _Tensor:
-        """Where the engine finds an input."""
+        """Return an input at the place where the engine reads it, copied there if needed."""
         if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
             known = np.ascontiguousarray(to_numpy(value), self._dtypes[name]).reshape(_shape(value))
             return _Tensor(known.shape, known)
@@ -210,13 +211,13 @@ class TrtRunner:
         array, block = to_numpy(value), self._copies.get(name)
         if block is None or block.size < array.nbytes:
             block = self._device.take(array.nbytes)
-        if array.nbytes <= _SMALL:  # such as those of a step, which is captured with their places
+        if array.nbytes <= _SMALL:  # inputs of a decoding step keep their address, so that it can be captured
             self._copies[name] = block
         self._device.upload(array, block)
         return _Tensor(array.shape, block)
 
     def _output_shapes(self, profile: int, tensors: Mapping[str, _Tensor]) -> dict[str, tuple[int, ...]]:
-        """What the engine says it will put out."""
+        """Return the shape of each output, which the engine infers from the inputs."""
         counts = [t.key for t in tensors.values() if not isinstance(t.memory, Block)]
         asked = (profile, tuple(tensor.shape for tensor in tensors.values()), *counts)
         if asked != self._last_shapes[0]:
@@ -226,12 +227,12 @@ class TrtRunner:
             if _call_or_none(context.infer_shapes) == []:  # no input is missing
                 found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             if not found or any(dim < 0 for shape in found.values() for dim in shape):
-                raise self._failure(f"cannot tell what {self._entry.file} puts out")
+                raise self._failure(f"cannot infer the output shapes of {self._entry.file}")
             self._last_shapes = (asked, found)
         return self._last_shapes[1]
 
     def _output_block(self, name: str, shape: tuple[int, ...], tensors: Mapping[str, _Tensor]) -> Block:
-        """Memory for an output: that of the past for what is written in place."""
+        """Return the memory of an output. A cache that is written in place uses that of the past."""
         if self._entry.cache_capacity and name.startswith(_PRESENT):
             memory = tensors[PAST + name.removeprefix(_PRESENT)].memory
             assert isinstance(memory, Block)
@@ -239,7 +240,7 @@ class TrtRunner:
         return self._device.take(prod(shape) * self._dtypes[name].itemsize, self._last_outputs.get(name, 0))
 
     def _run(self, profile: int, tensors: Mapping[str, _Tensor]) -> None:
-        """Put the work on the stream: captured work where the same was done before, at the same addresses."""
+        """Queue the work on the stream; as a CUDA graph if the same work was captured before."""
         scratch = self._device.scratch(self._scratch_size)
         key: Key = (profile, scratch.address, *(tensor.key for tensor in tensors.values()))
         if self._recordings.launch(key):
@@ -258,14 +259,14 @@ class TrtRunner:
             raise self._failure(f"cannot run {self._entry.file}")
 
     def _bind(self, context: Any, tensors: Mapping[str, _Tensor]) -> None:
-        """Shapes of the inputs, and all addresses."""
+        """Give a context the shapes of the inputs and the addresses of all tensors."""
         for name, tensor in tensors.items():
             shaped = name in self._outputs or context.set_input_shape(name, tensor.shape)
             if not shaped or not context.set_tensor_address(name, tensor.address):
-                raise self._failure(f"gives {self._entry.file} no {name} {list(tensor.shape)}")
+                raise self._failure(f"cannot set {name} {list(tensor.shape)} of {self._entry.file}")
 
     def _recording_context(self, profile: int) -> Any:
-        """A context for a recording; None where there is no room for one more."""
+        """Create a context for a recording; None if there is no memory for one more."""
         try:
             return self._new_context(profile)
         except VispruneError as error:
@@ -278,17 +279,17 @@ class TrtRunner:
         return self._contexts[profile]
 
     def _new_context(self, profile: int) -> Any:
-        """A context without memory of its own: all share the device's scratch memory."""
+        """Create a context without working memory of its own: all contexts share the device's."""
         strategy, stream = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED, self._device.stream
         context = self._engine.create_execution_context(strategy=strategy)
         if context is None and self._device.trim():
             context = self._engine.create_execution_context(strategy=strategy)
         if context is None or not _call_or_none(context.set_optimization_profile_async, profile, stream):
-            raise self._failure(f"cannot begin {self._entry.file}")
+            raise self._failure(f"cannot create a context for {self._entry.file}")
         return context
 
     def _results(self, tensors: Mapping[str, _Tensor], length: int) -> dict[str, Value]:
-        """The graph's outputs as values of the runtime."""
+        """Return the graph's outputs as values of the runtime."""
         found: dict[str, Value] = {}
         for name in self._outputs:
             tensor, dtype = tensors[name], self._dtypes[name]
@@ -303,12 +304,12 @@ class TrtRunner:
         return found
 
     def _failure(self, what: str, needed: int | None = None) -> BundleError | UnsupportedError:
-        """What TensorRT said since it was asked last, as an error of ours; `needed` are bytes."""
-        said = self._log.said() or "it did not say why"
-        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+        """Make an error of the messages that TensorRT logged since the last call; `needed` is in bytes."""
+        logged = self._log.take() or "it did not say why"
+        if "out of memory" in logged.lower() or "outofmemory" in logged.lower():
             return DeviceMemoryError(needed, self._device.free_memory())
         return BundleError(
-            f"{self._trt.__name__} {self._trt.__version__} {what}: {said}.",
+            f"{self._trt.__name__} {self._trt.__version__} {what}: {logged}.",
             "Build the engines of this bundle again; if that does not help, report this message.",
         )
 
@@ -318,12 +319,12 @@ def _shape(value: Value) -> tuple[int, ...]:
 
 
 def _count_value(value: Value) -> tuple[int, ...]:
-    """The value of a count, which profiles have ranges for; of other inputs they have shapes."""
+    """Return the value of a count, () for other inputs. Profiles have ranges of a count's value."""
     return (int(to_numpy(value)),) if _shape(value) == () else ()
 
 
 def _call_or_none(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call of TensorRT answers; None where its bindings raise that it failed."""
+    """Call TensorRT and return the result; None if its bindings raise an error."""
     try:
         return call(*arguments)
     except RuntimeError:
@@ -331,7 +332,7 @@ def _call_or_none(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _error_log(trt: ModuleType) -> Any:
-    """Keeps what TensorRT says is wrong, for messages of ours."""
+    """Return a logger that keeps TensorRT's last errors, for messages of visprune."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -342,8 +343,8 @@ def _error_log(trt: ModuleType) -> Any:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self._errors = [*self._errors[-3:], " ".join(message.split()).rstrip(".")]
 
-        def said(self) -> str:
-            said, self._errors = self._errors, []
-            return "; ".join(said)
+        def take(self) -> str:
+            errors, self._errors = self._errors, []
+            return "; ".join(errors)
 
     return Log()

@@ -161,7 +161,9 @@ class TestFailures:
         )
         with (
             load(made.path, provider="tensorrt") as pipeline,
-            pytest.raises(BundleError, match=r"cannot begin engines/.*: there is no profile 7\."),
+            pytest.raises(
+                BundleError, match=r"cannot create a context for engines/.*: there is no profile 7\."
+            ),
         ):
             pipeline.generate(None, "a", max_new_tokens=2)
 
@@ -172,7 +174,7 @@ class TestFailures:
         monkeypatch.setattr(fake_tensorrt.ExecutionContext, "infer_shapes", fail)
         with (
             load(made.path, provider="tensorrt") as pipeline,
-            pytest.raises(BundleError, match=r"cannot tell what engines/.* puts out"),
+            pytest.raises(BundleError, match=r"cannot infer the output shapes of engines/.*"),
         ):
             pipeline.generate(None, "a", max_new_tokens=2)
 
