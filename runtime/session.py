@@ -1,8 +1,8 @@
-"""Token ids and pictures through the graphs, with what the cache already holds left out.
+"""Prefill and decode of one conversation: token ids and pictures go through the graphs, logits come out.
 
-A `Session` is the state of one conversation at the level of tokens: `prefill` takes the *whole* prompt
-every time and feeds only what the cache does not hold, so that its state always equals that of a fresh
-prefill of the same tokens. It knows no text and no chat template; `History` knows what is held.
+A `Session` is the state of a conversation at the level of tokens. `prefill` takes the *whole* prompt every
+time and feeds only the tokens that the cache does not hold, so that the state always equals that of a new
+session after the same prompt. It knows neither text nor chat templates; `History` records the cached tokens.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["Prefill", "Session", "cache_capacities", "session_values"]
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What a prefill gives.
+    """The result of a prefill.
 
     Attributes:
-        logits: Of the last position, [V], in the model's float; or, where their largest is known, as the
-            backend has them.
-        keep_indices: Kept visual tokens of each image that was encoded, ascending; those that reach the last
-            layer. Of an image of several tiles a token is tile * N + its index in the tile.
+        logits: Logits of the last position, [V], in the model's dtype; or the backend's own array if it
+            knows their largest.
+        keep_indices: Visual tokens of each encoded image that reach the last layer, ascending. In an image of
+            several tiles, a token's index is tile * N + its index in the tile.
         visual_tokens: Visual tokens of these images before pruning.
-        layer_tokens: Visual tokens of these images that entered each layer; empty where none is pruned
-            inside the LLM.
+        layer_tokens: Number of visual tokens of these images that entered each layer; empty if none are
+            pruned inside the LLM.
         timings_ms: Milliseconds of each stage, by graph.
     """
 
@@ -52,21 +52,23 @@ class Prefill:
 
 
 def session_values(manifest: Manifest) -> list[str]:
-    """Values that a session takes from the program."""
+    """Return the names of the values that a session takes from the program."""
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
     names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
     return names + present_names(manifest.decoder)
 
 
 def cache_capacities(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
-    """Most tokens that layers can hold: those up to each prune point inside the LLM, and the last.
+    """Return the most tokens that the caches of each group of layers can hold.
+
+    The groups are the layers up to each prune point inside the LLM, and those after the last one.
 
     Args:
-        manifest: Of the bundle.
-        runners: By graph.
+        manifest: Manifest of the bundle.
+        runners: Runners by graph.
 
     Returns:
-        For each group of layers the least of its graphs; infinity where none says.
+        The smallest capacity among the graphs of each group; infinity if only memory limits it.
     """
     points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
     found = [inf] * (len(points) + 1)
@@ -83,9 +85,9 @@ class Session:
     """The cache of one conversation and the tokens it holds.
 
     Args:
-        executor: Runs the stages.
-        manifest: Of the bundle.
-        keep: What is kept of every image of the conversation.
+        executor: Executor of the bundle's stages.
+        manifest: Manifest of the bundle.
+        keep: How many visual tokens are kept of every image.
         cache_capacities: From the function of this name; empty if nothing limits the layers.
     """
 
@@ -108,7 +110,7 @@ class Session:
 
     @property
     def full(self) -> bool:
-        """Whether no token can be appended: the context is reached, or some layers have no room left."""
+        """Whether no token can be appended: the context is used up, or the cache of some layers is full."""
         held = self._history.held
         return self.length >= self.limit or any(
             len(h) >= r for h, r in zip(held, self._capacities, strict=True)
@@ -120,15 +122,15 @@ class Session:
         self._cache.clear()
 
     def image_length(self, picture: Picture) -> int:
-        """Tokens that an image takes in the sequence."""
+        """Return the number of tokens that an image takes in the sequence."""
         return self._keep.sequence_length(self._manifest.pruning, picture.arrangement)
 
     def check(self, ids: Sequence[int], pictures: Sequence[Picture]) -> None:
-        """Refuse what `prefill` could not take.
+        """Refuse a prompt that `prefill` could not take.
 
         Raises:
-            InputError: The prompt is longer than the model's context or sliding window, or than engines have
-                room for, or has another number of placeholders than its pictures take.
+            InputError: The prompt is longer than the model's context or sliding window or the cache of the
+                engines, or has another number of placeholders than its pictures take.
         """
         if len(ids) > self.limit:
             visual = sum(map(self.image_length, pictures))
@@ -136,15 +138,16 @@ class Session:
         self._image_starts(ids, pictures)
 
     def prefill(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prefill:
-        """Bring the cache to hold exactly `ids`.
+        """Make the cache hold exactly the prompt, and return the logits that follow it.
 
         Args:
             ids: The whole prompt, with `image_length` placeholders for each picture.
             pictures: All pictures of the prompt, in order.
 
         Raises:
-            InputError: As for `check`; nothing changes then. Or what is left of the prompt after a point
-                inside the LLM is more than engines have room for; what it shares with the cache stays then.
+            InputError: As for `check`; the cache does not change then. Or more tokens are left after a prune
+                point inside the LLM than the engines' cache can hold; then the cache keeps the tokens that it
+                shares with the prompt.
         """
         self.check(ids, pictures)
         images = [
@@ -169,7 +172,7 @@ class Session:
         )
 
     def decode(self, token: int) -> NDArray[np.floating] | Ranked:
-        """Append one token; the logits that follow it, as in `Prefill`."""
+        """Append one token, and return the logits that follow it, as in `Prefill`."""
         return self._logits(self._run([token]))
 
     def _run(self, ids: Sequence[int], pictures: Sequence[Picture] = (), entering: int = 0) -> Execution:
@@ -189,7 +192,11 @@ class Session:
         return done
 
     def _prune_point_inputs(self, length: int, entering: int) -> dict[str, Value]:
-        """Counts for each prune point inside the LLM, and positions where they are counted anew."""
+        """Return the number of tokens to keep at each prune point inside the LLM, and renumbered positions.
+
+        Raises:
+            InputError: More tokens are left after a point than the engines' cache can hold.
+        """
         inside = self._manifest.layer_pruning
         if inside is None:
             return {}
@@ -205,6 +212,11 @@ class Session:
         return values
 
     def _image_starts(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[int]:
+        """Return the index of each picture's first placeholder.
+
+        Raises:
+            InputError: The prompt has another number of placeholders than its pictures take.
+        """
         places = [i for i, token in enumerate(ids) if token == self._manifest.text.image_token_id]
         ends = list(accumulate(map(self.image_length, pictures), initial=0))
         if len(places) != ends[-1]:
@@ -220,7 +232,7 @@ class Session:
         return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
     def _kept_tokens(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
-        """The tokens of a new image that reach the last layer, from what its stages gave."""
+        """Return the tokens of a new image that reach the last layer, from the values of its stages."""
         indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
         tokens, offsets = self._keep.chosen(self._manifest.pruning, picture.arrangement, indices)
         if self._points:
@@ -241,7 +253,7 @@ class Session:
 
 
 def _positions(start: int, count: int) -> NDArray[np.int64]:
-    """[1, count], from `start` on."""
+    """Return consecutive positions from `start`, [1, count]."""
     return np.arange(start, start + count, dtype=np.int64)[None]
 
 

@@ -1,14 +1,14 @@
-"""Pictures of any size: their tiles, and where the tokens of these go.
+"""Tiles of pictures of any size, and the places of their tokens in the sequence.
 
-A picture is fitted into the best of the model's pinpoints, padded there and cut into square tiles; before
-them comes the whole picture, squeezed into one tile. The vision encoder gives each of the T tiles
-N = side * side tokens. The model's sequence is another thing: the whole picture's tokens, and then the
-patches of all other tiles put together, row by row over the full width, without those of the padding and
-with a newline embedding after each row. LLaVA-OneVision shrinks that grid first where it is large.
+A picture is fitted into the best of the model's pinpoints (allowed sizes), padded, and cut into square tiles.
+Before these comes the whole picture, resized to one tile. The vision encoder gives N = side * side tokens for
+each of the T tiles. The sequence has another order: first the tokens of the whole picture, then the patches
+of all other tiles put together, row by row over the full width, without the padding and with a newline
+embedding after each row. LLaVA-OneVision first shrinks that grid if it is large.
 
-`views` cuts a picture. `arrange` says where the tokens go, as index maps, so that no graph has a shape that
-depends on the picture's. Whatever transformers does is right here, also where it looks odd: of a picture like
-a thread nothing may be left but the whole picture, or newlines without patches.
+`views` cuts a picture. `arrange` gives the places of the tokens as index maps, so that no graph has a shape
+that depends on the picture's size. The results equal those of transformers, also in odd cases: of a very thin
+picture only the whole picture may be left, or newlines without patches.
 """
 
 from __future__ import annotations
@@ -38,26 +38,25 @@ __all__ = [
     "window",
 ]
 
-_SHRINK_FROM = 1.1  # the grid is resampled where its sides would shrink by more than this
+_SHRINK_FROM = 1.1  # the grid is resampled if its sides would shrink by more than this factor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrangement:
-    """Where the tokens of one picture go in its sequence.
+    """The places of one picture's tokens in its part of the sequence.
 
-    T tiles, of which the first shows the whole picture (each a frame in a video), have N = side * side slots
-    each. A slot holds one token of the sequence or none. Where nothing is resampled, slots are patches.
-    Otherwise a tile's tokens stand in the upper left of its grid of slots, neighbours beside each other.
+    There are T tiles with N = side * side slots each. The first tile shows the whole picture; in a video each
+    tile is a frame. A slot holds one token of the sequence, or none. Without resampling, slots are patches.
+    With it, a tile's tokens are in the upper left of its grid of slots, in the order of the picture.
 
     Attributes:
-        places: [T, N], int64, place of each slot's token in the picture's sequence, newlines counted;
-            -1: none.
+        places: [T, N], int64, place of each slot's token in the picture's sequence, newlines included; -1 for
+            an empty slot.
         newline_places: [R], int64, places of the newline embeddings, ascending.
-        sources: [T, N, J], int64, the encoder tokens (tile * N + patch) that each token is the weighted sum
-            of; J is 1, or 4 where they are resampled.
-        weights: [T, N, J], float32, their weights; zeros for a slot without a token.
-        grid: Rows and columns of the tiled part as it enters the sequence; (0, 0): there is only the whole
-            picture.
+        sources: [T, N, J], int64, encoder tokens (tile * N + patch) of whose weighted sum each token is made.
+            J is 1, or 4 with resampling.
+        weights: [T, N, J], float32, their weights; zeros for an empty slot.
+        grid: Rows and columns of the tiled part in the sequence; (0, 0) if there is only the whole picture.
     """
 
     places: NDArray[np.int64]
@@ -68,7 +67,7 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         for array in (self.places, self.newline_places, self.sources, self.weights):
-            array.setflags(write=False)  # one arrangement serves all pictures of a size
+            array.setflags(write=False)  # an arrangement is shared by all pictures of its size
 
     @property
     def tiles(self) -> int:
@@ -88,7 +87,7 @@ class Arrangement:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of the canvas, the tiles put together, that is not padding; in patches."""
+    """The part of the canvas (the tiles put together) that is not padding, in patches."""
 
     top: int
     left: int
@@ -97,11 +96,11 @@ class Window:
 
 
 def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
-    """The pinpoint in which a picture keeps most of its pixels; among equals, the one with least padding.
+    """Return the pinpoint in which a picture keeps most of its pixels; among equals, the smallest one.
 
     Args:
         size: Height and width of the picture.
-        tiling: Of the model.
+        tiling: Tiling of the model.
     """
     height, width = size
 
@@ -114,11 +113,11 @@ def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
 
 
 def window(size: tuple[int, int], tiling: Tiling) -> Window:
-    """Where a tiled picture lies on its canvas, by the ratio of its sides.
+    """Return the part of its canvas that a tiled picture covers. It depends on the ratio of its sides.
 
     Args:
         size: Height and width of the picture.
-        tiling: Of the model.
+        tiling: Tiling of the model.
     """
     height, width = size
     rows, columns = (edge // tiling.tile_size * tiling.side for edge in best_pinpoint(size, tiling))
@@ -131,12 +130,12 @@ def window(size: tuple[int, int], tiling: Tiling) -> Window:
 
 @lru_cache(maxsize=16)
 def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arrangement:
-    """The order of the tokens of one picture.
+    """Return the arrangement of the tokens of one picture.
 
     Args:
         size: Height and width of the picture.
-        tiling: Of the model.
-        tiled: False: the picture is one tile, as where there are several and `tiling.several` is "whole".
+        tiling: Tiling of the model.
+        tiled: False if the picture is one tile, as for several pictures if `tiling.several` is "whole".
 
     Raises:
         InputError: The picture is so elongated that resampling would leave no row or no column.
@@ -158,20 +157,19 @@ def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arr
 
 @lru_cache(maxsize=16)
 def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
-    """The order of the tokens of a video, as LLaVA-OneVision sees it.
+    """Return the arrangement of the tokens of a video for LLaVA-OneVision.
 
-    Each frame is a tile, pooled to half its side, rounded up; a newline ends the video. A tile shows a frame
-    here, also the first one.
+    Each frame is a tile, whose tokens are pooled to half its side, rounded up. A newline ends the video.
 
     Args:
-        frames: T.
-        tiling: Of the model.
+        frames: Number of frames, T.
+        tiling: Tiling of the model.
 
     Raises:
         InputError: There is no frame.
     """
     if frames < 1:
-        raise InputError("The video has no frames.", "Give at least one.")
+        raise InputError("The video has no frames.", "Give at least one frame.")
     slots, pooled = tiling.side**2, -(-tiling.side // 2)
     across = lines(tiling.side, pooled, tiling.side)
     places = np.arange(pooled**2, dtype=np.int64).reshape(pooled, pooled)
@@ -185,12 +183,12 @@ def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
 def views(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> list[Image.Image]:
-    """A picture as the model sees it: the whole, and its tiles row by row.
+    """Cut a picture into the views that the model sees: the whole picture, and its tiles row by row.
 
     Args:
         image: RGB, as `images.decode` gives it.
-        tiling: Of the model.
-        processor: Of the model; what it does to a tile.
+        tiling: Tiling of the model.
+        processor: Image processor of the model, which is applied to each tile.
         tiled: As for `arrange`.
 
     Returns:
@@ -220,7 +218,7 @@ def views(
 def pixel_values(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> NDArray[np.float32]:
-    """The views of a picture as the vision encoder takes them.
+    """Return the views of a picture as a tensor for the vision encoder.
 
     Args and errors are those of `views`.
 
@@ -231,7 +229,7 @@ def pixel_values(
 
 
 def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
-    """The picture as large as fits, in the middle of a black canvas."""
+    """Resize a picture to fit into a pinpoint, in the middle of a black canvas."""
     height, width = pinpoint
     by_width, by_height = width / image.width, height / image.height
     if by_width < by_height:
@@ -244,17 +242,17 @@ def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImagePr
 
 
 def largest_size(tiling: Tiling) -> tuple[int, int]:
-    """Height and width of a picture that fills the pinpoint with most pixels: the most that a model sees."""
+    """Return height and width of a picture that fills the pinpoint with the most pixels."""
     return max(tiling.pinpoints, key=lambda size: size[0] * size[1])
 
 
 def _truncate(length: float) -> int:
-    """Cut to an integer, where a product that should be whole is taken as whole."""
+    """Truncate to an integer, but first round away the float error of a product that should be whole."""
     return int(round(length, 7))
 
 
 def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int]:
-    """Rows and columns of the tiled part in the sequence."""
+    """Return rows and columns of the tiled part in the sequence."""
     rows, columns = seen.rows, seen.columns
     if tiling.max_tiles is None:
         return rows, columns
@@ -272,7 +270,7 @@ def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int
 
 
 def _whole_tile(side: int) -> Tokens:
-    """One tile that comes first, as it is."""
+    """Return the tokens of one tile that comes first and is not resampled."""
     places = np.arange(side**2, dtype=np.int64).reshape(side, side)
     return TileCanvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
 
@@ -280,7 +278,7 @@ def _whole_tile(side: int) -> Tokens:
 def _arrangement(
     shape: tuple[int, int], parts: list[Tokens], newline_places: NDArray[np.int64], grid: tuple[int, int]
 ) -> Arrangement:
-    """T tiles of N slots, filled with tokens."""
+    """Fill T tiles of N slots (`shape`) with tokens."""
     slots, mixed = shape[0] * shape[1], max(part.sources.shape[1] for part in parts)
     places = np.full(slots, -1, dtype=np.int64)
     sources = np.arange(slots, dtype=np.int64)[:, None].repeat(mixed, 1)
