@@ -156,6 +156,7 @@ class Chat:
         sampler: Sampler,
         preprocess_ms: float,
     ) -> Generator[str, None, Generation]:
+        """Generate one answer: yield its text, add the turn to the conversation, and return the figures."""
         manifest, session = self._model.manifest, self._session
         text = TextStream(self._model.tokenizer, limits.stop)
         pieces: list[str] = []
@@ -214,6 +215,7 @@ class Chat:
         )
 
     def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
+        """Return the prompt's token ids, with as many placeholders as each picture has tokens."""
         model, manifest = self._model, self._model.manifest
         conversation = [*self._system, *messages]
         ids = prompt_ids(

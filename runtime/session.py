@@ -245,6 +245,7 @@ class Session:
         return picture.arrangement.visual_tokens
 
     def _layer_tokens(self, entering: int) -> tuple[int, ...]:
+        """Return how many of the visual tokens that enter the LLM reach each layer."""
         inside = self._manifest.layer_pruning
         if inside is None or not entering:
             return ()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from visprune.cores import available_memory
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.optional import have, require
+from visprune.units import in_bytes
 
 __all__ = ["Block", "Device", "DeviceMemoryError", "Recording"]
 
@@ -29,9 +30,9 @@ class DeviceMemoryError(UnsupportedError):
     """The GPU has too little free memory; `needed` is in bytes, or None if unknown."""
 
     def __init__(self, needed: int | None, free: int) -> None:
-        lacking = "which is too little" if needed is None else f"and {_readable(needed)} more are needed"
+        lacking = "which is too little" if needed is None else f"and {in_bytes(needed)} more are needed"
         super().__init__(
-            f"The GPU has {_readable(free)} of free memory, {lacking}.",
+            f"The GPU has {in_bytes(free)} of free memory, {lacking}.",
             "Load with --low-memory, build with a smaller --max-cache, or quantize the bundle.",
         )
 
@@ -241,6 +242,7 @@ class Device:
         return tuple(values)
 
     def _start(self) -> None:
+        """Initialise CUDA, and refuse a machine without a driver or a GPU."""
         try:
             (error,) = self._driver.cuInit(0)
         except RuntimeError:  # cuda-bindings found no libcuda
@@ -281,7 +283,3 @@ def _failed(what: str) -> UnsupportedError:
     return UnsupportedError(
         f"CUDA failed at {what}.", "Look at `nvidia-smi`; if the driver is in order, report this message."
     )
-
-
-def _readable(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

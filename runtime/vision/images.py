@@ -149,6 +149,7 @@ def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_input_errors(label: str) -> Iterator[None]:
+    """Turn every error of the block into an InputError about the picture."""
     try:
         yield
     except InputError:
@@ -199,6 +200,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image, label: str) -> Image.Image:
+    """Scale a grey picture of integers or floats to 8 bits, as `decode` describes."""
     values = np.asarray(image)  # [H, W] of 16- or 32-bit integers, or float32
     if image.mode == "F":
         if not np.isfinite(values).all():

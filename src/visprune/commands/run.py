@@ -106,6 +106,7 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
         UnsupportedError: The visual tokens are not a grid of patches.
     """
     from visprune.errors import UnsupportedError, UsageError
+    from visprune.outputs import check_file
 
     if not images:
         raise UsageError("An overlay needs a picture.", "Give one with --image, or leave --overlay out.")
@@ -117,15 +118,10 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
         raise UsageError(
             f"{overlay} does not end in the name of a picture format.", f"End it in {_OVERLAY_SUFFIXES[0]}."
         )
-    if not overlay.parent.is_dir():
-        raise UsageError(f"There is no directory {overlay.parent}.", "Create it first.")
     if images == 1:
         targets = [overlay]
     else:
         targets = [overlay.with_stem(f"{overlay.stem}-{number}") for number in range(1, images + 1)]
     for target in targets:
-        if target.is_dir():
-            raise UsageError(f"{target} is a directory.", "Name a file.")
-        if target.exists() and not force:
-            raise UsageError(f"{target} exists.", "Give another name, or --force to replace it.")
+        check_file(target, force=force)
     return targets
