@@ -26,7 +26,8 @@ _Form = Literal["parts", "string", "bare"]
 _FORMS: tuple[_Form, ...] = ("parts", "string", "bare")
 _SHOWS_ALL, _SHOWS_NONE = (0, 1, 2), (0, 0, 0)
 _PROBE, _OTHER_PROBE = "visprune probe", "visprune tries"  # neither contains the other
-_PRINTED_PART = re.compile(r"""["']type["']:\s*["'](text|image)["']""")  # of a list where a text should be
+# A part of a message list that a template printed, because it expects a text.
+_PRINTED_PART = re.compile(r"""["']type["']:\s*["'](text|image)["']""")
 
 
 @dataclass(frozen=True, slots=True)

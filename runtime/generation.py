@@ -11,7 +11,7 @@ from visprune.errors import UsageError
 __all__ = ["FinishReason", "Generation", "GenerationLimits", "Stream", "as_stops"]
 
 FinishReason = Literal["eos", "stop", "length"]
-"""An answer ends by the model's own token, by a stop, or at the limit of new tokens or of the context."""
+"""How an answer ended: by the model's own token, by a stop, or at a limit (max_new_tokens or the context)."""
 
 
 @dataclass(frozen=True, slots=True)

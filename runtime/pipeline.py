@@ -142,8 +142,12 @@ class Pipeline:
         unknown = set(executor.inputs) - supplied
         missing = set(session_values(manifest)) - executor.outputs - {"keep_indices"}
         if unknown or missing:
-            what = f"needs {min(unknown)!r}" if unknown else f"does not give {min(missing)!r}"
-            raise BundleError(f"The bundle's program {what}, unlike any this visprune runs.", "Export again.")
+            raise BundleError(
+                f"The bundle's program needs {min(unknown)!r}, which this visprune does not supply."
+                if unknown
+                else f"The bundle's program does not give {min(missing)!r}, which this visprune needs.",
+                "Export again with this visprune.",
+            )
         self.loaded = LoadedModel(
             manifest,
             executor,

@@ -221,7 +221,7 @@ class Session:
         ends = list(accumulate(map(self.image_length, pictures), initial=0))
         if len(places) != ends[-1]:
             raise InputError(
-                f"The prompt has {len(places)} image placeholders where {len(pictures)} images take "
+                f"The prompt has {len(places)} image placeholders, and its {len(pictures)} images take "
                 f"{ends[-1]}.",
                 "Give as many placeholders as the images take.",
             )

@@ -113,9 +113,7 @@ class Device:
         self.enter()
         idle = sum(size * len(addresses) for size, addresses in self._idle.items())
         free = int(self.call("cuMemGetInfo")[0])
-        if (
-            self._shares_memory
-        ):  # CUDA does not count memory that the system can reclaim, such as cached files
+        if self._shares_memory:  # CUDA does not count what the system can reclaim, such as cached files
             free = max(free, available_memory() or 0)
         return free + idle
 

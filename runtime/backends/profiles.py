@@ -82,12 +82,12 @@ def resolve_limits(manifest: Manifest, limits: Limits) -> Limits:
     """Return the limits with a number for each.
 
     By default a prompt may have its pictures unpruned and 512 tokens of text, and 512 tokens may follow. It
-    is less if the context is shorter, or if graphs select tokens from the prompt and TensorRT's TopK cannot
-    take more.
+    is less if the context is shorter, or if graphs select tokens of the prompt and TensorRT's TopK cannot
+    select more.
 
     Raises:
         UsageError: A limit is beyond the context, or too small for the bundle's own pruning.
-        UnsupportedError: A graph would select from more tokens than TensorRT's TopK can take.
+        UnsupportedError: A graph could select more tokens than TensorRT's TopK can.
     """
     context = manifest.decoder.context_limit
     for name in ("max_prompt", "max_cache"):
@@ -282,12 +282,12 @@ def _clip(numbers: Bounds, most: int) -> Bounds:
 
 
 def _limited_by_prompt(manifest: Manifest) -> bool:
-    """Return whether only the length of the prompt limits how many tokens a graph selects from."""
+    """Return whether only the length of the prompt limits how many tokens a graph selects."""
     return manifest.layer_pruning is not None or manifest.tiling is not None
 
 
 def _check_topk(manifest: Manifest, picture: _PictureBounds, prompt: int) -> None:
-    """Refuse limits with which a TopK would exceed TensorRT's maximum."""
+    """Refuse limits with which a graph could select more tokens than TensorRT's TopK can."""
     values = {value for stage in manifest.stages for value in stage.inputs.values()}
     choices = {"keep_tokens": picture.keep[2], "image_tokens": picture.tokens[2]}
     counts = {name: min(most, prompt) for name, most in choices.items() if name in values}

@@ -93,10 +93,8 @@ class TrtRunner:
         device.scratch(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile
         self._copies: dict[str, Block] = {}  # memory that each input from the host was last copied to
-        self._last_shapes: tuple[Key, dict[str, tuple[int, ...]]] = (
-            (),
-            {},
-        )  # of the last outputs, and for what
+        # The key of the last inputs, and the shapes of their outputs.
+        self._last_shapes: tuple[Key, dict[str, tuple[int, ...]]] = ((), {})
         self._last_outputs: dict[str, int] = {}  # addresses of the last outputs
         self._recordings = Recordings(device, engine.graph)
 
