@@ -1,10 +1,10 @@
 """Tracing made quicker for tests: what was traced once in a process need not be traced again.
 
-The tests export a few tiny models many times. Two steps are remembered, each by all that its result depends on:
+The tests export a few tiny models many times. Two steps are remembered, by all that their results depend on:
 
 - `trace` of a module, by its structure, configuration, small weights, inputs, outputs and target;
-- the translation of a captured program into ONNX, by a hash of this program. It serves models of one structure
-  with other weights.
+- the translation of a captured program into ONNX, by a hash of this program. It serves models of one
+  structure with other weights.
 
 Large weights are no part of either: they are attached when a graph is written.
 """
@@ -26,7 +26,7 @@ __all__ = ["_collected", "_quick_traces"]
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_traces():
-    """Remember traces and translations, and let torch gather its operators once instead of for every graph."""
+    """Remember traces and translations, and let torch gather its operators once, not for every graph."""
     from torch._export import utils
     from torch.onnx._internal.exporter import _core, _registration
 
