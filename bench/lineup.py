@@ -14,10 +14,10 @@ from pathlib import Path
 from visprune.bench.measure.protocol import Contender
 from visprune.bench.report.report import NotMade, Role
 from visprune.bundle import Bundle
-from visprune.bundled import DEMO
 from visprune.errors import UsageError, VispruneError
 from visprune.estimate.flops import savings
 from visprune.manifest import Manifest
+from visprune.rebuild import export_command
 from visprune.runtime.vision.kept_tokens import Keep, keep_for
 from visprune.targets import WIDTHS
 
@@ -215,11 +215,5 @@ def _unique(found: LineUp, name: str) -> str:
 
 
 def _how(method: str, manifest: Manifest, error: VispruneError) -> str:
-    """Why a row is not there, and the commands that would make its bundle."""
-    width = {"float32": "", "float16": " --dtype fp16"}[manifest.dtype]
-    target = f" --target {manifest.target}" if manifest.target != "onnxruntime" else ""
-    model = " MODEL" if manifest.source.model != DEMO else ""
-    command = f"visprune-export{model} --method {method}{target}{width} -o {method}"
-    if manifest.quantization is not None:
-        command += f", then visprune-quantize {method} with the options of the others"
-    return f"{error.what} To have it: {command}"
+    """Say why a row is missing, and which commands would make its bundle."""
+    return f"{error.what} To have it: {export_command(manifest, method=method)}"

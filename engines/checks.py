@@ -9,6 +9,7 @@ from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import Manifest
 from visprune.optional import require
+from visprune.rebuild import refuse_other_target
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.targets import (
     PACKAGES,
@@ -17,7 +18,6 @@ from visprune.targets import (
     check_sm,
     export_for,
     no_engines,
-    refuse_other_target,
     tensorrt,
 )
 from visprune.targets import target as known_target

@@ -15,11 +15,12 @@ from visprune.bundle import Bundle
 from visprune.cache_names import PAST
 from visprune.errors import BundleError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph, Manifest
+from visprune.rebuild import export_command
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs
 from visprune.runtime.backends.trt import TrtRunner, cache_capacity
-from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
+from visprune.targets import PACKAGES, TARGETS, Target, export_for, tensorrt
 
 __all__ = ["Engines"]
 

@@ -10,15 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from visprune.bundled import DEMO
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.names import lookup
 from visprune.optional import require
-
-if TYPE_CHECKING:
-    from visprune.manifest import Manifest
 
 __all__ = [
     "DTYPES",
@@ -31,11 +27,9 @@ __all__ = [
     "Target",
     "check_sm",
     "check_version",
-    "export_command",
     "export_for",
     "in_place",
     "no_engines",
-    "refuse_other_target",
     "target",
     "tensorrt",
 ]
@@ -239,50 +233,6 @@ def tensorrt(name: str) -> Any:
         ) from None
     check_version(name, str(found.__version__))
     return found
-
-
-def refuse_other_target(manifest: Manifest, name: str) -> None:
-    """Refuse a bundle that was exported for another target.
-
-    Args:
-        manifest: Of the bundle.
-        name: Of the target that it is to be built or loaded for.
-
-    Raises:
-        UnsupportedError: It was; with the command that exports one that fits.
-    """
-    if manifest.target != target(name).name:
-        raise UnsupportedError(
-            f"This bundle was exported for {manifest.target}, and engines for {name} need its graphs "
-            "in another form.",
-            f"Export it again: {export_command(manifest, name)}.",
-        )
-
-
-def export_command(manifest: Manifest, name: str) -> str:
-    """What makes a bundle of the same model and methods for a target.
-
-    A model that was a directory is `MODEL`, and a recipe that of `BUNDLE`: a manifest knows no paths.
-    """
-    before, inside, model = manifest.pruning, manifest.layer_pruning, manifest.source.model
-    words = ["visprune-export"]
-    if model != DEMO:
-        words.append(model if "/" in model else "MODEL")
-    words += ["--method", before.method if inside is None or before.budget.prunable else inside.method]
-    if before.budget.prunable:
-        words += ["--keep-tokens", str(before.keep_tokens)]
-    if inside is not None and inside.budget.is_recipe:
-        words += ["--then", inside.method] if before.budget.prunable else []
-        words += ["--recipe", "BUNDLE/recipe.json"]
-    elif inside is not None:
-        ratio = f"{inside.budget.ratio:g}"
-        words += ["--then", f"{inside.method}:{ratio}"] if before.budget.prunable else ["--ratio", ratio]
-    elif (segments := sum(graph.startswith("decoder_segment") for graph in manifest.graphs)) > 1:
-        words += ["--segments", str(segments)]
-    if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, name) if one in TARGETS}:
-        words += ["--dtype", WIDTHS[manifest.dtype]]
-    words += ["--target", name]
-    return " ".join(words) + (", then visprune-quantize as before" if manifest.quantization else "")
 
 
 def export_for(sm: int) -> str:

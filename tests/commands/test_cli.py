@@ -7,8 +7,10 @@ import builtins
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -92,6 +94,16 @@ class TestHelp:
         with pytest.raises(SystemExit):
             cli.main()
         assert asked == [*cli.VERBS, None]
+
+    def test_each_verb_has_a_script(self):
+        project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        scripts = re.findall(r'^(visprune\S*) = "visprune\.cli:(\w+)"$', project, re.MULTILINE)
+        assert scripts == [
+            ("visprune", "main"),
+            *((f"visprune-{verb}", f"{verb}_main") for verb in cli.VERBS),
+        ]
+        with pytest.raises(AttributeError, match="rnu_main"):
+            _ = cli.rnu_main
 
 
 class TestMistakes:

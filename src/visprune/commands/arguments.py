@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they are called and explained alike."""
+"""Arguments and options that several verbs share, so that their names and help texts are the same."""
 
 from __future__ import annotations
 
@@ -9,28 +9,21 @@ import typer
 
 __all__ = [
     "BundleDir",
-    "ChatTemplateFile",
     "Frames",
     "Images",
     "KeepTokens",
     "LowMemory",
-    "MaxPrunePoints",
     "Model",
     "Provider",
     "Ratio",
-    "RecipeFile",
     "RepetitionPenalty",
-    "Revision",
-    "Samples",
     "Seed",
     "Stop",
     "System",
     "Temperature",
-    "Then",
     "Threads",
     "TopK",
     "TopP",
-    "TrustRemoteCode",
     "Videos",
 ]
 
@@ -40,45 +33,10 @@ Model = Annotated[
         metavar="[MODEL]", help="A checkpoint directory or a hub id; left out, the bundled demo model."
     ),
 ]
-Then = Annotated[
-    str | None,
-    typer.Option(metavar="NAME[:RATIO]", help="A method inside the LLM after one before it: fastv:0.5."),
-]
-RecipeFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="For fitprune: what `visprune fit` wrote.")
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.", show_default="main"),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let Python code that comes with the checkpoint run.")
-]
-ChatTemplateFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--chat-template",
-        metavar="FILE",
-        help="A Jinja chat template, or a JSON file with the key chat_template.",
-        show_default="the checkpoint's",
-    ),
-]
-Samples = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help='To fit a FitPrune recipe on: lines of {"image": path, "prompt": text}.',
-        show_default="a bundled set of 16",
-    ),
-]
-MaxPrunePoints = Annotated[
-    int | None,
-    typer.Option(metavar="G", help="The most layers a fitted recipe may prune at.", show_default="any"),
-]
 BundleDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="Directory that `visprune export` wrote.", show_default=False)
 ]
-# As text: a path would change what a URL says.
+# Text and not Path, which would change a URL: it turns // into /.
 Images = Annotated[
     list[str] | None,
     typer.Option(

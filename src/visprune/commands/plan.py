@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.arguments import KeepTokens, Ratio, RecipeFile, Then
+from visprune.commands.arguments import KeepTokens, Ratio
+from visprune.commands.export import RecipeFile, Then
 from visprune.terminal import print_json
 from visprune.units import in_bytes
 
