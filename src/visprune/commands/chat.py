@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visprune.commands.arguments import BundleDir
-from visprune.commands.conversation_options import (
-    ConversationOptions,
-    open_pipeline,
-    with_conversation_options,
-)
+from visprune.commands.conversation_options import ConversationOptions, open_pipeline
+from visprune.commands.option_fields import with_options
 from visprune.terminal import note, print_json
 
 if TYPE_CHECKING:
@@ -34,12 +31,12 @@ _COMMANDS = """\
 Any other line is a turn: the model answers it."""
 
 
-@with_conversation_options
+@with_options(ConversationOptions)
 def chat(
     bundle: BundleDir,
     *,
     options: ConversationOptions,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of one answer.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
     """Talk about pictures. Each line is a turn; lines may also be piped in.

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
-from visprune.commands.arguments import (
-    Images,
-    KeepTokens,
-    LowMemory,
-    Provider,
-    Ratio,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-)
+from visprune.options import Option
 from visprune.terminal import busy
 from visprune.units import in_bytes
 
@@ -35,9 +18,7 @@ if TYPE_CHECKING:
     from visprune.runtime.options import AnswerOptions, ChatOptions
     from visprune.runtime.vision.kept_tokens import Keep
 
-__all__ = ["CheckedOptions", "ConversationOptions", "open_pipeline", "with_conversation_options"]
-
-Command = Callable[..., None]
+__all__ = ["CheckedOptions", "ConversationOptions", "open_pipeline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +42,47 @@ class CheckedOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConversationOptions:
-    """The options as they are given on the command line; `arguments` has their help texts."""
+    """Options of a conversation, as they are given on the command line."""
 
-    system: System = None
-    image: Images = None
-    temperature: Temperature = 0.0
-    top_k: TopK = 0
-    top_p: TopP = 1.0
-    repetition_penalty: RepetitionPenalty = 1.0
-    seed: Seed = None
-    stop: Stop = None
-    ratio: Ratio = None
-    keep_tokens: KeepTokens = None
-    provider: Provider = "cpu"
-    threads: Threads = None
-    low_memory: LowMemory = False
+    system: Annotated[str | None, Option("A system prompt, before all else.", metavar="TEXT")] = None
+    # Texts and not paths, which would change a URL: a path turns // into /.
+    image: Annotated[
+        list[str] | None,
+        Option(
+            "A picture, or a data: URL; may be given several times.", metavar="FILE", flags=("--image", "-i")
+        ),
+    ] = None
+    temperature: Annotated[float, Option("Randomness; 0 takes the most probable token (greedy).")] = 0.0
+    top_k: Annotated[int, Option("Draw from the k most probable tokens; 0 is all.")] = 0
+    top_p: Annotated[float, Option("Draw from the most probable tokens that add up to this.")] = 1.0
+    repetition_penalty: Annotated[
+        float, Option("Above 1, makes tokens less probable that occurred before.")
+    ] = 1.0
+    seed: Annotated[int | None, Option("Seed of the random draws, for repeatable answers.")] = None
+    stop: Annotated[
+        list[str] | None,
+        Option(
+            "Text, or a special token's name, that ends an answer; may be given several times.",
+            metavar="TEXT",
+        ),
+    ] = None
+    ratio: Annotated[float | None, Option("Fraction of visual tokens to KEEP; by default the export's.")] = (
+        None
+    )
+    keep_tokens: Annotated[int | None, Option("The same as a number of tokens of one image.")] = None
+    provider: Annotated[
+        str,
+        Option(
+            "Backend that runs the graphs (cpu, cuda, ort-tensorrt, ort-tensorrt-rtx) or the engines "
+            "(tensorrt, tensorrt-rtx).",
+            metavar="NAME",
+        ),
+    ] = "cpu"
+    threads: Annotated[int | None, Option("Processor threads.", shows="physical cores")] = None
+    low_memory: Annotated[
+        bool,
+        Option("Use less memory and more time: on the CPU half for fp16 weights; engines are loaded singly."),
+    ] = False
 
     def check(self, bundle: Path, max_new_tokens: int, prompt: str | None = None) -> CheckedOptions:
         """Refuse all that can be refused without the model, before gigabytes are hashed and loaded.
@@ -111,33 +118,6 @@ class ConversationOptions:
             AnswerOptions(max_new_tokens=max_new_tokens, sampling=sampling, stop=limits.stop),
             [decode(picture) for picture in self.image or []],
         )
-
-
-def with_conversation_options(command: Command) -> Command:
-    """Decorate a command that takes `options: ConversationOptions`.
-
-    The decorated command has a parameter for each of the options in the place of `options`, makes
-    `ConversationOptions` of their values, and calls the command with it.
-    """
-    hints = get_type_hints(ConversationOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(ConversationOptions)
-    ]
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        parameters += shared if parameter.name == "options" else [parameter]
-
-    @functools.wraps(command)
-    def call(**given: Any) -> None:
-        options = ConversationOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
-        command(options=options, **given)
-
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
 
 
 def open_pipeline(bundle: Path, options: ConversationOptions) -> Pipeline:

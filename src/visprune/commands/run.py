@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visprune.commands.arguments import BundleDir, Frames, Videos
-from visprune.commands.conversation_options import (
-    ConversationOptions,
-    open_pipeline,
-    with_conversation_options,
-)
+from visprune.commands.conversation_options import ConversationOptions, open_pipeline
+from visprune.commands.option_fields import with_options
 from visprune.terminal import note, print_json
 
 if TYPE_CHECKING:
@@ -25,7 +22,7 @@ __all__ = ["run"]
 _OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-@with_conversation_options
+@with_options(ConversationOptions)
 def run(  # noqa: PLR0913 - a command line's options
     bundle: BundleDir,
     *,
@@ -35,7 +32,7 @@ def run(  # noqa: PLR0913 - a command line's options
     options: ConversationOptions,
     video: Videos = None,
     frames: Frames = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens generated.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 128,
     overlay: Annotated[
         Path | None,
         typer.Option(
