@@ -3,7 +3,7 @@
     from visprune.runtime import load
 
     with load("my-bundle") as pipeline:
-        print(pipeline.generate("cat.png", "What is in the picture?").text)
+        print(pipeline.generate("cat.png", "What is in the image?").text)
 
 Importing this package imports none of its modules. Each name below is loaded when it is first used.
 """

@@ -1,6 +1,6 @@
 """Chat template: renders a conversation into the form of text that the model was trained on.
 
-It runs the Jinja2 template of the checkpoint in `sandbox`, and finds out by trial which pictures and roles
+It runs the Jinja2 template of the checkpoint in `sandbox`, and finds out by trial which images and roles
 the template can show. It knows the texts of three special tokens; `text` converts texts to token ids.
 """
 
@@ -20,7 +20,7 @@ from visprune.runtime.sandbox import MAX_RENDERED, RefusedError, template_enviro
 __all__ = ["ANY_NUMBER", "ChatTemplate", "Message"]
 
 ANY_NUMBER = "any number of pictures"
-"""Result of `ChatTemplate.describe` for a template that shows each picture of every turn."""
+"""Result of `ChatTemplate.describe` for a template that shows each image of every turn."""
 
 _Form = Literal["parts", "string", "bare"]
 _FORMS: tuple[_Form, ...] = ("parts", "string", "bare")
@@ -36,12 +36,12 @@ class Message:
 
     Attributes:
         role: "user", "assistant", "system", or another role of the template.
-        text: Text of the message. Pictures are put before it.
-        images: Number of pictures of the message.
-        videos: Number of videos, which come after the pictures.
+        text: Text of the message. Images are put before it.
+        images: Number of images of the message.
+        videos: Number of videos, which come after the images.
 
     Raises:
-        InputError: The role is empty or the number of pictures is negative.
+        InputError: The role is empty or the number of images is negative.
     """
 
     role: str
@@ -61,13 +61,13 @@ class ChatTemplate:
 
     A user's message reaches the template in one of three forms:
 
-    1. a list, as transformers' processors pass it: `{"type": "image"}` for each picture and one
+    1. a list, as transformers' processors pass it: `{"type": "image"}` for each image and one
        `{"type": "text", "text": ...}`;
-    2. a string, with the image token and a newline in front for each picture;
+    2. a string, with the image token and a newline in front for each image;
     3. the text alone, for a template that writes the image token itself.
 
     The form is chosen once, by rendering short messages. It is the first form with which messages with no,
-    one and two pictures are rendered with as many image tokens, or else the first that shows one picture.
+    one and two images are rendered with as many image tokens, or else the first that shows one image.
     Messages of other roles are lists if the user's are, or strings if the template drops such lists or prints
     them as they are.
 
@@ -81,7 +81,7 @@ class ChatTemplate:
         image_token: Text of the image placeholder.
 
     Attributes:
-        shown: Number of image tokens in a rendered turn of the user with no, one and two pictures; 0 if the
+        shown: Number of image tokens in a rendered turn of the user with no, one and two images; 0 if the
             template fails.
 
     Raises:
@@ -123,7 +123,7 @@ class ChatTemplate:
         return self._template is None or self._shows_text("system")
 
     def describe(self) -> str:
-        """Describe the pictures that the template can show, as a phrase that follows "shows"."""
+        """Describe the images that the template can show, as a phrase that follows "shows"."""
         none, one, two = self.shown
         if self.shown == _SHOWS_NONE:
             return "no pictures"
@@ -155,7 +155,7 @@ class ChatTemplate:
             add_generation_prompt: Whether to end with the text after which the model answers.
 
         Returns:
-            The prompt, with one image token for each picture, as far as the template can (see `shown`).
+            The prompt, with one image token for each image, as far as the template can (see `shown`).
 
         Raises:
             InputError: There is no message, or the template refuses the conversation, for instance because
@@ -224,7 +224,7 @@ class ChatTemplate:
         return self._lists[role]
 
     def _probe_turn(self) -> Message:
-        """Return a turn of the user that the template can show, with a picture if possible."""
+        """Return a turn of the user that the template can show, with an image if possible."""
         return Message("user", _PROBE, images=int(self.shown[1] == 1))
 
     def _try_form(self, form: _Form) -> tuple[int, int, int]:
@@ -243,7 +243,7 @@ class ChatTemplate:
         return self._count_images(messages, _OTHER_PROBE) == self.shown[user.images]
 
     def _where_shown(self, usual: str) -> str:
-        """Return the phrase for templates that show pictures in the first turn only, or `usual`."""
+        """Return the phrase for templates that show images in the first turn only, or `usual`."""
         turns = [self._probe_turn(), Message("assistant", _OTHER_PROBE), self._probe_turn()]
         return ", in the first turn of the user alone" if self._count_images(turns) == 1 else usual
 

@@ -1,8 +1,8 @@
-"""A conversation: messages and pictures go in, answers come out, and all turns share one cache.
+"""A conversation: messages and images go in, answers come out, and all turns share one cache.
 
 Every turn renders the whole conversation and passes all of its tokens to the session, which computes only
 those that the cache does not hold. So a turn gives the same answer as a new conversation with the same
-messages would. The one exception: a method inside the LLM chose the tokens of earlier pictures by the prompt
+messages would. The one exception: a method inside the LLM chose the tokens of earlier images by the prompt
 of their own turn.
 """
 
@@ -118,12 +118,12 @@ class Chat:
 
         Args:
             prompt: The user's message.
-            images: New pictures, which are put before the text of this turn; videos come after the pictures.
+            images: New images, which are put before the text of this turn; videos come after the images.
             **options: `max_new_tokens`, `sampling` and `stop`, as in `Pipeline.stream`.
 
         Raises:
             TypeError: An option is unknown.
-            InputError: `check_prompt` refuses the prompt, `prompt_ids` refuses the conversation, a picture
+            InputError: `check_prompt` refuses the prompt, `prompt_ids` refuses the conversation, an image
                 cannot be read, or the conversation is longer than the model's context.
             UsageError: max_new_tokens is out of range, or a stop can never match.
         """
@@ -215,7 +215,7 @@ class Chat:
         )
 
     def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
-        """Return the prompt's token ids, with as many placeholders as each picture has tokens."""
+        """Return the prompt's token ids, with as many placeholders as each image has tokens."""
         model, manifest = self._model, self._model.manifest
         conversation = [*self._system, *messages]
         ids = prompt_ids(

@@ -62,7 +62,7 @@ class Generation:
         layer_tokens: Number of visual tokens of this call that entered each layer of the LLM; empty if none
             are pruned inside it.
         finish_reason: Why the answer ended.
-        timings_ms: Milliseconds of `preprocess` (pictures and text), of each graph of the prefill by its name
+        timings_ms: Milliseconds of `preprocess` (images and text), of each graph of the prefill by its name
             (the decoder is `prefill`), of `decode` (all later tokens), `decode_per_token`, and `total`.
     """
 

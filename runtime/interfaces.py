@@ -63,10 +63,10 @@ def check_interfaces(manifest: Manifest) -> None:
 
 
 def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
-    """Refuse an image processor that makes pictures of another size than the graphs take.
+    """Refuse an image processor that makes images of another size than the graphs take.
 
     Raises:
-        BundleError: The pictures have another size, or tiles have another size than the manifest's tiling.
+        BundleError: The images have another size, or tiles have another size than the manifest's tiling.
     """
     height, width = made = processor.output_size
     for spec in _specs_of(manifest, "pixel_values"):

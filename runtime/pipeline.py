@@ -1,4 +1,4 @@
-"""The entry of the runtime: `load` a bundle into a `Pipeline`, which answers questions about pictures."""
+"""The entry of the runtime: `load` a bundle into a `Pipeline`, which answers questions about images."""
 
 from __future__ import annotations
 
@@ -180,11 +180,11 @@ class Pipeline:
         """Answer one prompt piece by piece. Iterate over the result for the text; `.result` has the figures.
 
         Args:
-            images: One picture, several in order (a list or tuple), or None. A picture is a path, a `data:`
+            images: One image, several in order (a list or tuple), or None. An image is a path, a `data:`
                 URL, the bytes of a file, a binary file object, a Pillow image, or a NumPy array of uint8:
                 [H, W, 3] in RGB, or [H, W]. A `Video` holds such frames, for a model that takes videos;
-                videos come after the pictures.
-            prompt: The question. Pictures are put before it.
+                videos come after the images.
+            prompt: The question. Images are put before it.
             **options: All are optional:
 
                 max_new_tokens (int): The most tokens to generate; 128 by default.
@@ -203,7 +203,7 @@ class Pipeline:
                 match.
             InputError: The prompt or the system prompt is empty, is not valid Unicode, contains the image
                 token or is longer than the model's context; the model's chat template cannot show the
-                pictures or the system prompt; or a picture cannot be read.
+                images or the system prompt; or an image cannot be read.
         """
         check_names("Pipeline.stream", options, PromptOptions.__optional_keys__)
         of_chat, of_answer = split_options(options)
@@ -225,12 +225,12 @@ class Pipeline:
         return Chat(self.loaded, keep, options.get("system"))
 
     def overlay(self, image: ImageSource, keep_indices: Sequence[int], *, images: int = 1) -> Image.Image:
-        """Draw a picture as the model saw it, with dropped patches dimmed.
+        """Draw an image as the model saw it, with dropped patches dimmed.
 
         Args:
-            image: The picture.
-            keep_indices: Kept tokens of this picture, from a `Generation`.
-            images: Number of pictures in its prompt. Some models cut only a single picture into tiles.
+            image: The image.
+            keep_indices: Kept tokens of this image, from a `Generation`.
+            images: Number of images in its prompt. Some models cut only a single image into tiles.
 
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.

@@ -1,6 +1,6 @@
 """Conversion of a conversation to token ids, and checks of its texts before anything is computed.
 
-This is the only module that uses a chat template together with a tokenizer. Of pictures it knows only the
+This is the only module that uses a chat template together with a tokenizer. Of images it knows only the
 number.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["check_prompt", "check_stops", "check_system", "prompt_ids", "without
 def prompt_ids(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, text: Text, rows: int
 ) -> list[int]:
-    """Return the token ids of a conversation, with one image placeholder for each picture and each video.
+    """Return the token ids of a conversation, with one image placeholder for each image and each video.
 
     Args:
         messages: The turns, oldest first.
@@ -29,7 +29,7 @@ def prompt_ids(
         rows: Number of rows of the embedding table.
 
     Raises:
-        InputError: The template refuses the conversation or shows another number of pictures than it has, or
+        InputError: The template refuses the conversation or shows another number of images than it has, or
             a token has no row in the embedding table.
         BundleError: The template fails.
     """

@@ -1,6 +1,6 @@
 """Readers of a bundle's small files: tokenizer, chat template, image and video processor.
 
-They need no graph, so that texts and pictures can be checked before anything large is loaded.
+They need no graph, so that texts and images can be checked before anything large is loaded.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_pictures(bundle: Bundle) -> PictureMaker:
     """Read the image processor and the video processor, if there is one.
 
     Raises:
-        BundleError: A file cannot be read, or its pictures have another size than the vision encoder takes.
+        BundleError: A file cannot be read, or its images have another size than the vision encoder takes.
         UnsupportedError: A setting is not supported.
     """
     manifest = bundle.manifest

@@ -1,7 +1,7 @@
 """Calibration samples: lines of {"image": path, "prompt": text}, with image paths relative to the file.
 
 An image may also be a `data:` URL. The whole file is checked before a model is loaded, and an error names the
-number of the line. If a share of unreadable pictures is allowed, those lines are left out and listed.
+number of the line. If a share of unreadable images is allowed, those lines are left out and listed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Sample:
 
     Attributes:
         where: File and line, for errors.
-        image: The picture: a path, or the bytes of a file.
+        image: Path of the image, or the bytes of an image file.
         prompt: The user's message.
     """
 
@@ -46,15 +46,15 @@ class Samples:
 
 
 def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Samples:
-    """Read a JSONL file and decode every picture to check it. Blank lines are skipped.
+    """Read a JSONL file and decode every image to check it. Blank lines are skipped.
 
     Args:
         data: The file; None for the bundled set.
-        max_skipped: Largest fraction of lines that may be left out because their pictures cannot be read.
+        max_skipped: Largest fraction of lines that may be left out because their images cannot be read.
 
     Raises:
         UsageError: The file cannot be read, or is empty.
-        InputError: A line cannot be used, or too many pictures cannot be read.
+        InputError: A line cannot be used, or too many images cannot be read.
     """
     if data is None:
         from visprune.bundled import CALIBRATION
@@ -140,7 +140,7 @@ def _sample(text: str, path: Path, where: str) -> Sample:
 
 
 def picture_in_line(text: str, folder: Path, where: str) -> Path | bytes:
-    """Return the picture that a line names: a path in `folder`, or the bytes of a `data:` URL.
+    """Return the image that a line names: a path in `folder`, or the bytes of a `data:` URL.
 
     Args:
         text: Path or `data:` URL, as it stands in the line.

@@ -3,7 +3,7 @@
 They follow from the manifest and three limits. Dimensions are the letters of the manifest (see the glossary
 in `docs/bundle.md`). Counts that a graph takes as an input (`keep_tokens`, `image_tokens`) have ranges of
 values. The usual numbers all come from one prompt, so that TensorRT tunes for shapes that occur together: the
-largest picture, pruned as the bundle is by default, and 64 tokens of text.
+largest image, pruned as the bundle is by default, and 64 tokens of text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONGEST_TEXT = 512  # text tokens of the longest prompt, and tokens generated a
 # tokens and in that of the prefill, and the engine would be twice as large.
 _STEP_TOKENS = 2
 _CACHE_MULTIPLE = 8  # cache sizes are multiples of it, so that rows of the mask are aligned for Tensor Cores
-_MOST_OVER_MAX_TILES = 1.21  # a picture's grid may exceed max_tiles by this factor before it is resampled
+_MOST_OVER_MAX_TILES = 1.21  # an image's grid may exceed max_tiles by this factor before it is resampled
 
 Bounds = tuple[int, int, int]
 """The least, the usual and the greatest value of a dimension or a count."""
@@ -41,8 +41,8 @@ class Limits:
     """The largest inputs that an engine must take. `resolve_limits` replaces None by a number.
 
     Attributes:
-        max_images: New pictures in one prefill.
-        max_prompt: New tokens in one prefill, including those of pictures.
+        max_images: New images in one prefill.
+        max_prompt: New tokens in one prefill, including those of images.
         max_cache: Tokens of a whole conversation, including answers.
 
     Raises:
@@ -69,7 +69,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _PictureBounds:
-    """Bounds of one picture: of the inputs of its stages, and of `tokens`, its length in the sequence."""
+    """Bounds of one image: of the inputs of its stages, and of `tokens`, its length in the sequence."""
 
     tiles: Bounds
     keep: Bounds
@@ -81,7 +81,7 @@ class _PictureBounds:
 def resolve_limits(manifest: Manifest, limits: Limits) -> Limits:
     """Return the limits with a number for each.
 
-    By default a prompt may have its pictures unpruned and 512 tokens of text, and 512 tokens may follow. It
+    By default a prompt may have its images unpruned and 512 tokens of text, and 512 tokens may follow. It
     is less if the context is shorter, or if graphs select tokens of the prompt and TensorRT's TopK cannot
     select more.
 
@@ -121,11 +121,11 @@ def capacities(manifest: Manifest, limits: Limits) -> dict[str, int]:
     """Return how many tokens each layer of a decoder graph can hold if its cache is written in place.
 
     Before the first prune point inside the LLM it is max_cache. After each point it is less by the tokens
-    that the bundle's own pruning removes from max_images pictures of the usual size, or from as many as fit.
+    that the bundle's own pruning removes from max_images images of the usual size, or from as many as fit.
     It is rounded up to a multiple of 8.
 
     So later layers cannot hold as many tokens as earlier ones. Such an engine refuses a conversation of
-    nearly max_cache tokens that has fewer pictures and more text, smaller pictures, or a larger ratio inside
+    nearly max_cache tokens that has fewer images and more text, smaller images, or a larger ratio inside
     the LLM than the bundle's own. If nothing is pruned inside the LLM, all layers hold max_cache.
 
     Args:
@@ -240,7 +240,7 @@ def _profile(
 
 
 def _picture_bounds(manifest: Manifest) -> _PictureBounds:
-    """Return the bounds of one picture of any size. The usual one fills the largest pinpoint."""
+    """Return the bounds of one image of any size. The usual one fills the largest pinpoint."""
     pruning, tiling = manifest.pruning, manifest.tiling
     budget, beside = pruning.budget, pruning.always_kept
     if tiling is None:
@@ -268,7 +268,7 @@ def _picture_bounds(manifest: Manifest) -> _PictureBounds:
 
 
 def _visual_tokens(rows: int, columns: int, tiling: Tiling) -> int:
-    """Return the most visual tokens that a picture in a pinpoint of rows x columns tiles can have."""
+    """Return the most visual tokens that an image in a pinpoint of rows x columns tiles can have."""
     tile = tiling.side**2
     tiles: float = rows * columns
     if tiling.max_tiles is not None:
@@ -277,7 +277,7 @@ def _visual_tokens(rows: int, columns: int, tiling: Tiling) -> int:
 
 
 def _clip(numbers: Bounds, most: int) -> Bounds:
-    """Limit bounds: a picture has no more tokens than its prompt, and a prompt no more than the cache."""
+    """Limit bounds: an image has no more tokens than its prompt, and a prompt no more than the cache."""
     return (min(numbers[0], most), min(numbers[1], most), min(numbers[2], most))
 
 

@@ -1,14 +1,14 @@
-"""Tiles of pictures of any size, and the places of their tokens in the sequence.
+"""Tiles of images of any size, and the places of their tokens in the sequence.
 
-A picture is fitted into the best of the model's pinpoints (allowed sizes), padded, and cut into square tiles.
-Before these comes the whole picture, resized to one tile. The vision encoder gives N = side * side tokens for
-each of the T tiles. The sequence has another order: first the tokens of the whole picture, then the patches
+An image is fitted into the best of the model's pinpoints (allowed sizes), padded, and cut into square tiles.
+Before these comes the whole image, resized to one tile. The vision encoder gives N = side * side tokens for
+each of the T tiles. The sequence has another order: first the tokens of the whole image, then the patches
 of all other tiles put together, row by row over the full width, without the padding and with a newline
 embedding after each row. LLaVA-OneVision first shrinks that grid if it is large.
 
-`views` cuts a picture. `arrange` gives the places of the tokens as index maps, so that no graph has a shape
-that depends on the picture's size. The results equal those of transformers, also in odd cases: of a very thin
-picture only the whole picture may be left, or newlines without patches.
+`views` cuts an image. `arrange` gives the places of the tokens as index maps, so that no graph has a shape
+that depends on the image's size. The results equal those of transformers, also in odd cases: of a very thin
+image only the whole image may be left, or newlines without patches.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ _SHRINK_FROM = 1.1  # the grid is resampled if its sides would shrink by more th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrangement:
-    """The places of one picture's tokens in its part of the sequence.
+    """The places of one image's tokens in its part of the sequence.
 
-    There are T tiles with N = side * side slots each. The first tile shows the whole picture; in a video each
+    There are T tiles with N = side * side slots each. The first tile shows the whole image; in a video each
     tile is a frame. A slot holds one token of the sequence, or none. Without resampling, slots are patches.
-    With it, a tile's tokens are in the upper left of its grid of slots, in the order of the picture.
+    With it, a tile's tokens are in the upper left of its grid of slots, in the order of the image.
 
     Attributes:
-        places: [T, N], int64, place of each slot's token in the picture's sequence, newlines included; -1 for
+        places: [T, N], int64, place of each slot's token in the image's sequence, newlines included; -1 for
             an empty slot.
         newline_places: [R], int64, places of the newline embeddings, ascending.
         sources: [T, N, J], int64, encoder tokens (tile * N + patch) of whose weighted sum each token is made.
             J is 1, or 4 with resampling.
         weights: [T, N, J], float32, their weights; zeros for an empty slot.
-        grid: Rows and columns of the tiled part in the sequence; (0, 0) if there is only the whole picture.
+        grid: Rows and columns of the tiled part in the sequence; (0, 0) if there is only the whole image.
     """
 
     places: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         for array in (self.places, self.newline_places, self.sources, self.weights):
-            array.setflags(write=False)  # an arrangement is shared by all pictures of its size
+            array.setflags(write=False)  # an arrangement is shared by all images of its size
 
     @property
     def tiles(self) -> int:
@@ -96,10 +96,10 @@ class Window:
 
 
 def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
-    """Return the pinpoint in which a picture keeps most of its pixels; among equals, the smallest one.
+    """Return the pinpoint in which an image keeps most of its pixels; among equals, the smallest one.
 
     Args:
-        size: Height and width of the picture.
+        size: Height and width of the image.
         tiling: Tiling of the model.
     """
     height, width = size
@@ -113,10 +113,10 @@ def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
 
 
 def window(size: tuple[int, int], tiling: Tiling) -> Window:
-    """Return the part of its canvas that a tiled picture covers. It depends on the ratio of its sides.
+    """Return the part of its canvas that a tiled image covers. It depends on the ratio of its sides.
 
     Args:
-        size: Height and width of the picture.
+        size: Height and width of the image.
         tiling: Tiling of the model.
     """
     height, width = size
@@ -130,15 +130,15 @@ def window(size: tuple[int, int], tiling: Tiling) -> Window:
 
 @lru_cache(maxsize=16)
 def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arrangement:
-    """Return the arrangement of the tokens of one picture.
+    """Return the arrangement of the tokens of one image.
 
     Args:
-        size: Height and width of the picture.
+        size: Height and width of the image.
         tiling: Tiling of the model.
-        tiled: False if the picture is one tile, as for several pictures if `tiling.several` is "whole".
+        tiled: False if the image is one tile, as for several images if `tiling.several` is "whole".
 
     Raises:
-        InputError: The picture is so elongated that resampling would leave no row or no column.
+        InputError: The image is so elongated that resampling would leave no row or no column.
     """
     whole, end = _whole_tile(tiling.side), tiling.side**2
     if not tiled:
@@ -183,7 +183,7 @@ def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
 def views(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> list[Image.Image]:
-    """Cut a picture into the views that the model sees: the whole picture, and its tiles row by row.
+    """Cut an image into the views that the model sees: the whole image, and its tiles row by row.
 
     Args:
         image: RGB, as `images.decode` gives it.
@@ -192,11 +192,11 @@ def views(
         tiled: As for `arrange`.
 
     Returns:
-        T pictures, 8-bit RGB, `tile_size` square.
+        T images, 8-bit RGB, `tile_size` square.
 
     Raises:
         InputError: As for `ImageProcessor.crop`.
-        UnsupportedError: The processor makes pictures of another size than tiles have.
+        UnsupportedError: The processor makes images of another size than tiles have.
     """
     edge = tiling.tile_size
     if processor.output_size != (edge, edge):
@@ -218,7 +218,7 @@ def views(
 def pixel_values(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> NDArray[np.float32]:
-    """Return the views of a picture as a tensor for the vision encoder.
+    """Return the views of an image as a tensor for the vision encoder.
 
     Args and errors are those of `views`.
 
@@ -229,7 +229,7 @@ def pixel_values(
 
 
 def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
-    """Resize a picture to fit into a pinpoint, in the middle of a black canvas."""
+    """Resize an image to fit into a pinpoint, in the middle of a black canvas."""
     height, width = pinpoint
     by_width, by_height = width / image.width, height / image.height
     if by_width < by_height:
@@ -242,7 +242,7 @@ def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImagePr
 
 
 def largest_size(tiling: Tiling) -> tuple[int, int]:
-    """Return height and width of a picture that fills the pinpoint with the most pixels."""
+    """Return height and width of an image that fills the pinpoint with the most pixels."""
     return max(tiling.pinpoints, key=lambda size: size[0] * size[1])
 
 

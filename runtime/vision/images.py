@@ -1,7 +1,7 @@
-"""Decoding of pictures and of the frames of videos.
+"""Decoding of images and of the frames of videos.
 
 `decode` defines one conversion to RGB for every colour mode, so that the same file gives the same pixels on
-every machine. `sources` knows the forms in which a picture may be given. This file knows nothing of models;
+every machine. `sources` knows the forms in which an image may be given. This file knows nothing of models;
 resizing and normalising are in `preprocess`.
 """
 
@@ -24,21 +24,21 @@ from visprune.runtime.vision.sources import ImageSource, as_path_bytes_or_image
 __all__ = ["MAX_PIXELS", "decode", "decode_frames"]
 
 MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, in pixels: 256 MiB as RGB. Pillow warns of larger ones."""
+"""Largest image that is decoded, in pixels: 256 MiB as RGB. Pillow warns of larger ones."""
 
-# Pillow also reads formats that start other programs (EPS runs Ghostscript) or are no usual picture formats.
+# Pillow also reads formats that start other programs (EPS runs Ghostscript) or are no usual image formats.
 # An untrusted file should not be able to choose one of those.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 _FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
 
 
 def decode(source: ImageSource) -> Image.Image:
-    """Read a picture as 8-bit RGB.
+    """Read an image as 8-bit RGB.
 
     The EXIF orientation is applied. Transparency (an alpha channel, or a transparent colour of a palette,
-    grey or RGB picture) is composited over white. CMYK and the other colour spaces are converted by Pillow.
-    Grey pictures of more than 8 bits are scaled linearly, so that 65535 becomes 255; 32-bit integers have the
-    same scale and are clipped. 16-bit colour is reduced to its upper 8 bits by Pillow. Float pictures, for
+    grey or RGB image) is composited over white. CMYK and the other colour spaces are converted by Pillow.
+    Grey images of more than 8 bits are scaled linearly, so that 65535 becomes 255; 32-bit integers have the
+    same scale and are clipped. 16-bit colour is reduced to its upper 8 bits by Pillow. Float images, for
     which white is not defined, are read as 0 to 1 if no value exceeds 1, as 0 to 255 otherwise, and clipped.
     An animation gives its first frame; a Pillow image its current frame.
 
@@ -48,11 +48,11 @@ def decode(source: ImageSource) -> Image.Image:
             The source is not changed.
 
     Returns:
-        A new picture of mode RGB with empty metadata, so that decoding it again changes nothing.
+        A new image of mode RGB with empty metadata, so that decoding it again changes nothing.
 
     Raises:
         InputError: The source is something else, such as another URL. Or the file is missing, a directory,
-            not a picture, damaged, of zero size, of a mode that cannot become RGB, or larger than
+            not an image, damaged, of zero size, of a mode that cannot become RGB, or larger than
             `MAX_PIXELS` (which is checked before the pixels are decoded).
     """
     given = as_path_bytes_or_image(source)
@@ -78,12 +78,12 @@ def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
     """Read evenly spaced frames of a video: of n frames, those with the index floor((i + 1/2) n / count).
 
     Args:
-        source: A folder, whose pictures are the frames in the order of their names, or an animated picture,
+        source: A folder, whose images are the frames in the order of their names, or an animated image,
             which may also be a `data:` URL.
         count: Number of frames to read; all if there are fewer.
 
     Returns:
-        The frames, as `decode` returns pictures.
+        The frames, as `decode` returns images.
 
     Raises:
         InputError: There is no frame, a frame cannot be read, or the source is another URL.
@@ -134,14 +134,14 @@ def _read(stream: IO[bytes], label: str) -> Image.Image:
 
 @contextmanager
 def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
-    """Open a picture; anything that goes wrong with it is an InputError."""
+    """Open an image; anything that goes wrong with it is an InputError."""
     Image.init()  # registers all plugins, because a format that this build of Pillow lacks is a KeyError
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with (
         _as_input_errors(label),
         warnings.catch_warnings(),
     ):
-        # Pillow warns of a large picture when it reads the header; some plugins again when they load it.
+        # Pillow warns of a large image when it reads the header; some plugins again when they load it.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(stream, formats=formats) as image:
             yield image
@@ -149,7 +149,7 @@ def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_input_errors(label: str) -> Iterator[None]:
-    """Turn every error of the block into an InputError about the picture."""
+    """Turn every error of the block into an InputError about the image."""
     try:
         yield
     except InputError:
@@ -190,7 +190,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     try:
-        rgb = image.convert("RGB")  # a copy, even if the picture is RGB already
+        rgb = image.convert("RGB")  # a copy, even if the image is RGB already
     except ValueError:
         raise InputError(
             f"{label} has the colour mode {image.mode}, which cannot become RGB.", "Save it as RGB first."
@@ -200,7 +200,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image, label: str) -> Image.Image:
-    """Scale a grey picture of integers or floats to 8 bits, as `decode` describes."""
+    """Scale a grey image of integers or floats to 8 bits, as `decode` describes."""
     values = np.asarray(image)  # [H, W] of 16- or 32-bit integers, or float32
     if image.mode == "F":
         if not np.isfinite(values).all():

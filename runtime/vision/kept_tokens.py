@@ -130,15 +130,15 @@ class Keep:
 
 
 def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
-    """Return K for an explicit count. If pictures are tiled, the count is of one tile.
+    """Return K for an explicit count. If images are tiled, the count is of one tile.
 
     Args:
         budget: Budget of the method before the LLM.
         keep_tokens: The count.
-        tiling: Tiling of the model; None if pictures are not tiled.
+        tiling: Tiling of the model; None if images are not tiled.
 
     Raises:
-        UsageError: The count cannot be reached. If it may be meant for a whole picture, the hint names the
+        UsageError: The count cannot be reached. If it may be meant for a whole image, the hint names the
             count of a tile that amounts to it.
     """
     if tiling is None or keep_tokens <= budget.visual_tokens:

@@ -1,7 +1,7 @@
-"""Drawing of the patches of a picture that pruning kept.
+"""Drawing of the patches of an image that pruning kept.
 
-An overlay shows the picture that the model saw, without the parts that were cropped away. For a tiled picture
-it is two pictures side by side: the whole picture, and the tiles put together.
+An overlay shows the image that the model saw, without the parts that were cropped away. For a tiled image
+it is two images side by side: the whole image, and the tiles put together.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _GAP = 16
 
 
 def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[int, int]) -> Image.Image:
-    """Draw which patches of a picture were kept.
+    """Draw which patches of an image were kept.
 
     Dropped patches are dimmed and lose their colour. A thin line surrounds the kept regions. Pixels beyond
     the last whole patch, which the vision tower does not see, count as dropped.
 
     Args:
-        pixels: The picture that the model saw, RGB, as `ImageProcessor.crop` gives it.
+        pixels: The image that the model saw, RGB, as `ImageProcessor.crop` gives it.
         keep_indices: Kept patches [K], int64, row-major in the grid, in any order.
         grid: Rows and columns of patches.
 
     Returns:
-        RGB picture, enlarged by a whole factor so that its longer side has at least 480 pixels.
+        RGB image, enlarged by a whole factor so that its longer side has at least 480 pixels.
 
     Raises:
-        UsageError: The grid does not fit the picture, or an index lies outside the grid.
+        UsageError: The grid does not fit the image, or an index lies outside the grid.
     """
     rows, columns = grid
     patch_height, patch_width = (pixels.height // rows, pixels.width // columns) if min(grid) > 0 else (0, 0)
@@ -66,7 +66,7 @@ def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[in
     kept[: block.shape[0], : block.shape[1]] = block
 
     line = max(1, min(max(shown.size) // 300, min(patch_height, patch_width) * scale // 6))
-    framed = np.pad(kept, line)  # nothing is kept beyond the picture, so the line also follows the border
+    framed = np.pad(kept, line)  # nothing is kept beyond the image, so the line also follows the border
     inner = framed[: -2 * line, line:-line] & framed[2 * line :, line:-line]
     inner &= framed[line:-line, : -2 * line] & framed[line:-line, 2 * line :]
 
@@ -85,7 +85,7 @@ def overlay_tiled(
     *,
     tiled: bool = True,
 ) -> Image.Image:
-    """Draw which patches of a tiled picture were kept: left in the whole picture, right in its tiles.
+    """Draw which patches of a tiled image were kept: left in the whole image, right in its tiles.
 
     The tiles are put together, without their padding and without the pixels beyond their last whole patch. If
     their features were resampled, the patches of the smaller grid are drawn.
@@ -98,13 +98,13 @@ def overlay_tiled(
         tiled: As for `arrange`.
 
     Returns:
-        RGB picture. Both parts have the same height, unless the right one is a long strip. If the picture has
+        RGB image. Both parts have the same height, unless the right one is a long strip. If the image has
         no patches in tiles, there is only the left part.
 
     Raises:
         InputError: As for `views`.
         UnsupportedError: As for `views`.
-        UsageError: An index belongs to no visual token of this picture.
+        UsageError: An index belongs to no visual token of this image.
     """
     arrangement = arrange((image.height, image.width), tiling, tiled=tiled)
     slots = arrangement.places.reshape(-1)
@@ -143,7 +143,7 @@ def _canvas(
 
 
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Put two pictures side by side, scaled to one height."""
+    """Put two images side by side, scaled to one height."""
     height = min(max(left.height, right.height), _TALLEST)
     parts = [ImageOps.contain(part, (_WIDEST * height, height)) for part in (left, right)]
     both = Image.new("RGB", (parts[0].width + _GAP + parts[1].width, height))

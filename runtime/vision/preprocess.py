@@ -1,9 +1,9 @@
-"""Preprocessing: makes the vision tower's tensor of a picture, as the checkpoint's own processor does.
+"""Preprocessing: makes the vision tower's tensor of an image, as the checkpoint's own processor does.
 
 It reproduces the Pillow-based image processors of transformers (CLIP, SigLIP, LLaVA) bit for bit, from the
 checkpoint's `preprocessor_config.json`. All steps up to the crop work on 8-bit pixels, so rescaling and
 normalising are one table of 256 values for each channel. `images` decodes files, `processor_config` reads the
-configuration, and `arrangement` cuts a picture into tiles.
+configuration, and `arrangement` cuts an image into tiles.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from visprune.runtime.vision.processor_config import ProcessorSettings, unsuppor
 __all__ = ["MAX_EDGE", "MAX_RESIZED_PIXELS", "ImageProcessor"]
 
 MAX_EDGE = 2**20
-"""Longest edge of a picture that is resized, in pixels: Pillow's tables take 32 bytes for each of them."""
+"""Longest edge of an image that is resized, in pixels: Pillow's tables take 32 bytes for each of them."""
 
 MAX_RESIZED_PIXELS = 2**28
-"""Largest intermediate picture, in pixels: a thin strip whose short edge is enlarged can become huge."""
+"""Largest intermediate image, in pixels: a thin strip whose short edge is enlarged can become huge."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """Pads, resizes, crops, rescales and normalises one picture, in this order.
+    """Pads, resizes, crops, rescales and normalises one image, in this order.
 
     Attributes:
-        pad_colour: RGB colour of the padding that first makes a picture square; None for no padding.
+        pad_colour: RGB colour of the padding that first makes an image square; None for no padding.
         resize: Shortest edge after resizing, or (height, width); None for no resizing.
         resample: Pillow's filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
-        crop_size: (height, width) of the centre crop; None for no crop. A smaller picture is surrounded by
+        crop_size: (height, width) of the centre crop; None for no crop. A smaller image is surrounded by
             black *before* rescaling and normalising.
         rescale_factor: Factor of the 8-bit values; 1.0 for no rescaling.
         mean: Subtracted from each channel after rescaling; zeros for no normalising.
@@ -91,7 +91,7 @@ class ImageProcessor:
 
         Every variant of the class name (`...Fast`, `...Pil`, the old `...FeatureExtractor`) means the Pillow
         processor. Keys that the classes ignore are ignored here too. For classes that tile, the result
-        processes one tile, or a picture that is not tiled; for a video processor, one frame. transformers has
+        processes one tile, or an image that is not tiled; for a video processor, one frame. transformers has
         the video processor only for torchvision, whose bicubic filter rounds some values of a frame to other
         levels than Pillow's.
 
@@ -133,7 +133,7 @@ class ImageProcessor:
         return processor
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Make the `pixel_values` of one picture.
+        """Make the `pixel_values` of one image.
 
         Args:
             image: RGB, as `images.decode` gives it.
@@ -147,10 +147,10 @@ class ImageProcessor:
         return self.tensor([self.crop(image)])
 
     def tensor(self, views: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Rescale and normalise pictures.
+        """Rescale and normalise images.
 
         Args:
-            views: T pictures of `output_size`, 8-bit RGB, as `crop` gives them.
+            views: T images of `output_size`, 8-bit RGB, as `crop` gives them.
 
         Returns:
             Tensor [T, 3, H, W], float32.
@@ -164,16 +164,16 @@ class ImageProcessor:
         return out
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Resize and crop a picture to the part and the size that the model sees.
+        """Resize and crop an image to the part and the size that the model sees.
 
         Args:
             image: RGB, as `images.decode` gives it.
 
         Returns:
-            8-bit RGB picture of `output_size`.
+            8-bit RGB image of `output_size`.
 
         Raises:
-            InputError: The picture is not RGB, or so elongated that resizing it would need more than
+            InputError: The image is not RGB, or so elongated that resizing it would need more than
                 `MAX_RESIZED_PIXELS`.
         """
         if image.mode != "RGB":
@@ -192,10 +192,10 @@ class ImageProcessor:
         return _centre_crop(image, *self.crop_size) if self.crop_size else image
 
     def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """Resize a picture to another (height, width) with this processor's filter.
+        """Resize an image to another (height, width) with this processor's filter.
 
         Raises:
-            InputError: The result would exceed `MAX_RESIZED_PIXELS`, or the picture exceeds `MAX_EDGE`.
+            InputError: The result would exceed `MAX_RESIZED_PIXELS`, or the image exceeds `MAX_EDGE`.
         """
         _check_pixels(image, *size)
         return image.resize((size[1], size[0]), Image.Resampling(self.resample))

@@ -1,7 +1,7 @@
 """Reader of a checkpoint's `preprocessor_config.json`, with the rules of transformers.
 
 It knows the image processor classes of transformers, their defaults, and the forms in which sizes and
-channels are written. `preprocess` applies the settings to pictures.
+channels are written. `preprocess` applies the settings to images.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Defaults:
         crop_size: (height, width) of the centre crop; None for no crop.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        squares: Whether the class pads pictures to squares: never, if `do_pad` says so, or always. "always"
-            marks the classes that tile: tiles are squares, and LLaVA-OneVision pads pictures that it does not
+        squares: Whether the class pads images to squares: never, if `do_pad` says so, or always. "always"
+            marks the classes that tile: tiles are squares, and LLaVA-OneVision pads images that it does not
             tile. In those classes `do_pad` means to fill a batch with empty tiles, which is not done here.
     """
 

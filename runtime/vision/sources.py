@@ -1,7 +1,7 @@
-"""Forms in which a picture may be given, and their conversion to a path, the bytes of a file, or pixels.
+"""Forms in which an image may be given, and their conversion to a path, the bytes of a file, or pixels.
 
-Pictures are never downloaded: a machine that answers questions should not fetch URLs that a question names.
-`images` decodes pictures.
+Images are never downloaded: a machine that answers questions should not fetch URLs that a question names.
+`images` decodes images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ seek), pixels as a NumPy array of uint8 ([H, W, 3] in the order RGB, or [H, W] o
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """The frames of one video, in order. Each may have any form of a picture."""
+    """The frames of one video, in order. Each may have any form of an image."""
 
     frames: Sequence[ImageSource]
 
@@ -89,7 +89,7 @@ def absolute(text: str) -> str:
 
 
 def as_path_bytes_or_image(source: object) -> Path | bytes | Image.Image:
-    """Convert a picture to a path, the bytes of a file, or a Pillow image.
+    """Convert an image to a path, the bytes of a file, or a Pillow image.
 
     Raises:
         InputError: The source has none of the forms in `ImageSource`, or a file object cannot be read.
@@ -112,7 +112,7 @@ def as_path_bytes_or_image(source: object) -> Path | bytes | Image.Image:
 
 
 def as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
-    """Return a list of pictures and videos from one, several or None. An array is one picture."""
+    """Return a list of images and videos from one, several or None. An array is one image."""
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
@@ -149,7 +149,7 @@ def _path(source: os.PathLike[Any]) -> Path:
 
 
 def _of_array(array: NDArray[Any]) -> Image.Image:
-    """Copy the pixels of an array, so that later changes of the array do not change the picture."""
+    """Copy the pixels of an array, so that later changes of the array do not change the image."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise InputError(
             f"A NumPy array of {array.dtype} {list(array.shape)} was given, which is no picture.", _TAKEN

@@ -1,6 +1,6 @@
 """Grids of tokens on a canvas of tiles: the slot of each token, and the encoder tokens that it is made of.
 
-Every index map of a tiled picture separates into one for its rows and one for its columns. A row or a column
+Every index map of a tiled image separates into one for its rows and one for its columns. A row or a column
 of tokens is one line of the canvas, or a mix of two if the grid is resampled. `lines` computes these;
 `TileCanvas.tokens` combines rows with columns. `arrangement` decides the order of the tokens.
 """

@@ -36,7 +36,7 @@ Images = Annotated[list[str] | None, typer_option(ConversationOptions, "image")]
 Videos = Annotated[
     list[str] | None,
     typer.Option(
-        "--video", metavar="PATH", help="A folder of frames or an animated picture, for a model of videos."
+        "--video", metavar="PATH", help="A folder of frames or an animated image, for a model of videos."
     ),
 ]
 Frames = Annotated[int, typer.Option(metavar="N", help="Frames taken of a video, evenly spaced.")]

@@ -1,4 +1,4 @@
-"""`visprune chat`: a conversation about pictures. Its turns share one cache."""
+"""`visprune chat`: a conversation about images. Its turns share one cache."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-_GREETING = "/image PATH adds a picture to the next turn, /reset begins again, /quit ends, /help lists these."
+_GREETING = "/image PATH adds an image to the next turn, /reset begins again, /quit ends, /help lists these."
 _COMMANDS = """\
-/image PATH  Add a picture to the next turn. May be given several times.
-/reset       Begin again, with the pictures and the system prompt of the command line.
+/image PATH  Add an image to the next turn. May be given several times.
+/reset       Begin again, with the images and the system prompt of the command line.
 /quit        End the conversation.
 /help        List these commands.
 Any other line is a turn: the model answers it."""
@@ -39,12 +39,12 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of one answer.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
-    """Talk about pictures. Each line is a turn; lines may also be piped in.
+    """Talk about images. Each line is a turn; lines may also be piped in.
 
-    /image PATH adds a picture to the next turn, /reset begins again with the pictures and the system prompt
+    /image PATH adds an image to the next turn, /reset begins again with the images and the system prompt
     of the command line, /quit ends, /help lists these commands.
 
-    A line that cannot be used, such as /image with a file that is not a picture, is reported on stderr, and
+    A line that cannot be used, such as /image with a file that is not an image, is reported on stderr, and
     the conversation goes on with the next line. If lines are piped in, the exit code at the end is then 2.
 
     Example: visprune-chat llava-fopru --image cat.png
@@ -68,13 +68,13 @@ def chat(
 
 
 class _Talk:
-    """A conversation, and the pictures that wait for its next turn.
+    """A conversation, and the images that wait for its next turn.
 
     Args:
         chat: The conversation.
-        pictures: Pictures of the first turn, also after /reset.
+        pictures: Images of the first turn, also after /reset.
         options: Options of each answer.
-        about_pictures: Sentence that is printed once there is a picture. With None, answers are printed as
+        about_pictures: Sentence that is printed once there is an image. With None, answers are printed as
             JSON, and nothing else is.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Talk:
             self._waiting.append(decode(rest.strip().strip("\"'")))
             self._note_pictures()
         elif name == "/image":
-            raise UsageError("/image has no path.", "Write /image and the path of a picture.")
+            raise UsageError("/image has no path.", "Write /image and the path of an image.")
         else:
             raise UsageError(f"There is no command {name!r}.", "/help lists the commands.")
         return True

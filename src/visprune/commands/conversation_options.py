@@ -30,7 +30,7 @@ class CheckedOptions:
         keep: How many visual tokens are kept.
         chat: Options of the conversation.
         answer: Options of each answer.
-        pictures: The pictures of `--image`, decoded.
+        pictures: The images of `--image`, decoded.
     """
 
     manifest: Manifest
@@ -49,7 +49,7 @@ class ConversationOptions:
     image: Annotated[
         list[str] | None,
         Option(
-            "A picture, or a data: URL; may be given several times.", metavar="FILE", flags=("--image", "-i")
+            "An image, or a data: URL; may be given several times.", metavar="FILE", flags=("--image", "-i")
         ),
     ] = None
     temperature: Annotated[float, Option("Randomness; 0 takes the most probable token (greedy).")] = 0.0
@@ -94,7 +94,7 @@ class ConversationOptions:
 
         Raises:
             VispruneError: The bundle cannot be read, an option is wrong or does not fit the bundle, or a
-                picture cannot be read.
+                image cannot be read.
         """
         from visprune.bundle import Bundle
         from visprune.runtime.generation import GenerationLimits

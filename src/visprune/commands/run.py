@@ -1,4 +1,4 @@
-"""`visprune run`: answer one question about pictures, piece by piece."""
+"""`visprune run`: answer one question about images, piece by piece."""
 
 from __future__ import annotations
 
@@ -35,16 +35,14 @@ def run(  # noqa: PLR0913 - a command line's options
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 128,
     overlay: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the picture with dropped patches dimmed.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Write the image with dropped patches dimmed.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --overlay replace a file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Answer a question about pictures.
+    """Answer a question about images.
 
-    Example: visprune-run llava-fopru --image cat.png --prompt "What is in the picture?"
+    Example: visprune-run llava-fopru --image cat.png --prompt "What is in the image?"
     """
     from visprune.errors import UsageError
     from visprune.runtime.vision.images import decode_frames
