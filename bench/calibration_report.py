@@ -1,4 +1,4 @@
-"""A report of `visprune-bench` as a calibration: which stages took how long, and the rates of its machine."""
+"""Calibration from a report of `visprune-bench`: the rates of a machine, fitted to measured times."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["read_calibration"]
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Read the JSON of `visprune-bench`; the bundles it names must be where they were, for their shapes.
+    """Read the JSON of `visprune-bench`, and the shapes of its bundles, which must be where they were.
 
     Raises:
-        UsageError: It cannot be read, or says too little.
-        BundleError: A bundle of it is gone or broken.
+        UsageError: The file cannot be read, or has no row of a known precision.
+        BundleError: A bundle that the report names is gone or broken.
     """
     report = read_report(path)
     on_cpu = report.work.provider == "cpu"
@@ -53,7 +53,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observation]:
-    """The vision tower, the prefill and a token of one row; medians over its repetitions."""
+    """Return the median times of one row for the vision tower, the prefill and one decoded token."""
     try:
         manifest = Bundle.open(Path(row.path)).manifest
     except BundleError as error:
@@ -71,14 +71,14 @@ def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observa
         "decode": [one.per_token for one in row.repetitions],
     }
     if subject.tiling is not None:
-        del spent["vision"]  # how many tiles the pictures had is not in the report
+        del spent["vision"]  # the report does not say how many tiles the images had
     found = works(subject, tokens, row.new_tokens, row.precision, item_size)
     done: dict[str, Work] = {work.stage: work for work in found}
     return [Observation(done[stage], statistics.median(ms) / 1e3) for stage, ms in spent.items()]
 
 
 def _tokens(subject: Subject, row: Row, images: int) -> TokenCounts:
-    """The tokens of a row as they were."""
+    """Return the token counts of a row as they were measured."""
     entering = tuple(count + row.text_tokens for count in row.layer_tokens)
     early = subject.inside is not None and subject.inside.boundary == "attention"
     staying = (*entering[1:], entering[-1]) if early else entering

@@ -116,16 +116,16 @@ def test_a_new_board_is_one_row(monkeypatch, tiny_bundle):
     row = Target("board", "A new one", "native", 23, "float16", ("int8",), "tensorrt", ("12.0", "13"), (130,))
     monkeypatch.setitem(TARGETS, "board", row)
     from visprune.bundle import Bundle
+    from visprune.engines.build_options import BuildOptions
     from visprune.engines.checks import problems
     from visprune.machine import Gpu
-    from visprune.runtime.backends.profiles import Limits
 
     assert target("board") is row
     check_version("board", "12.3")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="12.1"))
     pytest.importorskip("polygraphy")
     manifest = replace(Bundle.open(tiny_bundle).manifest, target="board")
-    assert not list(problems(manifest, "board", None, Limits(), Gpu("new", 130)))
-    assert [str(p) for p in problems(manifest, "board", None, Limits(), Gpu("old", 87))] == [
+    assert not list(problems(manifest, BuildOptions("board"), Gpu("new", 130)))
+    assert [str(p) for p in problems(manifest, BuildOptions("board"), Gpu("old", 87))] == [
         "This GPU is SM87 (old), and board is for 130. Export for jetpack6 or jetpack7-orin."
     ]

@@ -10,7 +10,7 @@ import pytest
 from visprune import cli
 from visprune.bench.calibration_report import read_calibration
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Machine, Repetition, Row
-from visprune.bench.report.report import Work as Asked
+from visprune.bench.report.report import Workload as Asked
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
 from visprune.estimate.boards import board
