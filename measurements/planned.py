@@ -25,8 +25,8 @@ from model import THREADS, clip_large, make, tokenizer, write_processor
 
 import visprune
 from visprune.estimate.measured_rates import Observation, fit
-from visprune.estimate.planned_model import of_bundle
-from visprune.estimate.roofline import Stage, Work, estimate, works
+from visprune.estimate.planned_model import bundle_model
+from visprune.estimate.roofline import Stage, StageWork, estimate, stage_works
 from visprune.export import export
 from visprune.runtime.session import Session
 from visprune.runtime.vision.kept_tokens import Keep
@@ -113,7 +113,7 @@ class Line:
 
     model: str
     kept: int
-    work: Work
+    work: StageWork
     seconds: Middle
 
 
@@ -128,8 +128,8 @@ def measure(pipelines: dict[str, visprune.Pipeline], rounds: int) -> list[Line]:
                         spent.setdefault((name, kept, stage), []).append(seconds)
     lines = []
     for (name, kept, stage), seconds in spent.items():
-        subject = of_bundle(pipelines[name].manifest, name, keep_tokens=kept)
-        done = works(subject, subject.tokens(TEXT_TOKENS), STEPS, "fp32", 4)
+        model = bundle_model(pipelines[name].manifest, name, keep_tokens=kept)
+        done = stage_works(model.sizes, model.tokens(TEXT_TOKENS), STEPS, "fp32", 4)
         lines += [Line(name, kept, work, Middle.of(seconds)) for work in done if work.stage == stage]
     return lines
 

@@ -14,7 +14,6 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
 from visprune.estimate.flops import (
     Saving,
-    Schedule,
     head_macs,
     in_unit,
     patch_embedding_macs,
@@ -22,6 +21,7 @@ from visprune.estimate.flops import (
     savings,
     tower_macs,
 )
+from visprune.estimate.token_schedule import Schedule
 from visprune.manifest import LayerPruning
 from visprune.work import LayerWork, Shapes
 
