@@ -70,7 +70,7 @@ def plan(  # noqa: PLR0913 - a command line's options
     ttft: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="Wanted time to the first token; prints which ratios and precisions reach it."
+            metavar="MS", help="Wanted time to the first token: print which ratios and precisions reach it."
         ),
     ] = None,
     calibration: Annotated[
