@@ -74,14 +74,6 @@ def test_unwritable_cache_is_no_error(tiny_copy, tmp_path, monkeypatch):
     assert verify(bundle) == verify(bundle) == len(bundle.manifest.files)
 
 
-def test_cache_dir(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / "visprune"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_dir() == tmp_path / "home" / ".cache" / "visprune"
-
-
 def test_load_can_skip_it(tiny_copy):
     template = tiny_copy / "chat_template.jinja"
     template.write_text(template.read_text().replace("a:", "b:"))
