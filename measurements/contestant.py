@@ -129,7 +129,7 @@ def transformers_model(args: argparse.Namespace) -> Repeat:
 
 
 def _compiled(model: Any, inputs: dict[str, Any], stages: Stages, steps: int) -> Repeat:
-    """Use `generate` with a static cache, which makes transformers compile decoding; a streamer reads times."""
+    """Use `generate` with a static cache, whose decoding transformers compiles; a streamer takes times."""
     import transformers
 
     model.generation_config.eos_token_id = None  # so that it gives all tokens that are asked for
