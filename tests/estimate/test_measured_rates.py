@@ -1,4 +1,4 @@
-"""Rates from measurements: made-up ones of a machine whose rates are known, and what cannot be used."""
+"""Rates are fitted to made-up measurements of known rates, and unusable measurements are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEVEN, HALF = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-onevision-qwen2-0.5b-o
 
 
 def observed(rates=TRUE, noise=1.0, name=SEVEN):
-    """Every stage at two ratios, as a machine of these rates would run it."""
+    """Return every stage at two ratios, with the times of a machine that has these rates."""
     found = []
     for ratio in (1.0, 0.25):
         model = prune(KNOWN[name], ExportOptions(method="fopru-rank", ratio=ratio))
@@ -88,7 +88,7 @@ def bundle(tiny_copy, edit_manifest):
 
 
 def row(path, name="tiny", precision="fp32", factor=1.0, rates=TRUE, text=40):
-    """A row as the bench would write it, of a machine of these rates."""
+    """Return a row as the bench would write it on a machine with these rates."""
     model = bundle_model(Bundle.open(path).manifest, name)
     tokens = model.tokens(text)
     item_size = 2 if precision == "fp16" else 4
@@ -176,7 +176,7 @@ class TestRead:
 
 class TestBoards:
     def gpu(self, tmp_path, bundle, share):
-        """A report of a GPU that reaches a share of the peaks of an RTX 4060."""
+        """Write a report of a GPU that reaches a share of the peaks of an RTX 4060."""
         found = board("rtx-4060")
         peak = found.peak("fp16") * share
         rates = Rates(peak, peak, found.bandwidth * 1e9 * share)

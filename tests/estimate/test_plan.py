@@ -1,4 +1,4 @@
-"""Plans and the command: what fits, what binds, what reaches a time, what is refused."""
+"""Plans and their command: memory, bounds, choices for a wanted time, and refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pruned(**options):
 
 @pytest.fixture
 def call(capfd):
-    """Run the verb in this process: (exit code, stdout, stderr)."""
+    """Run the command in this process: (exit code, stdout, stderr)."""
 
     def run(*arguments):
         code = cli.run_command("plan", [str(a) for a in arguments])

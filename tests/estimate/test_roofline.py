@@ -1,4 +1,4 @@
-"""Work, bytes and memory against sums made by hand."""
+"""Work, bytes and memory agree with sums made by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("name", "billions"),
         [
-            # As their model cards count, but for what is not run: the last layer of CLIP and its post-norm.
+            # As in the model cards, without parts that do not run: the last layer of CLIP and its post-norm.
             (SEVEN, 7.05),
             ("llava-hf/llava-1.5-13b-hf", 13.34),
             ("llava-hf/llava-v1.6-mistral-7b-hf", 7.55),
@@ -125,7 +125,7 @@ class TestWork:
 
     @pytest.mark.parametrize("name", KNOWN)
     def test_more_tokens_are_never_less_work(self, name):
-        # A picture of four tiles, so that every prompt here is one that the model takes.
+        # With a picture of four tiles, every prompt here is short enough for the model.
         size = (672, 672) if KNOWN[name].features.tiling else None
         rows = []
         for ratio in (0.1, 0.25, 0.5, 0.75, 1.0):
