@@ -98,14 +98,14 @@ def plan(  # noqa: PLR0913 - a command line's options
     from visprune.estimate.choices import best, choices
     from visprune.estimate.plan import PlannedPrompt, make_plan
 
-    planned = _device(device, calibration)
-    pruned = _model(model, method, ratio, keep_tokens, then, recipe)
+    planned_device = _device(device, calibration)
+    pruned_model = _model(model, method, ratio, keep_tokens, then, recipe)
     prompt = PlannedPrompt(text_tokens, new_tokens, _size(image_size))
     if precision is None:
-        own = pruned.precision
-        precision = own if own in planned.precisions else planned.precisions[0]
-    made = make_plan(pruned, planned, precision, prompt)
-    table = None if ttft is None else choices(pruned, planned, prompt, ttft)
+        own = pruned_model.precision
+        precision = own if own in planned_device.precisions else planned_device.precisions[0]
+    made = make_plan(pruned_model, planned_device, precision, prompt)
+    table = None if ttft is None else choices(pruned_model, planned_device, prompt, ttft)
     chosen = None if table is None else best(table)
     if as_json:
         print_json(_data(made, ttft, table, chosen))
