@@ -64,7 +64,7 @@ def bundle(args: argparse.Namespace) -> Repeat:
 
     threads = threads_for(args.provider, args.threads)
     pipeline = visprune.load(args.path, provider=args.provider, threads=threads)
-    manifest, executor = pipeline.manifest, pipeline._model.executor
+    manifest, executor = pipeline.manifest, pipeline.loaded.executor
     keep, picture = keep_for(manifest, ratio=args.ratio), Picture(pixels())
 
     def repeat() -> Repetition:

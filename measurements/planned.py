@@ -80,7 +80,7 @@ def bundle(checkpoint: Path) -> Path:
 
 def repeat(pipeline: visprune.Pipeline, kept: int) -> dict[Stage, float]:
     """Run a prefill and some decoding; return the seconds of each stage, for decoding of one token."""
-    manifest, executor = pipeline.manifest, pipeline._model.executor
+    manifest, executor = pipeline.manifest, pipeline.loaded.executor
     session, picture = Session(executor, manifest, Keep(kept)), Picture(pixels())
     done = session.prefill(prompt(manifest.text.image_token_id, session.image_length(picture)), [picture])
     seconds = {_STAGES[graph]: ms / 1e3 for graph, ms in done.timings_ms.items() if graph in _STAGES}

@@ -66,7 +66,7 @@ def main() -> None:
     for repeat in range(args.repeats + 1):  # the first round is the warm-up
         sessions = {}
         for name, pipeline in pipelines.items():
-            session = Session(pipeline._model.executor, pipeline.manifest, keep_for(pipeline.manifest))
+            session = Session(pipeline.loaded.executor, pipeline.manifest, keep_for(pipeline.manifest))
             ids = prompt(pipeline.manifest.text.image_token_id, session.image_length(picture))
             done = session.prefill(ids, [picture])
             prefill[name].append(decoder_ms(done.timings_ms))
