@@ -20,7 +20,7 @@ from visprune.runtime.backends import ENGINES
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
 from visprune.runtime.vision.images import decode
-from visprune.runtime.vision.sources import resolved
+from visprune.runtime.vision.sources import absolute
 from visprune.verified import verify
 
 __all__ = ["Comparison", "check_work", "compare", "measure_rows", "pytorch_entries"]
@@ -137,7 +137,7 @@ def pytorch_entries(entries: Sequence[Entry], place: Path | None = None) -> list
 
 def measure_rows(rows: LineUp, work: Workload, progress: Progress) -> Comparison:
     """Measure rows, and return the report."""
-    images = tuple(map(resolved, work.images))
+    images = tuple(map(absolute, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)
     overlays = {timed.contender.name: timed.overlays for timed in measured.rows}
     return Comparison(report_of(rows, measured, work), overlays)

@@ -20,7 +20,7 @@ from visprune.machine import Gpu
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, EngineProfile, FileRecord, Graph, Manifest
 from visprune.progress import Progress, no_progress
 from visprune.records import sha256
-from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve_limits
 from visprune.staging import check_destination, existing_parent, scratch, staged, tidy
 from visprune.targets import TARGETS, in_place, tensorrt
 from visprune.units import ITEM_SIZE
@@ -129,7 +129,7 @@ def plan(bundle: Bundle, options: BuildOptions) -> BuildPlan:
     limits, rooms, wanted = options.limits, {}, {}
     refused = tuple(problems(manifest, options, here))
     try:
-        limits = resolve(manifest, limits)
+        limits = resolve_limits(manifest, limits)
         rooms = capacities(manifest, limits) if _writes_in_place(options.target) else {}
         wanted = profiles(manifest, limits, in_place=bool(rooms))
     except VispruneError:

@@ -15,7 +15,7 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError
 from visprune.evaluation.questions import Question
 from visprune.manifest import Manifest
-from visprune.runtime.generation import Limits
+from visprune.runtime.generation import GenerationLimits
 from visprune.runtime.pipeline import Pipeline, check_threads, load, threads_for
 from visprune.runtime.vision.kept_tokens import Keep, keep_for
 
@@ -85,7 +85,7 @@ class AnswerSettings:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        Limits(self.max_new_tokens)
+        GenerationLimits(self.max_new_tokens)
         check_threads(self.threads)
 
 

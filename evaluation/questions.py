@@ -22,7 +22,7 @@ from typing import Any
 from visprune.errors import InputError, UsageError
 from visprune.evaluation.answer_text import letters
 from visprune.records import sha256
-from visprune.runtime.samples import picture_of, read_lines
+from visprune.runtime.samples import picture_in_line, read_lines
 
 __all__ = [
     "FORM",
@@ -146,7 +146,7 @@ def _question(line: str, key: str, where: str, folder: Path) -> Question:
         raise InputError(f"{where} is not a JSON object.", FORM)
     image, text = (field_of(data, name, str, where) for name in ("image", "question"))
     choices = answers_of(data, "choices", where) if "choices" in data else ()
-    picture = picture_of(image, folder, where)
+    picture = picture_in_line(image, folder, where)
     if isinstance(picture, Path):
         picture = path_below(folder, image, where)
     return Question(key, where, picture, text, answers_of(data, "answers", where), choices)

@@ -85,7 +85,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
     ends, notes = _ends(checkpoint, config, found)
     source = with_tokens(find_template(checkpoint.path, chat_template), found.said)
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
-    tokenizer = Tokenizer.of(found.backend, image_token, image_token_id, found.bos_token, ends)
+    tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
     more = turn_ends(template, tokenizer, ends)
     if more:

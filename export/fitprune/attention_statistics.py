@@ -83,7 +83,7 @@ class DecoderPass:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSample:
-    """An image and a prompt in front of the decoder; see `recipe_task.Sample`."""
+    """An image and a prompt in front of the decoder; see `recipe_task.FitSample`."""
 
     first: DecoderPass
 

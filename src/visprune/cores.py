@@ -1,4 +1,8 @@
-"""What the machine has: cores that this process may use, how they add up small integers, and memory."""
+"""Processor cores and memory that this process may use, read from Linux's own files.
+
+The runtime sets threads and refuses models that are too large by these numbers, so this module starts no
+other program. `visprune.machine` describes the machine itself: its GPU, CUDA, total memory, and Jetson.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Physical cores within the affinity mask and the container's quota; at least 1.
+    """Return the number of physical cores within the affinity mask and the container's quota; at least 1.
 
-    Two hardware threads of one core share its arithmetic units, which matrix products keep busy, so
-    they count once.
+    Two hardware threads of one core share its arithmetic units, which matrix products keep busy, so they
+    count once.
     """
     logical = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_siblings(cpu) for cpu in logical})
@@ -36,7 +40,7 @@ def _siblings(cpu: int) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that could be had without swapping; None where the system does not say."""
+    """Return the bytes of memory that are available without swapping; None if the system does not say."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -45,9 +49,9 @@ def available_memory() -> int | None:
 
 
 def sums_may_overflow() -> bool:
-    """Whether products of bytes are added up in 16 bits, as by x86 processors without VNNI.
+    """Return whether the processor adds up products of bytes in 16 bits, as x86 without VNNI does.
 
-    False where the system does not say.
+    False if the system does not say.
     """
     try:
         flags = next(

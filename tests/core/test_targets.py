@@ -1,5 +1,8 @@
-"""The table of targets, and what it refuses. Precisions that a target cannot take are tested in
-tests/quantize/test_quantize_options.py, refusals before a build in tests/engines."""
+"""The table of targets, and versions of TensorRT that it refuses.
+
+Refused precisions are tested in tests/quantize/test_quantize_options.py, refusals before a build in
+tests/engines.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from visprune.budget import LayerBudget
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
-from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve_limits
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)
@@ -67,28 +67,28 @@ def test_limits_of_the_user(rtx):
 )
 def test_limits_that_cannot_be(settings, match, rtx):
     with pytest.raises(UsageError, match=match):
-        resolve(rtx.manifest, Limits(**settings))
+        resolve_limits(rtx.manifest, Limits(**settings))
 
 
 def test_a_prompt_of_tiles(rtx):
     # The whole picture, four tiles, 3 x 24 newlines, 512 tokens of text.
-    assert resolve(tiled(rtx.manifest, NEXT), Limits()).max_prompt == 5 * 576 + 72 + 512
+    assert resolve_limits(tiled(rtx.manifest, NEXT), Limits()).max_prompt == 5 * 576 + 72 + 512
 
 
 def test_more_than_topk_can_choose(rtx):
     manifest = tiled(rtx.manifest, ONEVISION)
-    assert resolve(manifest, Limits()).max_prompt == TOPK_LIMIT
+    assert resolve_limits(manifest, Limits()).max_prompt == TOPK_LIMIT
     with pytest.raises(UnsupportedError, match="keep_tokens can be 8000, and TensorRT's TopK") as caught:
-        resolve(manifest, Limits(max_prompt=8000))
+        resolve_limits(manifest, Limits(max_prompt=8000))
     assert caught.value.hint == "Give --max-prompt 3840 or less."
 
 
 def test_pruning_inside_chooses_from_the_text_too(rtx):
     inside = LayerPruning("fastv", {}, (0,), "attention", "original", LayerBudget(1, 0.5))
     manifest = changed(rtx.manifest, layer_pruning=inside)
-    assert resolve(manifest, Limits(max_images=100)).max_prompt == TOPK_LIMIT
+    assert resolve_limits(manifest, Limits(max_images=100)).max_prompt == TOPK_LIMIT
     with pytest.raises(UnsupportedError, match=r"keep_tokens.0 can be 3841"):
-        resolve(manifest, Limits(max_prompt=3841))
+        resolve_limits(manifest, Limits(max_prompt=3841))
 
 
 def test_a_dimension_that_nobody_knows(rtx):

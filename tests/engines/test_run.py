@@ -274,7 +274,7 @@ class TestMemory:
     def test_too_little_is_refused_before_loading(self, inside_engines, gpu):
         gpu.total = 250_000
         for low_memory in (False, True):
-            with pytest.raises(UnsupportedError, match=r"GPU has 0\.25 MB of free memory, and"):
+            with pytest.raises(UnsupportedError, match=r"GPU has 250 kB of free memory, and"):
                 load(inside_engines.path, provider="tensorrt", low_memory=low_memory)
             assert gpu.peak == 0
         gpu.total = 1 << 40

@@ -196,11 +196,11 @@ def work_line(manifest: Manifest) -> str:
 
 
 def _one_image(manifest: Manifest) -> str:
-    from visprune.runtime.vision.arrangement import largest
+    from visprune.runtime.vision.arrangement import largest_size
 
     if manifest.tiling is None:
         return "one image"
-    height, width = largest(manifest.tiling)
+    height, width = largest_size(manifest.tiling)
     return f"an image of {width} x {height} pixels"
 
 

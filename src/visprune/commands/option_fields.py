@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -20,7 +20,9 @@ __all__ = ["typer_option", "with_options"]
 Command = Callable[..., None]
 
 
-def with_options(cls: type[Any], *, before: Mapping[str, Sequence[str]]) -> Callable[[Command], Command]:
+def with_options(
+    cls: type[Any], *, before: Mapping[str, Sequence[str]] | None = None
+) -> Callable[[Command], Command]:
     """Decorate a command that takes a dataclass of options as its keyword `options`.
 
     In the place of `options`, the decorated command has a parameter for each field. It makes the dataclass
@@ -30,7 +32,7 @@ def with_options(cls: type[Any], *, before: Mapping[str, Sequence[str]]) -> Call
         cls: The dataclass, whose fields are annotated with `visprune.options.Option`.
         before: Other parameters of the command that `--help` shows before a field, by the field's name.
     """
-    options = options_of(cls)
+    options, before = options_of(cls), before or {}
     moved = {name for group in before.values() for name in group}
 
     def decorate(command: Command) -> Command:
@@ -115,10 +117,12 @@ def _flag(name: str) -> str:
 
 
 def _value_type(field: OptionField) -> Any:
-    """Return the type that a command line reads for a field: a path, a number, a switch, or else text."""
+    """Return the type that a command line reads for a field: a path, number, switch, list, or else text."""
     members = [one for one in get_args(field.type) or (field.type,) if one is not NoneType]
     if Path in members:
         kind: Any = Path
+    elif len(members) == 1 and get_origin(members[0]) is list:
+        kind = members[0]
     else:
         kind = members[0] if len(members) == 1 and members[0] in (bool, int, float) else str
     return kind | None if NoneType in get_args(field.type) else kind
