@@ -18,7 +18,9 @@ evaluator       the evaluation as a whole
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visprune.packages import lazy
 
 if TYPE_CHECKING:
     from visprune.evaluation.evaluator import evaluate
@@ -31,10 +33,4 @@ _LAZY = {
     "read_questions": "visprune.evaluation.formats",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'visprune.evaluation' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy(__name__, _LAZY)

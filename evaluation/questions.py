@@ -22,7 +22,7 @@ from typing import Any
 from visprune.errors import InputError, UsageError
 from visprune.evaluation.answer_text import letters
 from visprune.records import sha256
-from visprune.runtime.samples import picture_in_line, read_lines
+from visprune.runtime.samples import parse_line, picture_in_line, read_lines
 
 __all__ = [
     "FORM",
@@ -138,12 +138,7 @@ def read_jsonl(path: Path, images: Path | None = None) -> Iterator[Question | st
 
 
 def _question(line: str, key: str, where: str, folder: Path) -> Question:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError(f"{where} is not JSON.", FORM) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{where} is not a JSON object.", FORM)
+    data = parse_line(line, where, FORM)
     image, text = (field_of(data, name, str, where) for name in ("image", "question"))
     choices = answers_of(data, "choices", where) if "choices" in data else ()
     picture = picture_in_line(image, folder, where)

@@ -6,19 +6,10 @@ The package knows graphs and bundles, and no model family; it needs neither PyTo
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import Any
-
+from visprune.packages import make_callable
 from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.quantize.quantizer import quantize
 
 __all__ = ["QuantizeOptions", "quantize"]
 
-
-class _Callable(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return quantize(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__)

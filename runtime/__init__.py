@@ -10,7 +10,9 @@ Importing this package imports none of its modules. Each name below is loaded wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visprune.packages import lazy
 
 if TYPE_CHECKING:
     from visprune.runtime.conversation import Chat
@@ -31,13 +33,7 @@ _LAZY = {
     "load": "visprune.runtime.pipeline",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'visprune.runtime' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

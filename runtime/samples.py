@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from visprune.errors import InputError, UsageError
 from visprune.runtime.vision.images import decode
 from visprune.runtime.vision.sources import locate
 
-__all__ = ["Sample", "Samples", "draw_samples", "picture_in_line", "read_lines", "read_samples"]
+__all__ = ["Sample", "Samples", "draw_samples", "parse_line", "picture_in_line", "read_lines", "read_samples"]
 
 _FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
 
@@ -125,18 +126,33 @@ def draw_samples(samples: Sequence[Sample], count: int | None, seed: int) -> tup
 
 
 def _sample(text: str, path: Path, where: str) -> Sample:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"{where} is not JSON.", _FORM) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{where} is not a JSON object.", _FORM)
+    data = parse_line(text, where, _FORM)
     for key in ("image", "prompt"):
         if key not in data:
             raise InputError(f"{where} has no {key!r}.", _FORM)
         if not isinstance(data[key], str) or not data[key].strip():
             raise InputError(f"{where}: {key!r} is not a text.", _FORM)
     return Sample(where, picture_in_line(data["image"], path.parent, where), data["prompt"])
+
+
+def parse_line(line: str, where: str, form: str) -> dict[str, Any]:
+    """Parse a line that holds one JSON object.
+
+    Args:
+        line: Its text.
+        where: File and line, for errors.
+        form: How to write a line, for errors.
+
+    Raises:
+        InputError: The line is not JSON, or no object.
+    """
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not JSON.", form) from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where} is not a JSON object.", form)
+    return data
 
 
 def picture_in_line(text: str, folder: Path, where: str) -> Path | bytes:

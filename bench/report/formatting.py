@@ -9,7 +9,6 @@ __all__ = [
     "STAGES",
     "accuracy",
     "gflop",
-    "in_bytes",
     "kept_tokens",
     "milliseconds",
     "percent",
@@ -31,18 +30,6 @@ _GRAPHS = {
 def milliseconds(value: float) -> str:
     """Format milliseconds with three digits: 0.123, 1.23, 12.3, 123."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def in_bytes(count: int | None) -> str:
-    """Format a number of bytes in decimal units; None is a dash."""
-    if count is None:
-        return "-"
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def gflop(count: int) -> str:

@@ -9,7 +9,6 @@ from visprune.bench.report.formatting import (
     STAGES,
     accuracy,
     gflop,
-    in_bytes,
     kept_tokens,
     milliseconds,
     percent,
@@ -18,6 +17,7 @@ from visprune.bench.report.formatting import (
 )
 from visprune.bench.report.report import BenchReport, Row, fastest
 from visprune.bench.report.statistics import CONFIDENCE, Difference
+from visprune.units import in_bytes
 
 __all__ = ["print_report", "verdicts"]
 
@@ -90,7 +90,7 @@ def _costs(row: Row, *, energy: bool, device: bool) -> list[str]:
         percent(row.realised),
         f"{row.load:.0f} ms",
         in_bytes(row.memory_bytes),
-        *([in_bytes(row.device_bytes)] if device else []),
+        *(["-" if row.device_bytes is None else in_bytes(row.device_bytes)] if device else []),
         in_bytes(row.cache_bytes),
         in_bytes(row.disk_bytes),
         *([f"{used.median:.3g} J" if used else "-"] if energy else []),

@@ -9,8 +9,9 @@ The two functions that most programs need. Each imports only what it uses:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from visprune.packages import lazy
 from visprune.version import __version__
 
 if TYPE_CHECKING:
@@ -36,13 +37,7 @@ _LAZY = {
     "quantize": "visprune.quantize",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'visprune' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from visprune.bench.report.formatting import in_bytes, kept_tokens, percent
+from visprune.bench.report.formatting import kept_tokens, percent
 from visprune.bench.report.report import BenchReport, Row
+from visprune.units import in_bytes
 
 __all__ = ["Fact", "facts", "method"]
 

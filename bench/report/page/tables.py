@@ -9,7 +9,6 @@ from visprune.bench.report.formatting import (
     STAGES,
     accuracy,
     gflop,
-    in_bytes,
     kept_tokens,
     milliseconds,
     percent,
@@ -17,6 +16,7 @@ from visprune.bench.report.formatting import (
     stage_medians,
 )
 from visprune.bench.report.report import BenchReport, Row
+from visprune.units import in_bytes
 
 __all__ = [
     "ACCURACY",
@@ -117,7 +117,9 @@ def costs(report: BenchReport) -> Table:
         Column("on disk", lambda row: in_bytes(row.disk_bytes)),
     ]
     if any(row.device_bytes is not None for row in report.rows):
-        columns.append(Column("GPU memory", lambda row: in_bytes(row.device_bytes)))
+        columns.append(
+            Column("GPU memory", lambda row: "-" if row.device_bytes is None else in_bytes(row.device_bytes))
+        )
     if any(row.energy for row in report.rows):
         columns.append(Column("energy, J", lambda row: f"{row.energy.median:.3g}" if row.energy else "-"))
     return Table.of(columns, report.rows)
