@@ -113,11 +113,14 @@ def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
         raise BundleError(f"{where} cannot be used: {error.what}", hint) from None
 
 
-def sha256(path: Path, heed: Callable[[], None] = lambda: None) -> str:
-    """The SHA-256 of a file, in hexadecimal. `heed` is called as it is read, and may raise to end that."""
+def sha256(path: Path, check_cancelled: Callable[[], None] = lambda: None) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    `check_cancelled` is called for each block of the file; it may raise to stop the reading.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            heed()
+            check_cancelled()
             digest.update(block)
     return digest.hexdigest()

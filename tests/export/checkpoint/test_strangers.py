@@ -90,7 +90,7 @@ def refused(kind, match, model, **options):
 
 def read(model):
     """All that an export reads of a checkpoint but its weights, which this gives with their names."""
-    loading.quiet()
+    loading.silence_transformers()
     checkpoint = find(model)
     processor = load_processor(checkpoint, loading.load_config(checkpoint))
     return processor, weightless.load_model(checkpoint).state_dict()

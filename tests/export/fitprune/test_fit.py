@@ -202,7 +202,7 @@ LINE = {"image": "0.png", "prompt": "What?"}
 )
 def test_bad_samples_are_refused_before_weights_are_read(text, words, model, data, monkeypatch):
     data.write_text(text)
-    monkeypatch.setattr("visprune.export.checkpoint.weightless.load_model", None)
+    monkeypatch.setattr("visprune.export.graph.weightless.load_model", None)
     with pytest.raises((InputError, UsageError), match=words):
         visprune.fit(model, ratio=0.5, data=data)
 
@@ -223,7 +223,7 @@ def test_bad_samples_are_refused_before_weights_are_read(text, words, model, dat
     ],
 )
 def test_bad_options_are_refused_before_weights_are_read(options, words, model, data, monkeypatch):
-    monkeypatch.setattr("visprune.export.checkpoint.weightless.load_model", None)
+    monkeypatch.setattr("visprune.export.graph.weightless.load_model", None)
     with pytest.raises((UsageError, UnsupportedError), match=words):
         visprune.fit(model, **{"data": data, **options})
 
