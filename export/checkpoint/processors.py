@@ -33,7 +33,7 @@ from visprune.runtime.text import Tokenizer
 
 __all__ = ["IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
 
-_VIDEO_CLASS = "LlavaOnevisionVideoProcessor"  # of the only family that takes videos
+_VIDEO_CLASS = "LlavaOnevisionVideoProcessor"  # the class of the only family that takes videos
 # The class that transformers uses if a checkpoint names none, by `model_type`.
 _IMAGE_CLASSES = {
     "llava": "LlavaImageProcessor",

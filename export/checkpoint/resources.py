@@ -34,9 +34,9 @@ class Memory:
     """Estimated peak memory in bytes.
 
     Attributes:
-        export: Of tracing and writing the graphs.
-        float32: Of computing with the model in PyTorch, as the whole self-check and a fit do.
-        run: Of running the graphs in ONNX Runtime on a CPU.
+        export: Peak of tracing and writing the graphs.
+        float32: Peak of computing with the model in PyTorch, as the whole self-check and a fit do.
+        run: Peak of running the graphs in ONNX Runtime on a CPU.
     """
 
     export: int

@@ -188,7 +188,7 @@ def _check_dtype(file: Path, name: str, dtype: str) -> None:
     is_weight = name.endswith((".weight", ".bias"))
     if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
         return
-    kind = "no float" if dtype in _BYTES else "as quantized weights are"
+    kind = "which is not a floating-point type" if dtype in _BYTES else "which quantized weights have"
     raise UnsupportedError(
         f"The tensor {name} in {file} is of type {dtype}, {kind}, and cannot be exported.",
         "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",

@@ -81,9 +81,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         if file_exists(model):
             encode = _sentencepiece(model)
             backend = _convert(checkpoint)
-            if _first_difference(
-                _encoder(backend), encode, probes
-            ):  # `legacy` has another rule for leading spaces
+            # With `legacy` leading spaces are treated by an older rule.
+            if _first_difference(_encoder(backend), encode, probes):
                 backend = _convert(checkpoint, legacy=True)
         else:
             backend = _convert(checkpoint)
@@ -149,7 +148,7 @@ def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     except Exception as error:  # the package passes on whatever its C++ code raises
-        raise CheckpointError(f"{model} is no model of SentencePiece: {reason_of(error)}", _HINT) from None
+        raise CheckpointError(f"{model} is not a SentencePiece model: {reason_of(error)}", _HINT) from None
     encode: Callable[[str], list[int]] = processor.encode
     return encode
 
@@ -229,14 +228,14 @@ def _special_token(checkpoint: Checkpoint, settings: Mapping[str, Any], key: str
 
 def _notes(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], bos: str | None) -> tuple[str, ...]:
     """Return a note if the settings and the tokenizer disagree on whether a text begins with `bos`."""
-    asked = settings.get("add_bos_token")
-    if not isinstance(asked, bool) or bos is None:
+    wanted = settings.get("add_bos_token")
+    if not isinstance(wanted, bool) or bos is None:
         return ()
     begins = backend.encode("a").ids[:1] == [backend.token_to_id(bos)]
-    if begins == asked:
+    if begins == wanted:
         return ()
     does = "puts" if begins else "does not put"
     return (
-        f"tokenizer_config.json has add_bos_token {str(asked).lower()}, and tokenizer.json {does} {bos} in "
+        f"tokenizer_config.json has add_bos_token {str(wanted).lower()}, and tokenizer.json {does} {bos} in "
         "front; tokenizer.json is followed.",
     )

@@ -115,17 +115,19 @@ class Weights:
         failures = []
         for names in foreign.name_variants(stored):
             places = _locate(self._model, tensors, names)
-            twins = _tied_sources(self._model, places)
+            tied = _tied_sources(self._model, places)
             taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
-            missing = tensors.keys() - places.keys() - twins.keys()
-            if missing := missing and missing - set(self._unused()):
+            missing = tensors.keys() - places.keys() - tied.keys()
+            if missing:
+                missing -= set(self._unused())
+            if missing:
                 failures.append(foreign.missing_error(self._where, missing, places, stored.keys() - taken))
             else:
-                fitting.append((len(stored) - len(taken), places, twins))
+                fitting.append((len(stored) - len(taken), places, tied))
         if not fitting:
             raise failures[0]
-        _, places, twins = min(fitting, key=lambda one: one[0])
-        _tie(self._model, tensors, places, twins)
+        _, places, tied = min(fitting, key=lambda one: one[0])
+        _tie(self._model, tensors, places, tied)
         return places
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -176,8 +178,8 @@ class Weights:
         """
         made: dict[Tensor, nn.Parameter] = {}
         replaced = []
-        left = set() if exclude is None else set(exclude.modules())
-        for owner in (owner for owner in module.modules() if owner not in left):
+        excluded = set() if exclude is None else set(exclude.modules())
+        for owner in (owner for owner in module.modules() if owner not in excluded):
             for name, tensor in list(owner.named_parameters(recurse=False)):
                 if tensor not in made:
                     made[tensor] = nn.Parameter(self.read(tensor).to(dtype), requires_grad=False)
@@ -245,25 +247,25 @@ def _tied_sources(model: Any, places: Collection[str]) -> dict[str, str]:
     Some published checkpoints say only in their text configuration that the head is tied to the embedding,
     where some classes of transformers do not look.
     """
-    tied = dict(model.all_tied_weights_keys)
+    keys = dict(model.all_tied_weights_keys)
     if getattr(model.config.text_config, "tie_word_embeddings", False):
-        tied |= model._tied_weights_keys or {}
+        keys |= model._tied_weights_keys or {}
     groups: dict[str, list[str]] = {}
-    for target, source in tied.items():
+    for target, source in keys.items():
         groups.setdefault(source, [source]).append(target)
-    twins: dict[str, str] = {}
+    tied: dict[str, str] = {}
     for names in groups.values():
-        twin = next((name for name in names if name in places), None)
-        twins |= {name: twin for name in names if twin is not None and name not in places}
-    return twins
+        stored = next((name for name in names if name in places), None)
+        tied |= {name: stored for name in names if stored is not None and name not in places}
+    return tied
 
 
-def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], twins: Mapping[str, str]) -> None:
+def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], tied: Mapping[str, str]) -> None:
     """Replace each parameter that is not stored by the stored one that it is tied to."""
-    for name, twin in twins.items():
+    for name, source in tied.items():
         owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, tensors[twin])
-        tensors[name], places[name] = tensors[twin], places[twin]
+        setattr(model.get_submodule(owner), attribute, tensors[source])
+        tensors[name], places[name] = tensors[source], places[source]
 
 
 def _read(place: StoredTensor) -> Tensor:

@@ -98,9 +98,8 @@ class TokenPruner(Pruner):
         layout, always_kept = self.features.layout, self.features.always_kept
         count = symbolic_size(keep_tokens, layout.visual_tokens)
         tokens = self.projector(vision_features) if self.projects_first else vision_features
-        indices = self.pruner.select(
-            tokens[:, always_kept:], self.method_inputs(signals), count, layout
-        )  # [T, K]
+        known = self.method_inputs(signals)
+        indices = self.pruner.select(tokens[:, always_kept:], known, count, layout)  # [T, K]
         kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
         return (kept if self.projects_first else self.projector(kept)), indices
 
@@ -141,7 +140,7 @@ class Embedding(nn.Module):
         """Look up the text tokens and insert the visual tokens."""
         placeholder = input_ids == self.image_token_id  # [B, S]
         text = self.embed_tokens(input_ids.masked_fill(placeholder, 0) if self.is_beyond else input_ids)
-        order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT sums up floats only; exact to 2**24
+        order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT's CumSum takes floats; exact to 2**24
         is_visual = placeholder & (order < image_features.shape[0])
         order = torch.where(is_visual, order, image_features.shape[0])
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])

@@ -59,11 +59,9 @@ class _Merge:
     def _merged_output(self) -> ir.Value | None:
         """Return the value that holds the output with merged heads, [B, S, H Dh]; None without a match."""
         transpose = _consumer(self._node.outputs[0], "Transpose")
-        reshape = (
-            _consumer(transpose.outputs[0], "Reshape")
-            if transpose and _swaps_heads_and_tokens(transpose)
-            else None
-        )
+        if transpose is None or not _swaps_heads_and_tokens(transpose):
+            return None
+        reshape = _consumer(transpose.outputs[0], "Reshape")
         found = reshape.outputs[0] if reshape else None
         return found if found is not None and len(found.shape or ()) == 3 else None
 

@@ -92,9 +92,7 @@ class Segment(nn.Module):
         mask = causal_mask(length, before, hidden.dtype)
         cache = GraphCache(past, attention_layers(self.span)[0])
         rotary = self.rotary_emb(hidden, position_ids)
-        recorder = (
-            Recorder(self.pruner.rows, maximum=_reads_head_maximum(self.pruner)) if self.pruner else None
-        )
+        recorder = _recorder(self.pruner) if self.pruner else None
         for half in self.span:
             layer = self.layers[str(half // 2)]
             if half % 2:
@@ -117,9 +115,9 @@ class Segment(nn.Module):
         return (hidden, scores, *cache.present)
 
 
-def _reads_head_maximum(pruner: LayerPruner) -> bool:
-    """Return whether a method reads all queries' probabilities as the maximum over heads."""
-    return pruner.rows == "all" and pruner.heads == "max"
+def _recorder(pruner: LayerPruner) -> Recorder:
+    """Return a recorder of the attention that a method reads."""
+    return Recorder(pruner.rows, maximum=pruner.rows == "all" and pruner.heads == "max")
 
 
 def _pick(layer: nn.Module, names: Sequence[str]) -> nn.ModuleDict:

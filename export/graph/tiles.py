@@ -106,9 +106,8 @@ class TilePruner(Pruner):
         newlines = self.image_newline.expand(newline_places.shape[0], -1)  # [R, D]
         rows = torch.cat([kept, newlines])
         keys = torch.cat([torch.where(places < 0, _BEHIND, places), newline_places]).float()
-        order = keys.topk(
-            symbolic_size(image_tokens, keys.shape[0]), largest=False
-        ).indices  # ascending by place
+        count = symbolic_size(image_tokens, keys.shape[0])
+        order = keys.topk(count, largest=False).indices  # ascending by place
         return rows.index_select(0, order)
 
 

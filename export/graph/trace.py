@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphInput", "map_inputs", "named_tensors", "trace"]
 
-# Vectors and scalars of at most so many bytes get their values before the optimiser runs, so that they can be
-# folded.
+# Vectors of at most so many bytes get their values before the optimiser runs, so that it can fold them.
 _SMALL_BYTES = 1 << 16
 
 

@@ -100,9 +100,8 @@ class DecoderGraph:
         """
         graph, start = self._model.graph, piece.start
         for value in (start, piece.outputs[0]):
-            if (
-                not value.is_graph_input() and not value.is_graph_output()
-            ):  # the graph's own have both already
+            # Inputs and outputs of the graph have a type and a shape already.
+            if not value.is_graph_input() and not value.is_graph_output():
                 value.type, value.shape = self._stream.type, self._stream.shape
         inputs = [start, *_other_inputs(start, piece.outputs)]
         cut = ir.Model(convenience.extract(graph, inputs, piece.outputs), ir_version=self._model.ir_version)

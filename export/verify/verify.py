@@ -83,29 +83,32 @@ def verify(
         ParityError: A difference is larger than the tolerance.
     """
     manifest, pruner = bundle.manifest, methods[0]
-    check, run = Check(manifest.dtype, report), GraphRunner(bundle, low_memory=scope == "layers")
+    check, runner = Check(manifest.dtype, report), GraphRunner(bundle, low_memory=scope == "layers")
     shown = verify_samples(features)
     # The first prompt shows both images pruned, the second the first image unpruned.
     keeps = (Keep(manifest.pruning.keep_tokens), Keep(features.layout.visual_tokens))
     cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], shown[0])]
-    encoded = run.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
+    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
     feeds: list[Arrays] = []
     for (keep, sample), vision in zip(cases, [*encoded, encoded[0]], strict=True):
         named = {"vision_features": vision["image_features"]} | {n: vision[n] for n in pruner.signals}
         feeds.append(sample.pruner_feeds(manifest.pruning, keep) | named)
     large = resampled_case(manifest, features, pruner.signals, encoded[0]["image_features"].shape[-1])
-    pruned = run.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
-    parts = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
-    prompts = [verify_prompt(manifest, [len(p["image_features"]) for p in part]) for part in parts]
-    embedded = run.run(
+    pruned = runner.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
+    by_prompt = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
+    prompts = [verify_prompt(manifest, [len(p["image_features"]) for p in outputs]) for outputs in by_prompt]
+    embedded = runner.run(
         "embedding",
         [
-            {"input_ids": ids.numpy(), "image_features": np.concatenate([p["image_features"] for p in part])}
-            for ids, part in zip(prompts, parts, strict=True)
+            {
+                "input_ids": ids.numpy(),
+                "image_features": np.concatenate([p["image_features"] for p in outputs]),
+            }
+            for ids, outputs in zip(prompts, by_prompt, strict=True)
         ],
     )
     mixed = (large, pruned[-1]) if large else None
-    results = _GraphResults(shown, prompts, encoded, feeds[: len(shown)], parts[0], embedded[0], mixed)
+    results = _GraphResults(shown, prompts, encoded, feeds[: len(shown)], by_prompt[0], embedded[0], mixed)
     model, weights = open_model(checkpoint)
     model.float()  # the reference is always float32
     decoder, cuts = model.model.language_model, methods[1]
@@ -114,7 +117,7 @@ def verify(
             embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
         free_memory()
         family = models.family(checkpoint.model_type)
-        compare_layers(check, run, family.parts(model), weights, cuts, embedded_prompt)
+        compare_layers(check, runner, family.parts(model), weights, cuts, embedded_prompt)
         return Parity(verified=True, rows=tuple(check.rows), scope=scope)
     visual = [ids == manifest.text.image_token_id for ids in prompts]
     limit = manifest.decoder.context_limit
@@ -131,10 +134,10 @@ def verify(
         reference = compute_reference(parts, embeds, is_visual, manifest, cuts, unpruned)
     free_memory()
     given = [
-        (part["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
-        for part, row, places in zip(embedded, visual, fitting, strict=True)
+        (outputs["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
+        for outputs, row, places in zip(embedded, visual, fitting, strict=True)
     ]
-    compare_decoder(check, run, given, reference)
+    compare_decoder(check, runner, given, reference)
     return Parity(verified=True, rows=tuple(check.rows))
 
 
@@ -239,8 +242,7 @@ def _compare_inputs(
         for choice, indices in zip((kept, from_graph, from_torch), tokens, strict=True):
             choice.append(indices)
     tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
-    # A graph projects in its own precision, so a method that reads projected tokens sees slightly different
-    # ones.
+    # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
     check.kept("token_pruner keep_indices", kept, from_graph, tolerance if wrapper.projects_first else 0.0)
     check.kept("kept set", kept, from_torch, tolerance)
 

@@ -24,13 +24,14 @@ from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.program import GATHERED
 from visprune.export.graph.segments import Segment, SegmentPruner, attention_layers, cuts_of, spans
 from visprune.export.models.parts import Parts, cache_shape
-from visprune.export.verify.compare import Arrays, Check, GraphRunner
+from visprune.export.verify.compare import Arrays, Check, GraphRunner, relative_difference
 from visprune.manifest import LayerPruning, Manifest
 from visprune.pruning.base import LayerPruner
 
 __all__ = ["Reference", "Step", "compare_decoder", "compare_pruner", "compute_reference"]
 
 NEW_TOKENS = 8
+"""Greedy tokens that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class _SegmentChain:
 
 def compare_decoder(
     check: Check,
-    run: GraphRunner,
+    runner: GraphRunner,
     prompts: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
     reference: Reference,
 ) -> None:
@@ -157,7 +158,7 @@ def compare_decoder(
 
     Args:
         check: Collects the comparisons.
-        run: Runs the bundle's graphs.
+        runner: Runs the bundle's graphs.
         prompts: Input embeddings [1, S, D] and `is_visual` [1, S] of the pruned prompt and of the unpruned
             one.
         reference: PyTorch's results.
@@ -165,7 +166,7 @@ def compare_decoder(
     Raises:
         ParityError: A difference is larger than the tolerance.
     """
-    manifest = run.bundle.manifest
+    manifest = runner.bundle.manifest
     tokens = [embed.numpy() for embed in reference.embeds]
     pruned, whole = (
         _sequence(embeds, visual, later)
@@ -174,9 +175,9 @@ def compare_decoder(
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
             point = _prune_point(stage.inputs["keep_tokens"])
-            compare_pruner(check, run, pruned, reference.scores[point], reference.kept[point], point)
+            compare_pruner(check, runner, pruned, reference.scores[point], reference.kept[point], point)
         elif stage.graph.startswith("decoder"):
-            scores = _run_graph(run, stage.graph, [pruned, whole])
+            scores = _run_graph(runner, stage.graph, [pruned, whole])
             if "token_scores" in stage.outputs:
                 point = _prune_point(stage.outputs["token_scores"])
                 visual = torch.from_numpy(pruned[0].is_visual)
@@ -186,11 +187,11 @@ def compare_decoder(
     check.close("prefill logits, nothing pruned", whole[0].hidden, reference.unpruned, note)
     check.close("prefill logits, pruned", pruned[0].hidden[0], reference.logits[:1])
     wrong, worst, tolerance = 0, 0.0, check.tolerance
-    for step, want in zip(pruned, reference.logits.numpy(), strict=True):
+    for step, want in zip(pruned, reference.logits, strict=True):
         got = step.hidden.astype(np.float32)[0, -1]
-        scale = float(np.abs(want).max()) or 1.0
-        worst = max(worst, float(np.abs(got - want).max()) / scale)
+        worst = max(worst, relative_difference(got, want))
         # Another token counts as wrong only if PyTorch's logit of it is lower by more than rounding explains.
+        scale = float(want.abs().max()) or 1.0
         wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * tolerance
     check.add("decode logits", worst, tolerance, f"{NEW_TOKENS - 1} cached steps")
     check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
@@ -209,18 +210,18 @@ def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArr
     return steps + [Step(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
 
 
-def _run_graph(run: GraphRunner, graph: str, sequences: list[list[Step]]) -> NDArray[Any]:
+def _run_graph(runner: GraphRunner, graph: str, sequences: list[list[Step]]) -> NDArray[Any]:
     """Run all steps of the sequences through one graph, in place.
 
     Returns:
         The scores [1, S] of the first prompt; an empty array if the graph computes none.
     """
-    manifest = run.bundle.manifest
+    manifest = runner.bundle.manifest
     facts = manifest.decoder
     empty = np.zeros((1, facts.num_kv_heads, 0, facts.head_dim), facts.cache_dtype)
     names = [spec.name for spec in manifest.graphs[graph].inputs]
     scores: list[NDArray[Any]] = []
-    with run.opened(graph) as infer:
+    with runner.opened(graph) as infer:
         for steps in sequences:
             cache: Arrays = {}
             for step in steps:
@@ -237,7 +238,7 @@ def _run_graph(run: GraphRunner, graph: str, sequences: list[list[Step]]) -> NDA
 
 
 def compare_pruner(
-    check: Check, run: GraphRunner, steps: list[Step], scores: Tensor, wanted: Tensor, point: int
+    check: Check, runner: GraphRunner, steps: list[Step], scores: Tensor, wanted: Tensor, point: int
 ) -> None:
     """Run the segment pruner on the reference's scores; its choice must be exactly the reference's.
 
@@ -245,7 +246,7 @@ def compare_pruner(
 
     Args:
         check: Collects the comparisons.
-        run: Runs the bundle's graphs.
+        runner: Runs the bundle's graphs.
         steps: A prompt and the steps after it, as they reach the prune point.
         scores: The reference's scores of the prompt's tokens, [1, S].
         wanted: Indices of the tokens that the reference kept, [1, S'].
@@ -262,7 +263,7 @@ def compare_pruner(
         "token_scores": scores.numpy(),
         "keep_tokens": np.array(kept.shape[1]),
     }
-    (out,) = run.run("segment_pruner", [feeds])
+    (out,) = runner.run("segment_pruner", [feeds])
     check.kept(f"prune point {point} keep_indices", list(out["keep_indices"]), list(wanted.numpy()), 0.0)
     chosen = out["keep_indices"][0]
     wrong = sum(not np.array_equal(out[f"kept_{name}"], feeds[name][:, chosen]) for name in GATHERED)
@@ -270,7 +271,7 @@ def compare_pruner(
     prompt.hidden = prompt.hidden[:, kept[0]]
     prompt.position_ids = prompt.position_ids[:, kept[0]]
     prompt.is_visual = prompt.is_visual[:, kept[0]]
-    inside = run.bundle.manifest.layer_pruning
+    inside = runner.bundle.manifest.layer_pruning
     if inside is not None and inside.positions == "renumbered":
         for index, step in enumerate(steps):
             start = kept.shape[1] + index - 1 if index else 0

@@ -35,7 +35,7 @@ LENGTH = 64
 
 def compare_layers(
     check: Check,
-    run: GraphRunner,
+    runner: GraphRunner,
     parts: Parts,
     weights: Weights,
     cuts: Cuts,
@@ -45,7 +45,7 @@ def compare_layers(
 
     Args:
         check: Collects the comparisons.
-        run: Runs the bundle's graphs.
+        runner: Runs the bundle's graphs.
         parts: Modules of the checkpoint, with their parameters on the meta device.
         weights: The values of these parameters.
         cuts: How the decoder is cut.
@@ -55,7 +55,7 @@ def compare_layers(
         ParityError: A difference is larger than the tolerance.
         ExportError: The layers of a graph cannot be told apart.
     """
-    manifest = run.bundle.manifest
+    manifest = runner.bundle.manifest
     inside = manifest.layer_pruning
     steps = _steps(*prompt, manifest.dtype, min(LENGTH, manifest.decoder.context_limit - 1))
     visual = int(steps[0].is_visual.sum())
@@ -63,7 +63,7 @@ def compare_layers(
     names = [stage.graph for stage in manifest.stages if stage.graph.startswith("decoder")]
     found = spans(manifest.decoder.num_layers, cuts.places)
     for point, (name, span) in enumerate(zip(names, found, strict=True)):
-        graph = DecoderGraph(run.bundle, name, span)
+        graph = DecoderGraph(runner.bundle, name, span)
         pruner = cuts.pruner if point < len(left) else None
         for piece in graph.pieces:
             last = piece is graph.pieces[-1]
@@ -84,7 +84,7 @@ def compare_layers(
         check.close(f"{name} token_scores", got[0]["token_scores"][steps[0].is_visual], scores[marked])
         hidden, positions = torch.from_numpy(steps[0].hidden), torch.from_numpy(steps[0].position_ids)
         *_, kept = SegmentPruner()(hidden, positions, marked, scores, torch.tensor(left[point]))
-        compare_pruner(check, run, steps, scores, kept, point)
+        compare_pruner(check, runner, steps, scores, kept, point)
 
 
 @dataclass(frozen=True, slots=True)

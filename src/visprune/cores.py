@@ -1,13 +1,14 @@
-"""What the machine has: cores that this process may use, how they add up small integers, and memory."""
+"""The processor and memory of this machine: usable cores, the processor's name and flags, and free memory."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_memory", "sums_may_overflow", "usable_cores"]
+__all__ = ["available_memory", "processor_flags", "processor_name", "sums_may_overflow", "usable_cores"]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -16,10 +17,10 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Physical cores within the affinity mask and the container's quota; at least 1.
+    """Return the number of physical cores within the affinity mask and the container's quota; at least 1.
 
     Two hardware threads of one core share its arithmetic units, which matrix products keep busy, so
-    they count once.
+    they count as one core.
     """
     logical = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_siblings(cpu) for cpu in logical})
@@ -36,7 +37,7 @@ def _siblings(cpu: int) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that could be had without swapping; None where the system does not say."""
+    """Return how many bytes can be allocated without swapping; None if the system does not tell."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -44,15 +45,35 @@ def available_memory() -> int | None:
         return None
 
 
-def sums_may_overflow() -> bool:
-    """Whether products of bytes are added up in 16 bits, as by x86 processors without VNNI.
+def processor_name() -> str:
+    """Return the name of the processor, or of its architecture if the system does not tell the name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
-    False where the system does not say.
+
+def processor_flags() -> tuple[str, ...]:
+    """Return the instruction set extensions of the processor, such as "avx2"; empty if they are not known."""
+    found = _cpuinfo()
+    return tuple((found.get("flags") or found.get("Features", "")).split())
+
+
+def sums_may_overflow() -> bool:
+    """Return whether products of bytes are added up in 16 bits, as on x86 processors without VNNI.
+
+    It is False if the system does not tell.
     """
+    flags = _cpuinfo().get("flags")  # of x86 only
+    return flags is not None and "vnni" not in flags
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the fields that Linux tells of the first processor; an empty dictionary on other systems."""
     try:
-        flags = next(
-            line for line in _CPUINFO.read_text(encoding="utf-8").splitlines() if line.startswith("flags")
-        )
-    except (OSError, StopIteration):
-        return False
-    return "vnni" not in flags
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip(), value.strip())
+    return found

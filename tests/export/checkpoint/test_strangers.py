@@ -207,7 +207,7 @@ class TestTokenizer:
             sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model")).encode(f" {text}")
         )
         (path / "tokenizer.model").write_bytes(b"no model")
-        refused(CheckpointError, "no model of SentencePiece", path)
+        refused(CheckpointError, "is not a SentencePiece model", path)
 
     def test_a_pointer_of_git_lfs(self, copy):
         for name in ("tokenizer.json", "config.json", "model.safetensors"):
