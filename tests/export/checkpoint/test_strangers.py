@@ -378,7 +378,7 @@ class TestWeights:
             ("model.gguf", "GGUF"),
             ("flax_model.msgpack", "Flax"),
             ("weights.npz", "MLX"),
-            ("other.safetensors", "no name"),
+            ("other.safetensors", "transformers does not read"),
         ],
     )
     def test_files_of_another_framework(self, name, words, copy):
