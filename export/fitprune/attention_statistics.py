@@ -91,7 +91,7 @@ class DecoderPass:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSample:
-    """An image and a prompt before the first decoder layer; implements `recipe_task.Sample`."""
+    """An image and a prompt in front of the decoder; see `recipe_task.FitSample`."""
 
     first: DecoderPass
 

@@ -1,4 +1,8 @@
-"""The processor and memory of this machine: usable cores, the processor's name and flags, and free memory."""
+"""Processor cores and memory that this process may use, read from Linux's own files.
+
+The runtime sets threads and refuses models that are too large by these numbers, so this module starts no
+other program. `visprune.machine` describes the machine itself: its GPU, CUDA, total memory, and Jetson.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 def usable_cores() -> int:
     """Return the number of physical cores within the affinity mask and the container's quota; at least 1.
 
-    Two hardware threads of one core share its arithmetic units, which matrix products keep busy, so
-    they count as one core.
+    Two hardware threads of one core share its arithmetic units, which matrix products keep busy, so they
+    count once.
     """
     logical = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_siblings(cpu) for cpu in logical})
@@ -37,7 +41,7 @@ def _siblings(cpu: int) -> str:
 
 
 def available_memory() -> int | None:
-    """Return how many bytes can be allocated without swapping; None if the system does not tell."""
+    """Return the bytes of memory that are available without swapping; None if the system does not say."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -45,8 +49,17 @@ def available_memory() -> int | None:
         return None
 
 
+def sums_may_overflow() -> bool:
+    """Return whether the processor adds up products of bytes in 16 bits, as x86 without VNNI does.
+
+    False if the system does not say.
+    """
+    flags = _cpuinfo().get("flags")  # of x86 only
+    return flags is not None and "vnni" not in flags
+
+
 def processor_name() -> str:
-    """Return the name of the processor, or of its architecture if the system does not tell the name."""
+    """Return the name of the processor, or of its architecture if the system does not say the name."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
@@ -54,15 +67,6 @@ def processor_flags() -> tuple[str, ...]:
     """Return the instruction set extensions of the processor, such as "avx2"; empty if they are not known."""
     found = _cpuinfo()
     return tuple((found.get("flags") or found.get("Features", "")).split())
-
-
-def sums_may_overflow() -> bool:
-    """Return whether products of bytes are added up in 16 bits, as on x86 processors without VNNI.
-
-    It is False if the system does not tell.
-    """
-    flags = _cpuinfo().get("flags")  # of x86 only
-    return flags is not None and "vnni" not in flags
 
 
 def _cpuinfo() -> dict[str, str]:
