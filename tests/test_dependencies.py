@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).resolve().parents[1] / "src" / "visprune"
+from imports import PACKAGE, graph, imports, modules, room_of, rooms
 
 # The rooms, lowest first. A room is the files of one folder, without those of the folders in it. They import
 # from their own room and from rooms before it; rooms on one line know nothing of each other.
@@ -48,57 +43,8 @@ MAY_IMPORT = {
     "estimate": {"core", "pruning", "runtime", "export", "estimate"},
 }
 
-# `import visprune` and the command line: the files beside the core that offer everything, each lazily.
-FACE = {"visprune", "visprune.__main__", "visprune.cli"}
-
 # Never, not even inside a function: they are not installed where a bundle runs.
 HEAVY = {"onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
-
-
-@cache
-def modules() -> dict[str, Path]:
-    """Every module of the package; links are followed one level, as they lead to the root folders."""
-    found = {}
-    for entry in sorted(PACKAGE.iterdir()):
-        files = sorted(entry.rglob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
-        for file in files:
-            parts = file.relative_to(PACKAGE).with_suffix("").parts
-            found[".".join(["visprune", *(part for part in parts if part != "__init__")])] = file
-    return found
-
-
-def imports(file: Path) -> Iterator[str]:
-    """Dotted names that a file imports, in functions and for types too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} has a relative import"
-            # `from visprune.export import models` names a module too.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@cache
-def graph() -> dict[str, set[str]]:
-    """By module, the modules of visprune that it imports."""
-    found: dict[str, set[str]] = {}
-    for module, file in modules().items():
-        found[module] = set()
-        for imported in imports(file):
-            parts = imported.split(".")
-            known = [
-                ".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in modules()
-            ]
-            found[module] |= set(known[:1]) - {module}
-    return found
-
-
-def room_of(module: str) -> str:
-    if module in FACE:
-        return "face"
-    parts = module.split(".")[1:]
-    folder = parts if modules()[module].name == "__init__.py" else parts[:-1]
-    return ".".join(folder) or "core"
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
@@ -137,6 +83,10 @@ def test_every_module_has_its_room():
 
 def test_no_files_import_each_other_in_a_circle():
     assert circle(graph()) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    assert circle(rooms()) == []
 
 
 def test_a_circle_is_found():

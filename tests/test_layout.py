@@ -81,6 +81,13 @@ def test_the_wheel_holds_the_demo_model(wheel):
         )
 
 
+def test_the_wheel_holds_the_templates_of_the_report_page(wheel):
+    files = [path for path in (ROOT / "bench" / "report" / "page" / "templates").iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".css", ".jinja"}
+    for path in files:
+        assert wheel[f"visprune/{path.relative_to(ROOT).as_posix()}"] == path.read_bytes()
+
+
 def test_the_wheel_holds_nothing_but_the_package(wheel):
     tops = {name.split("/")[0] for name in wheel}
     assert tops == {"visprune", f"visprune-{visprune.__version__}.dist-info"}

@@ -1,7 +1,7 @@
-"""Energy, where something counts it.
+"""Counters of energy: RAPL for processors, NVML for GPUs, tegrastats for Jetsons.
 
-Each counter gives joules since some moment, of a whole processor, GPU or board and not of a process: what
-else runs there is in it, and so is what they use while they wait.
+Each counts joules of a whole processor, GPU or board, not of a process: the energy of other processes and of
+idle times is included. Only the difference of two readings has a meaning.
 """
 
 from __future__ import annotations
@@ -24,40 +24,44 @@ __all__ = ["Counter", "NoCounter", "Rapl", "Tegrastats", "counter", "watts"]
 _POWERCAP = Path("/sys/class/powercap")
 _TEGRASTATS_MS = 50
 
-# 'VDD_IN 4874mW/4874mW', and on old boards 'POM_5V_IN 1522/1522': now, and the average.
+# Power now and its average: 'VDD_IN 4874mW/4874mW', and on old boards 'POM_5V_IN 1522/1522', in mW too.
 _RAIL = re.compile(r"\b((?:VDD|VIN|POM)_\w+) (\d+)(?:mW)?/\d+")
-_WHOLE_BOARD = ("VDD_IN", "POM_5V_IN")  # the others are parts of it
+_WHOLE_BOARD = ("VDD_IN", "POM_5V_IN")  # the other rails are parts of these
 
 
 class Counter(Protocol):
-    """Something that counts energy."""
+    """A counter of energy.
+
+    Attributes:
+        about: Name of the counter and what it covers, or why there is none.
+    """
 
     about: str
 
     def joules(self) -> float | None:
-        """Since some moment."""
+        """Return the energy used since a fixed moment; None if it is not known."""
 
 
 class NoCounter:
-    """Where nothing does.
+    """The absence of a counter.
 
     Args:
-        about: Why.
+        about: Why there is none.
     """
 
     def __init__(self, about: str) -> None:
         self.about = about
 
     def joules(self) -> float | None:
-        """Not known."""
+        """Return None."""
         return None
 
 
 class Rapl:
-    """The counters of Intel and AMD processors, through Linux's powercap: all packages, without memory.
+    """The counters of Intel and AMD processors, read from Linux's powercap: all packages, without memory.
 
     Args:
-        zones: Directories of the packages.
+        zones: Directories of the packages in powercap.
     """
 
     def __init__(self, zones: list[Path]) -> None:
@@ -67,7 +71,10 @@ class Rapl:
         self._total = 0
 
     def joules(self) -> float | None:
-        """Since this was made; a counter that has begun anew has done so once."""
+        """Return the energy used since this object was made.
+
+        A counter smaller than at the last call has overflowed; it is taken to have done so once.
+        """
         for zone, most in self._zones.items():
             now = _number(zone / "energy_uj")
             step = now - self._last[zone]
@@ -77,10 +84,10 @@ class Rapl:
 
 
 class Tegrastats:
-    """A Jetson's power, added up from what `tegrastats` prints every 50 ms.
+    """The energy of a Jetson: the power that `tegrastats` prints every 50 ms, summed over time in a thread.
 
     Args:
-        lines: What it prints.
+        lines: The output of tegrastats.
     """
 
     about = f"tegrastats every {_TEGRASTATS_MS} ms, the module"
@@ -97,12 +104,12 @@ class Tegrastats:
             last = now
 
     def joules(self) -> float | None:
-        """Since this was made."""
+        """Return the energy used since this object was made."""
         return self._joules
 
 
 def watts(line: str) -> float:
-    """The power that a line of tegrastats tells: of the whole board, or else of all its rails."""
+    """Return the watts in a line of tegrastats: those of the whole board, or else the sum of its rails."""
     rails = {name: int(value) / 1e3 for name, value in _RAIL.findall(line)}
     whole = [rails[name] for name in _WHOLE_BOARD if name in rails]
     return whole[0] if whole else sum(rails.values())
@@ -110,11 +117,11 @@ def watts(line: str) -> float:
 
 @contextmanager
 def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
-    """What counts energy here.
+    """Yield the counter of energy of this machine.
 
     Args:
-        gpu: The GPU that computes; None on the CPU.
-        powercap: Where Linux has the processor's counters.
+        gpu: The GPU that computes; None if the CPU does.
+        powercap: Directory of the processor's counters in Linux.
     """
     if gpu is not None and gpu.joules() is not None:
         yield _Nvml(gpu)
@@ -128,21 +135,21 @@ def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
                 process.kill()
         return
     if gpu is not None:
-        yield NoCounter("no counter: this GPU has none")
+        yield NoCounter(f"no counter: {gpu.why_no_energy}")
         return
     zones = sorted(zone for zone in powercap.glob("intel-rapl:*") if zone.name.count(":") == 1)
     zones = [zone for zone in zones if _name(zone).startswith("package")]
     if not zones:
         yield NoCounter("no counter: neither RAPL, NVML nor tegrastats")
     elif not all(os.access(zone / "energy_uj", os.R_OK) for zone in zones):
-        yield NoCounter("no counter: RAPL is there, and only root may read it")
+        yield NoCounter("no counter: only root may read RAPL")
     else:
         yield Rapl(zones)
 
 
 class _Nvml:
     def __init__(self, gpu: Gpu) -> None:
-        self.about = f"NVML, {gpu.name}"
+        self.about = f"NVML, {gpu.name or 'the GPU'}"
         self._gpu = gpu
 
     def joules(self) -> float | None:

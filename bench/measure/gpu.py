@@ -1,72 +1,72 @@
-"""What NVIDIA's driver counts, asked of its library NVML without a package: memory of a process, and energy.
+"""GPU memory of a process and energy of the GPU, as NVIDIA's driver counts them.
 
-Only the GPU that a process without `CUDA_VISIBLE_DEVICES` takes, the first one, is looked at. Never run here
-on a GPU, and not on a Jetson, whose driver has no NVML before JetPack 7.
+The driver is asked through its library NVML, by the package nvidia-ml-py (module pynvml), which the extras of
+GPU backends bring. Only the first GPU is asked: a process uses that one if `CUDA_VISIBLE_DEVICES` is not set.
+This has not been run on a GPU. A Jetson's driver has no NVML before JetPack 7.
 """
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+from visprune.errors import MissingExtraError
+from visprune.optional import require
 
 __all__ = ["Gpu"]
 
-_MOST_PROCESSES = 256
-_UNKNOWN = 2**64 - 1  # what NVML says of memory that it does not know
-
-
-class _Process(ctypes.Structure):
-    """`nvmlProcessInfo_t` of version 2 and later."""
-
-    _fields_ = (
-        ("pid", ctypes.c_uint),
-        ("used", ctypes.c_ulonglong),
-        ("instance", ctypes.c_uint),
-        ("compute_instance", ctypes.c_uint),
-    )
-
 
 class Gpu:
-    """The first GPU. Make it with `find`."""
+    """The first GPU of the machine. Make it with `find`.
 
-    def __init__(self, library: ctypes.CDLL, handle: ctypes.c_void_p) -> None:
-        self._library, self._handle = library, handle
+    Args:
+        nvml: The module pynvml, initialised. None if it is not installed; then nothing is known of the GPU.
+        handle: NVML's handle of the GPU.
+    """
+
+    def __init__(self, nvml: ModuleType | None, handle: Any = None) -> None:
+        self._nvml, self._handle = nvml, handle
 
     @classmethod
     def find(cls) -> Gpu | None:
-        """The first GPU; None where there is no driver or no GPU."""
-        with suppress(OSError, AttributeError):
-            library = ctypes.CDLL("libnvidia-ml.so.1")
-            handle = ctypes.c_void_p()
-            if library.nvmlInit_v2() == 0 and (
-                library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
-            ):
-                return cls(library, handle)
+        """Return the first GPU; None if there is no driver or no GPU."""
+        try:
+            nvml = require("pynvml", extra="gpu")
+        except MissingExtraError:
+            return cls(None)
+        with suppress(nvml.NVMLError):
+            nvml.nvmlInit()
+            return cls(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
         return None
 
     @property
-    def name(self) -> str:
-        """As the driver calls it."""
-        text = ctypes.create_string_buffer(96)
-        done = self._library.nvmlDeviceGetName(self._handle, text, len(text))
-        return text.value.decode("utf-8", "replace") if done == 0 else "NVIDIA GPU"
+    def name(self) -> str | None:
+        """Name that the driver gives it, such as 'NVIDIA GeForce RTX 4090'; None if it is not known."""
+        name = self._ask("nvmlDeviceGetName")
+        return None if name is None else str(name)
+
+    @property
+    def why_no_energy(self) -> str:
+        """Reason why `joules` returns None, if it does."""
+        return "this GPU has none" if self._nvml else "the package nvidia-ml-py is not installed"
 
     def joules(self) -> float | None:
-        """Used since the driver was loaded, by the whole GPU; None where it does not count."""
-        millijoules = ctypes.c_ulonglong()
-        with suppress(AttributeError):
-            call = self._library.nvmlDeviceGetTotalEnergyConsumption
-            if call(self._handle, ctypes.byref(millijoules)) == 0:
-                return millijoules.value / 1e3
-        return None
+        """Return the energy used since the driver was loaded, by the whole GPU; None if it is not counted."""
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else int(millijoules) / 1e3
 
     def process_bytes(self, pid: int) -> int | None:
-        """Memory of the GPU that a process has; None where the driver does not see it, as in containers."""
-        processes = (_Process * _MOST_PROCESSES)()
-        count = ctypes.c_uint(_MOST_PROCESSES)
-        with suppress(AttributeError):
-            call = self._library.nvmlDeviceGetComputeRunningProcesses_v3
-            if call(self._handle, ctypes.byref(count), processes) == 0:
-                known = {one.pid: int(one.used) for one in processes[: count.value] if one.used != _UNKNOWN}
-                return known.get(pid)
-        return None
+        """Return the GPU memory of a process; None if the driver does not know it, as in containers."""
+        # The name without a version raises an error that is no NVMLError where the driver is older.
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses_v3") or []
+        return next((one.usedGpuMemory for one in processes if one.pid == pid), None)
+
+    def _ask(self, function: str) -> Any:
+        """Call a function of NVML for this GPU; return None if there is no NVML or it reports an error."""
+        if self._nvml is None:
+            return None
+        try:
+            return getattr(self._nvml, function)(self._handle)
+        except self._nvml.NVMLError:
+            return None

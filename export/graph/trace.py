@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from visprune.export.checkpoint.weights import Weights
     from visprune.targets import Target
 
-__all__ = ["GraphInput", "map_inputs", "named_tensors", "trace"]
+__all__ = ["GraphInput", "is_small", "map_inputs", "named_tensors", "trace"]
 
 # Vectors of at most so many bytes get their values before the optimiser runs, so that it can fold them.
 _SMALL_BYTES = 1 << 16
@@ -149,13 +149,18 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors | dict(module.named_parameters(remove_duplicate=False))
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Return whether a weight is a vector so small that its values may be folded by the optimiser."""
+    return tensor.nbytes <= _SMALL_BYTES and tensor.dim() < 2
+
+
 def _lift_weights(model: ir.Model, tensors: dict[str, Tensor], weights: Weights) -> None:
     """Turn initialisers into graph inputs, except small ones, whose values are read now."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         if name not in tensors or value.const_value is None:
             continue
-        if tensors[name].nbytes <= _SMALL_BYTES and tensors[name].dim() < 2:
+        if is_small(tensors[name]):
             dtype = value.const_value.dtype
             tensor = weights.read(tensors[name])
             array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import _collected, _quick_traces, checkpoint
+from checkpoints import checkpoint
+from tracing import _collected, _quick_traces
 
 from visprune.bench.report.report import (
     SCHEMA_VERSION,

@@ -62,7 +62,7 @@ def test_refused_before_anything_is_computed(
     for name in (
         "runtime.pipeline.verify_files",
         "bench.comparison.verify",
-        "bench.evaluation.evaluator.verify",
+        "evaluation.evaluator.verify",
     ):
         monkeypatch.setattr(f"visprune.{name}", loads)
     code, out, err = call(verb, tiny_copy, "--system", text)

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from checkpoints import _collected, _quick_traces, checkpoint
+from checkpoints import checkpoint
 from small_graphs import ir, model, node, onnx, session
+from tracing import _collected, _quick_traces
 
 from visprune.engines.rewrite_graph import prepare
 from visprune.errors import EngineError

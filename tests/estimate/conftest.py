@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints import _collected, _quick_traces, checkpoint
+from checkpoints import checkpoint
+from tracing import _collected, _quick_traces
 
 __all__ = ["_collected", "_quick_traces", "checkpoint"]

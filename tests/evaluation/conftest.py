@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import _collected, _quick_traces, checkpoint
+from checkpoints import checkpoint
+from tracing import _collected, _quick_traces
 
 from visprune.demo import MODEL_DIR, held_out
 from visprune.evaluation import read_questions

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import gc
 import json
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+__all__ = ["Tiny", "checkpoint", "config", "pictures", "tokenizer", "write", "write_processor"]
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: "
@@ -169,36 +169,6 @@ def write_processor(tiny: Tiny, path: Path) -> None:
         num_additional_image_tokens=1 if tiny.tower == "clip" else 0,
     )
     processor.save_pretrained(path)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_traces():
-    """Let torch gather its operators once, where it does so for every graph: a fifth of a tiny export."""
-    from torch._export import utils
-    from torch.onnx._internal.exporter import _registration
-
-    gather, made = _registration.ONNXRegistry.from_torchlib, {}
-
-    def from_torchlib(*arguments, **options):
-        key = (arguments, tuple(options.items()))
-        if key not in made:
-            made[key] = gather(*arguments, **options)
-        registry = copy.copy(made[key])
-        registry.functions = {name: list(found) for name, found in registry.functions.items()}
-        return registry
-
-    utils._materialize_cpp_cia_ops()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
-        patch.setattr(utils, "_materialize_cpp_cia_ops", lambda: None)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _collected():
-    """What is imported stays; a collector that looks through it again and again takes another tenth."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

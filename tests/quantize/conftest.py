@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
-from checkpoints import _quick_traces, checkpoint, pictures
+from checkpoints import checkpoint, pictures
+from tracing import _quick_traces
 
 from visprune.bundle import Bundle
 from visprune.quantize import quantize

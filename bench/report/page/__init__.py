@@ -1,7 +1,8 @@
-"""One HTML file of a report: it needs no network, no script and no font but those of the reader.
+"""The report as one HTML file, which needs no network, no script and no font but the reader's own.
 
-Figures are inline SVG, each drawn twice, for a wide and for a narrow screen, and each with its numbers as a
-table. `svg` draws, one file a figure uses it, `document` puts the figures together.
+`document` collects the content and renders `templates/` with it. `figures` puts each figure together: its
+legend, its drawing as inline SVG (`bars` and `points`, on a canvas of `svg`), once for wide screens and once
+for narrow ones, and its numbers as a table (`tables`).
 """
 
 from __future__ import annotations

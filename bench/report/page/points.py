@@ -1,21 +1,21 @@
-"""Figures of points: accuracy by latency, latency by kept tokens, tokens by layer."""
+"""Drawings with two scales: accuracy by latency, latency by kept tokens, tokens by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visprune.bench.report.figures import milliseconds, tokens
+from visprune.bench.report.formatting import kept_tokens, milliseconds
+from visprune.bench.report.page.row_styles import RowStyles
 from visprune.bench.report.page.svg import NARROW, Canvas, Scale, spread_out, text_width
-from visprune.bench.report.page.symbols import Looks
 from visprune.bench.report.report import Row
 
-__all__ = ["front", "frontier", "layers", "pruned_inside", "tokens_and_time"]
+__all__ = ["draw_accuracy", "draw_latency", "draw_layers", "front", "pruned_inside"]
 
 _LEFT, _RIGHT, _TOP, _BELOW = 48, 16, 34, 50
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other is both faster and more often right than, fastest first."""
+    """Return the Pareto front: the rows that no other row beats in both time and accuracy, fastest first."""
     best, found = -1.0, []
     for row in sorted(rows, key=lambda row: (row.first_token.median, -_share(row))):
         if _share(row) > best:
@@ -28,15 +28,15 @@ def _share(row: Row) -> float:
     return row.accuracy.share if row.accuracy else 0.0
 
 
-def frontier(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
-    """Accuracy by time to the first token, with both spreads; the Pareto front is a line with numbers."""
+def draw_accuracy(rows: Sequence[Row], styles: RowStyles, width: float) -> Canvas:
+    """Draw accuracy by time to the first token, with both spreads; a numbered line is the Pareto front."""
     canvas = Canvas(width, 400 if width > NARROW else 330, "Accuracy by time to the first token")
     bottom = canvas.height - _BELOW
     x = Scale.of((v for r in rows for v in _ends(r)), _LEFT, width - _RIGHT, zero=False, ticks=_ticks(width))
     known = [row.accuracy for row in rows if row.accuracy]
     y = Scale.of((100 * v for a in known for v in (a.low, a.high)), bottom, _TOP, zero=False)
-    canvas.up(y, _LEFT, width - _RIGHT, "right answers, %")
-    canvas.across(x, _TOP, bottom, "time to the first token, ms")
+    canvas.y_axis(y, _LEFT, width - _RIGHT, "right answers, %")
+    canvas.x_axis(x, _TOP, bottom, "time to the first token, ms")
     best = front(rows)
     steps: list[tuple[float, float]] = []
     for row in best:
@@ -48,20 +48,20 @@ def frontier(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
         if row.accuracy:
             px, py = x(row.first_token.median), y(100 * row.accuracy.share)
             low, high = _ends(row)
-            canvas.line(x(low), py, x(high), py, f"whisker {looks.colour(row)}")
+            canvas.line(x(low), py, x(high), py, f"whisker {styles.colour(row)}")
             canvas.line(
-                px, y(100 * row.accuracy.low), px, y(100 * row.accuracy.high), f"whisker {looks.colour(row)}"
+                px, y(100 * row.accuracy.low), px, y(100 * row.accuracy.high), f"whisker {styles.colour(row)}"
             )
     for row in rows:
-        about = f"{row.name}: {milliseconds(row.first_token.median)} ms, {_share(row):.1%} right"
+        tooltip = f"{row.name}: {milliseconds(row.first_token.median)} ms, {_share(row):.1%} right"
         place = (x(row.first_token.median), y(100 * _share(row)))
-        canvas.mark(*place, looks.shape(row), f"mark {looks.colour(row)}", about)
+        canvas.mark(*place, styles.shape(row), f"mark {styles.colour(row)}", tooltip)
     _number(canvas, [(x(row.first_token.median), y(100 * _share(row))) for row in best], bottom)
     return canvas
 
 
 def _number(canvas: Canvas, places: Sequence[tuple[float, float]], bottom: float) -> None:
-    """Write 1, 2, ... beside points, where there is room."""
+    """Write 1, 2, ... next to points, where there is room."""
     taken: list[tuple[float, float]] = []
     around = ((0, -13), (-14, -4), (14, -4), (0, 22), (-14, 14), (14, 14), (0, -28), (-28, -4), (28, -4))
     for number, (px, py) in enumerate(places, 1):
@@ -79,14 +79,14 @@ def _number(canvas: Canvas, places: Sequence[tuple[float, float]], bottom: float
             taken.append((tx, ty))
 
 
-def tokens_and_time(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
-    """Time to the first token by visual tokens, a line for each method and precision."""
+def draw_latency(rows: Sequence[Row], styles: RowStyles, width: float) -> Canvas:
+    """Draw the time to the first token by visual tokens, with a line for each method and precision."""
     canvas = Canvas(width, 360 if width > NARROW else 300, "Time to the first token by visual tokens kept")
     bottom = canvas.height - _BELOW
     x = Scale.of((row.kept for row in rows), _LEFT, width - _RIGHT, zero=True, ticks=_ticks(width))
     y = Scale.of((row.first_token.p90 for row in rows), bottom, _TOP, zero=True)
-    canvas.up(y, _LEFT, width - _RIGHT, "time to the first token, ms")
-    canvas.across(x, _TOP, bottom, "visual tokens kept, mean over the layers of the LLM")
+    canvas.y_axis(y, _LEFT, width - _RIGHT, "time to the first token, ms")
+    canvas.x_axis(x, _TOP, bottom, "visual tokens kept, mean over the layers of the LLM")
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.role != "unpruned":
@@ -96,19 +96,19 @@ def tokens_and_time(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
         ends = [full[precision]] if precision in full else []
         known = sorted([*members, *ends], key=lambda row: row.kept)
         course = [(x(row.kept), y(row.first_token.median)) for row in known]
-        canvas.path(course, f"line {looks.colour(members[0])} {looks.dash(members[0])}")
+        canvas.path(course, f"line {styles.colour(members[0])} {styles.dashes(members[0])}")
     for row in rows:
         first = row.first_token
-        canvas.line(x(row.kept), y(first.p10), x(row.kept), y(first.p90), f"whisker {looks.colour(row)}")
+        canvas.line(x(row.kept), y(first.p10), x(row.kept), y(first.p90), f"whisker {styles.colour(row)}")
     for row in rows:
-        about = f"{row.name}: {tokens(row)} tokens, {milliseconds(row.first_token.median)} ms"
+        tooltip = f"{row.name}: {kept_tokens(row)} tokens, {milliseconds(row.first_token.median)} ms"
         place = (x(row.kept), y(row.first_token.median))
-        canvas.mark(*place, looks.shape(row), f"mark {looks.colour(row)}", about)
+        canvas.mark(*place, styles.shape(row), f"mark {styles.colour(row)}", tooltip)
     return canvas
 
 
 def pruned_inside(rows: Sequence[Row]) -> list[Row]:
-    """The rows that prune inside the LLM, one for each course of tokens."""
+    """Return the rows that prune inside the LLM; of rows with the same tokens in all layers, the first."""
     found: dict[tuple[int, ...], Row] = {}
     for row in rows:
         if row.prunes_inside:
@@ -116,8 +116,8 @@ def pruned_inside(rows: Sequence[Row]) -> list[Row]:
     return list(found.values())
 
 
-def layers(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
-    """Visual tokens that enter each layer, as steps; the name of a row stands at its end."""
+def draw_layers(rows: Sequence[Row], styles: RowStyles, width: float) -> Canvas:
+    """Draw the visual tokens that enter each layer, as steps; the name of a row stands at its end."""
     canvas = Canvas(width, 320 if width > NARROW else 290, "Visual tokens that enter each layer of the LLM")
     bottom = canvas.height - _BELOW
     names = [_short(row) for row in rows]
@@ -125,7 +125,7 @@ def layers(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
     count = len(rows[0].layer_tokens)
     x = Scale(0, count, _LEFT, right, _layer_step(count, right - _LEFT))
     y = Scale.of((max(row.layer_tokens) for row in rows), bottom, _TOP, zero=True)
-    canvas.up(y, _LEFT, right, "visual tokens")
+    canvas.y_axis(y, _LEFT, right, "visual tokens")
     for layer in range(0, count, int(x.step)):
         canvas.text(x(layer + 0.5), bottom + 17, str(layer), anchor="middle", style="tick")
     canvas.text((_LEFT + right) / 2, bottom + 38, "layer of the LLM, from 0", anchor="middle", style="axis")
@@ -133,21 +133,21 @@ def layers(rows: Sequence[Row], looks: Looks, width: float) -> Canvas:
         course: list[tuple[float, float]] = []
         for layer, held in enumerate(row.layer_tokens):
             course += [(x(layer), y(held) - index), (x(layer + 1), y(held) - index)]
-        canvas.path(course, f"line {looks.colour(row)} dash{index % 3}")
+        canvas.path(course, f"line {styles.colour(row)} dash{index % 3}")
     ends = [y(row.layer_tokens[-1]) for row in rows]
     for row, name, wanted, place in zip(rows, names, ends, spread_out(ends, 15, _TOP, bottom), strict=True):
-        canvas.line(right, wanted, right + 7, place, f"whisker {looks.colour(row)}")
-        canvas.text(right + 10, place + 4, name, style=f"label {looks.colour(row)}-text")
+        canvas.line(right, wanted, right + 7, place, f"whisker {styles.colour(row)}")
+        canvas.text(right + 10, place + 4, name, style=f"label {styles.colour(row)}")
     return canvas
 
 
 def _layer_step(count: int, width: float) -> int:
-    """Layers from one number to the next, so that they do not touch."""
+    """Return how many layers apart the labels must be so that they do not touch."""
     return next(step for step in (1, 2, 4, 5, 8, 10, 20, 50, 100) if step * width / count > 22)
 
 
 def _short(row: Row) -> str:
-    """A row's name without its precision, which does not change what is kept."""
+    """Return a row's name without its precision, which does not change which tokens are kept."""
     return row.name.rsplit(",", 1)[0][:22]
 
 

@@ -1,6 +1,7 @@
-"""SVG by small pieces: shapes, scales, and texts that keep out of each other's way.
+"""SVG drawings: shapes, scales with ticks, and labels that do not overlap.
 
-Colours and fonts are classes of the style sheet, so that one drawing serves light and dark.
+A `Canvas` collects shapes; `templates/parts.html.jinja` writes them as SVG and escapes every text. Colours
+and fonts are classes of the style sheet, so that one drawing serves light and dark.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Literal
 
-__all__ = ["NARROW", "WIDE", "Canvas", "Scale", "spread_out", "text_width"]
+__all__ = ["NARROW", "WIDE", "Canvas", "Scale", "Shape", "spread_out", "text_width"]
 
 WIDE, NARROW = 880, 344
-"""Widths of the two drawings of a figure, in pixels of the screen it is for."""
+"""Widths of the two drawings of a figure, in pixels, for wide and narrow screens."""
 
 _CHARACTER = 7.0  # pixels, a little more than the usual width of one in the style sheet's 12 px
 
@@ -22,7 +22,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 def text_width(text: str) -> float:
-    """Pixels that a label takes, rather too many than too few."""
+    """Estimate the width of a label in pixels, rather too large than too small."""
     return _CHARACTER * len(text)
 
 
@@ -35,7 +35,7 @@ class Scale:
         high: Value at `end`.
         start: Pixels.
         end: Pixels.
-        step: Between ticks.
+        step: Difference of the values of two ticks.
     """
 
     low: float
@@ -46,7 +46,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float], start: float, end: float, *, zero: bool, ticks: int = 5) -> Scale:
-        """A scale that holds some values, and 0 if wanted; its ends are ticks."""
+        """Return a scale from one tick to another that covers some values, and 0 if wanted."""
         known = [*values, *([0.0] if zero else [])]
         low, high = min(known), max(known)
         if high <= low:
@@ -57,11 +57,11 @@ class Scale:
         )
 
     def __call__(self, value: float) -> float:
-        """Pixels of a value."""
+        """Return the place of a value, in pixels."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Values, and how they are written."""
+        """Return the values of the ticks and their labels."""
         count = round((self.high - self.low) / self.step)
         decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
         return [(v, f"{v:.{decimals}f}") for v in (self.low + i * self.step for i in range(count + 1))]
@@ -72,75 +72,85 @@ def _round_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An element of a drawing.
+
+    Attributes:
+        tag: Name of the SVG element.
+        attributes: Attributes of the element, unescaped.
+        text: Content, of a `text` element.
+        tooltip: Text that browsers show under the pointer.
+    """
+
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+    tooltip: str = ""
+
+
 @dataclass(slots=True)
 class Canvas:
-    """A drawing that grows.
+    """A drawing to which shapes are added.
 
     Attributes:
         width: Pixels.
         height: Pixels.
-        label: What it shows, for those who do not see it.
+        label: Description for screen readers; without one they skip the drawing.
+        shapes: In the order in which they are drawn.
     """
 
     width: float
     height: float
-    label: str
-    _parts: list[str] = field(default_factory=list)
+    label: str = ""
+    shapes: list[Shape] = field(default_factory=list)
 
     def text(self, x: float, y: float, text: str, *, anchor: Anchor = "start", style: str = "label") -> None:
-        """A line of text; y is its baseline."""
-        place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}"'
-        self._parts.append(f"<text {place}>{escape(text)}</text>")
+        """Add a line of text; y is its baseline."""
+        self.shapes.append(
+            Shape("text", {**_pixels(x=x, y=y), "text-anchor": anchor, "class": style}, text=text)
+        )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
-        """A straight line."""
-        ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-        self._parts.append(f'<line {ends} class="{style}"/>')
+        """Add a straight line."""
+        self.shapes.append(Shape("line", {**_pixels(x1=x1, y1=y1, x2=x2, y2=y2), "class": style}))
 
     def path(self, points: Sequence[tuple[float, float]], style: str) -> None:
-        """Straight lines from point to point."""
+        """Add straight lines from point to point."""
         course = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self._parts.append(f'<polyline points="{course}" class="{style}"/>')
+        self.shapes.append(Shape("polyline", {"points": course, "class": style}))
 
-    def rect(self, x: float, y: float, width: float, height: float, style: str, about: str = "") -> None:
-        """A bar; `about` is shown under the pointer."""
-        size = f'x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}"'
-        self._parts.append(f'<rect {size} class="{style}">{_title(about)}</rect>')
+    def rect(self, x: float, y: float, width: float, height: float, style: str, tooltip: str = "") -> None:
+        """Add a bar."""
+        size = _pixels(x=x, y=y, width=max(0.0, width), height=height)
+        self.shapes.append(Shape("rect", {**size, "class": style}, tooltip=tooltip))
 
-    def mark(self, x: float, y: float, shape: int, style: str, about: str = "") -> None:
-        """A point: shape 0 is a circle, then square, triangle, diamond."""
-        self._parts.append(f'<path d="{_outline(x, y, shape % 4)}" class="{style}">{_title(about)}</path>')
+    def mark(self, x: float, y: float, shape: int, style: str, tooltip: str = "") -> None:
+        """Add a point: shape 0 is a circle, 1 a square, 2 a triangle, 3 a diamond, 4 a circle again."""
+        outline = _outline(x, y, shape % 4)
+        self.shapes.append(Shape("path", {"d": outline, "class": style}, tooltip=tooltip))
 
     def ring(self, x: float, y: float, radius: float, style: str) -> None:
-        """A circle around a point."""
-        self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{style}"/>')
+        """Add a circle around a point."""
+        self.shapes.append(Shape("circle", {**_pixels(cx=x, cy=y, r=radius), "class": style}))
 
-    def across(self, scale: Scale, y1: float, y2: float, title: str) -> None:
-        """A horizontal axis below a plot from y1 to y2, with its grid."""
+    def x_axis(self, scale: Scale, y1: float, y2: float, title: str) -> None:
+        """Add a horizontal axis below a plot that reaches from y1 to y2, with its grid."""
         for value, text in scale.ticks():
             self.line(scale(value), y1, scale(value), y2, "grid")
             self.text(scale(value), y2 + 17, text, anchor="middle", style="tick")
         self.text((scale.start + scale.end) / 2, y2 + 38, title, anchor="middle", style="axis")
 
-    def up(self, scale: Scale, x1: float, x2: float, title: str) -> None:
-        """A vertical axis left of a plot from x1 to x2, its title above it."""
+    def y_axis(self, scale: Scale, x1: float, x2: float, title: str) -> None:
+        """Add a vertical axis left of a plot that reaches from x1 to x2, with its grid and a title above."""
         for value, text in scale.ticks():
             self.line(x1, scale(value), x2, scale(value), "grid")
             self.text(x1 - 8, scale(value) + 4, text, anchor="end", style="tick")
         self.text(4, scale.end - 16, title, style="axis")
 
-    def svg(self, style: str) -> str:
-        """The element."""
-        box = f'viewBox="0 0 {self.width:g} {self.height:g}"'
-        size = f'width="{self.width:g}" height="{self.height:g}"'
-        return (
-            f'<svg {box} {size} class="{style}" role="img" aria-label="{escape(self.label)}">'
-            f"{''.join(self._parts)}</svg>"
-        )
 
-
-def _title(text: str) -> str:
-    return f"<title>{escape(text)}</title>" if text else ""
+def _pixels(**places: float) -> dict[str, str]:
+    return {name: f"{value:.1f}" for name, value in places.items()}
 
 
 def _outline(x: float, y: float, shape: int) -> str:
@@ -155,7 +165,17 @@ def _outline(x: float, y: float, shape: int) -> str:
 
 
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places near those wanted, in the same order, at least `gap` apart, and within bounds if they fit."""
+    """Move labels apart.
+
+    Args:
+        places: Wanted places, in pixels.
+        gap: Least distance between two.
+        low: Lower bound.
+        high: Upper bound; if there is no room for all labels, they begin below `low`.
+
+    Returns:
+        For each label a place near the one it wanted. Their order is kept.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     found = [0.0] * len(places)
     last = -math.inf

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,9 +85,87 @@ def test_tegrastats_is_added_up_while_it_runs(monkeypatch, tmp_path):
         assert "tegrastats" in found.about
 
 
+SUCCESS, NOT_SUPPORTED, INSUFFICIENT_SIZE, UNKNOWN = 0, 3, 7, 2**64 - 1
+
+
+@pytest.fixture
+def fresh_bindings() -> Iterator[None]:
+    """Have the test import pynvml again: it keeps the functions of the driver that it loaded first."""
+    before = pytest.importorskip("pynvml")
+    del sys.modules["pynvml"]
+    yield
+    sys.modules["pynvml"] = before
+
+
+@pytest.fixture
+def driver(monkeypatch, fresh_bindings) -> SimpleNamespace:
+    """The C functions of a driver with one GPU, under the real bindings.
+
+    Arguments are ctypes objects, results are error codes. A test may replace a function or delete it.
+    """
+
+    def name(_handle, text, _length):
+        text.value = b"A GPU"
+        return SUCCESS
+
+    def energy(_handle, millijoules):
+        millijoules._obj.value = 4_500
+        return SUCCESS
+
+    def processes(_handle, count, infos):
+        if count._obj.value < 2:
+            count._obj.value = 2
+            return INSUFFICIENT_SIZE
+        count._obj.value = 2
+        infos[0].pid, infos[0].usedGpuMemory = 41, UNKNOWN
+        infos[1].pid, infos[1].usedGpuMemory = 42, 1_000_000
+        return SUCCESS
+
+    functions = SimpleNamespace(
+        nvmlInitWithFlags=lambda _flags: SUCCESS,
+        nvmlDeviceGetHandleByIndex_v2=lambda index, _handle: SUCCESS if index.value == 0 else NOT_SUPPORTED,
+        nvmlDeviceGetName=name,
+        nvmlDeviceGetTotalEnergyConsumption=energy,
+        nvmlDeviceGetComputeRunningProcesses_v3=processes,
+    )
+    monkeypatch.setattr("ctypes.CDLL", lambda library: {"libnvidia-ml.so.1": functions}[library])
+    return functions
+
+
+def test_the_driver_tells_name_energy_and_memory(driver, tmp_path):
+    gpu = Gpu.find()
+    assert (gpu.name, gpu.joules()) == ("A GPU", 4.5)
+    assert [gpu.process_bytes(pid) for pid in (41, 42, 43)] == [None, 1_000_000, None]
+    with counter(gpu, tmp_path / "none") as found:
+        assert (found.about, found.joules()) == ("NVML, A GPU", 4.5)
+
+
+def test_a_driver_that_knows_little_is_no_error(driver):
+    driver.nvmlDeviceGetName = lambda *_: NOT_SUPPORTED
+    driver.nvmlDeviceGetTotalEnergyConsumption = lambda *_: NOT_SUPPORTED
+    del driver.nvmlDeviceGetComputeRunningProcesses_v3  # an old driver
+    gpu = Gpu.find()
+    assert (gpu.name, gpu.joules(), gpu.process_bytes(42)) == (None, None, None)
+
+
+def test_a_driver_without_a_gpu(driver):
+    driver.nvmlDeviceGetHandleByIndex_v2 = lambda *_: NOT_SUPPORTED
+    assert Gpu.find() is None
+
+
 @pytest.mark.usefixtures("no_tegrastats")
-def test_a_gpu_that_counts_no_energy(monkeypatch, tmp_path):
-    silent = SimpleNamespace(joules=lambda: None, name="a GPU")
+def test_without_the_bindings_nothing_is_known_of_a_gpu_and_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # Python's own way to make an import fail
+    gpu = Gpu.find()
+    assert (gpu.name, gpu.joules(), gpu.process_bytes(42)) == (None, None, None)
+    with counter(gpu, tmp_path / "none") as found:
+        assert found.about == "no counter: the package nvidia-ml-py is not installed"
+
+
+@pytest.mark.usefixtures("no_tegrastats")
+def test_a_gpu_that_counts_no_energy(monkeypatch, tmp_path, driver):
+    driver.nvmlDeviceGetTotalEnergyConsumption = lambda *_: NOT_SUPPORTED
+    silent = Gpu.find()
     with counter(silent, tmp_path / "none") as found:
         assert found.about == "no counter: this GPU has none"
     program = tmp_path / "tegrastats"
@@ -103,6 +183,7 @@ def test_the_energy_of_lines_is_power_by_time():
     assert 0 < found.joules() < 6.034
 
 
+@pytest.mark.usefixtures("fresh_bindings")
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch):
     def missing(name):
         raise OSError(name)

@@ -79,6 +79,21 @@ def test_every_row_and_every_sentence_is_on_the_page(html, large_report):
     assert "What &lt;is&gt; it &amp; why?" in html  # the prompt is no markup
 
 
+def test_no_text_is_taken_for_markup(large_report):
+    text = "<i>\"one\" & 'two'</i>"
+    rows = tuple(replace(row, name=f"{row.name} {text}", model=text) for row in large_report.rows)
+    made = replace(
+        large_report,
+        rows=rows,
+        notes=(text,),
+        machine=replace(large_report.machine, processor=text, gpu=text, energy_counter=text),
+        work=replace(large_report.work, images=(f"{text}.png",), prompt=text, system=text),
+    )
+    html = page(made, {row.name: [jpeg()] for row in rows})
+    assert not [tag for tag, _ in Tree(html).seen if tag == "i"]
+    assert html.count("&lt;i&gt;") > 2 * len(rows)
+
+
 def test_a_report_without_accuracy_or_rows_to_compare_has_fewer_figures(row, report):
     html = page(report(row("only")), {})
     Tree(html)

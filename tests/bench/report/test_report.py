@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from visprune.bench.report.figures import stages
+from visprune.bench.report.formatting import stage_medians
 from visprune.bench.report.report import NotMade, fastest, read_report
 from visprune.bench.report.table import print_report, verdicts
 from visprune.errors import BundleError, UsageError
@@ -87,8 +87,8 @@ def test_segments_are_one_prefill(row):
     one = row("a").repetitions[0]
     parts = {"prefill.decoder_segment_0": 3.0, "segment_pruner": 0.5, "prefill.decoder_segment_1": 1.0}
     cut = replace(row("a"), repetitions=(replace(one, stages={"vision_encoder": 2.0, **parts}),))
-    assert stages(cut)["prefill"] == 4.5
-    assert stages(cut)["vision"] == 2.0
+    assert stage_medians(cut)["prefill"] == 4.5
+    assert stage_medians(cut)["vision"] == 2.0
     assert cut.prefill_speed == pytest.approx(1e3 * (144 + 12) / 4.5)
 
 
