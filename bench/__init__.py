@@ -1,5 +1,5 @@
-"""Measure bundles side by side: latency, memory, energy and accuracy, in one report.
+"""Bench: bundles measured side by side, with latency, memory, energy and accuracy in one report.
 
-`lineup` says which rows there are, `measure/` times them, `report/` shows them; `sweep` makes every
-combination of methods, ratios and precisions first.
+`lineup` decides which rows there are, `measure/` times them, and `report/` shows them. `sweep` first makes
+every combination of methods, ratios and precisions.
 """

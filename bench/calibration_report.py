@@ -1,4 +1,4 @@
-"""A report of `visprune-bench` as a calibration: which stages took how long, and the rates of its machine."""
+"""Calibration from a report of `visprune-bench`: the rates of a machine, fitted to measured times."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from visprune.bench.report.report import BenchReport, Row, is_prefill, read_report
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
-from visprune.estimate.flops import Schedule, TokenCounts
 from visprune.estimate.measured_rates import Calibration, Observation, fit
-from visprune.estimate.planned_model import Subject, of_bundle
-from visprune.estimate.roofline import PRECISIONS, Work, works
+from visprune.estimate.planned_model import PrunedModel, bundle_model
+from visprune.estimate.roofline import PRECISIONS, StageWork, stage_works
+from visprune.estimate.token_schedule import Schedule, TokenCounts
 
 __all__ = ["read_calibration"]
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Read the JSON of `visprune-bench`; the bundles it names must be where they were, for their shapes.
+    """Read the JSON of `visprune-bench`, and the shapes of its bundles, which must be where they were.
 
     Raises:
-        UsageError: It cannot be read, or says too little.
-        BundleError: A bundle of it is gone or broken.
+        UsageError: The file cannot be read, or has no row of a known precision.
+        BundleError: A bundle that the report names is gone or broken.
     """
     report = read_report(path)
     on_cpu = report.work.provider == "cpu"
@@ -53,7 +53,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observation]:
-    """The vision tower, the prefill and a token of one row; medians over its repetitions."""
+    """Return the median times of one row for the vision tower, the prefill and one decoded token."""
     try:
         manifest = Bundle.open(Path(row.path)).manifest
     except BundleError as error:
@@ -61,8 +61,8 @@ def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observa
             f"The shapes of {row.name} are read from its bundle: {error.what}",
             "Keep the bundles of a calibration where they were measured.",
         ) from None
-    subject = of_bundle(manifest, row.name)
-    tokens = _tokens(subject, row, len(report.work.images))
+    model = bundle_model(manifest, row.name)
+    tokens = _tokens(model, row, len(report.work.images))
     spent = {
         "vision": [one.stages.get("vision_encoder", 0.0) for one in row.repetitions],
         "prefill": [
@@ -70,16 +70,16 @@ def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observa
         ],
         "decode": [one.per_token for one in row.repetitions],
     }
-    if subject.tiling is not None:
+    if model.tiling is not None:
         del spent["vision"]  # how many tiles the pictures had is not in the report
-    found = works(subject, tokens, row.new_tokens, row.precision, item_size)
-    done: dict[str, Work] = {work.stage: work for work in found}
+    found = stage_works(model.sizes, tokens, row.new_tokens, row.precision, item_size)
+    done: dict[str, StageWork] = {work.stage: work for work in found}
     return [Observation(done[stage], statistics.median(ms) / 1e3) for stage, ms in spent.items()]
 
 
-def _tokens(subject: Subject, row: Row, images: int) -> TokenCounts:
+def _tokens(model: PrunedModel, row: Row, images: int) -> TokenCounts:
     """The tokens of a row as they were."""
     entering = tuple(count + row.text_tokens for count in row.layer_tokens)
-    early = subject.inside is not None and subject.inside.boundary == "attention"
+    early = model.inside is not None and model.inside.boundary == "attention"
     staying = (*entering[1:], entering[-1]) if early else entering
     return TokenCounts(images, row.layer_tokens[0], entering[0], Schedule(entering, staying))

@@ -1,4 +1,4 @@
-"""Bundles side by side: latency, memory and work, with what they are to be compared with."""
+"""A comparison of bundles: latency, memory and work, beside an unpruned row and rows of random tokens."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, line_up
-from visprune.bench.make_bundle import chat_template, checkpoint_of, make
+from visprune.bench.make_bundle import chat_template, checkpoint_of, export_variant
 from visprune.bench.measure.measure import measure
 from visprune.bench.measure.protocol import Contender
-from visprune.bench.report.report import BenchReport, Work
+from visprune.bench.report.report import BenchReport, Workload
 from visprune.bench.rows import report_of
 from visprune.bundle import Bundle
 from visprune.cores import processor_flags
@@ -21,44 +21,52 @@ from visprune.runtime.backends import ENGINES
 from visprune.runtime.prompts import check_prompt
 from visprune.runtime.reading import check_texts
 from visprune.runtime.vision.images import decode
-from visprune.runtime.vision.sources import resolved
+from visprune.runtime.vision.sources import absolute
 from visprune.verified import verify
 
-__all__ = ["Comparison", "check_work", "compare", "in_pytorch", "run"]
+__all__ = ["Comparison", "check_work", "compare", "measure_rows", "pytorch_entries"]
 
-_BF16 = ("avx512_bf16", "amx_bf16", " bf16", "sve")  # without it bfloat16 is emulated
+_BF16 = ("avx512_bf16", "amx_bf16", " bf16", "sve")  # without one of these, bfloat16 is emulated
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A report, and for each row the overlays of the images: JPEG in base64."""
+    """The result of a comparison.
+
+    Attributes:
+        report: The report.
+        overlays: By the names of the rows, the overlay of each image, JPEG in base64.
+    """
 
     report: BenchReport
-    pictures: dict[str, tuple[str, ...]]
+    overlays: dict[str, tuple[str, ...]]
 
 
 def compare(
-    bundles: Sequence[str | Path], work: Work, *, against: str | None = None, progress: Progress | None = None
+    bundles: Sequence[str | Path],
+    work: Workload,
+    *,
+    against: str | None = None,
+    progress: Progress = no_progress,
 ) -> Comparison:
-    """Measure bundles in one run, each in a process of its own, in rounds.
+    """Measure bundles in one run of several rounds, each bundle in its own process.
 
-    A row with nothing pruned and rows of random tokens at the same budgets are added where none is given;
-    what is missing for that is exported into a temporary directory, if its checkpoint can be found.
+    An unpruned row, and rows of random tokens at the same budgets, are added if none is given. Bundles that
+    are missing for this are exported into a temporary directory, if their checkpoint can be found.
 
     Args:
         bundles: Their directories. The same one may come twice.
-        work: What each does in each round.
-        against: "transformers" for the same work in PyTorch, on the CPU.
-        progress: Called as it goes on.
+        work: The work of each row in each round.
+        against: "transformers" to measure the same work in PyTorch too, on the CPU.
+        progress: Called as steps go on.
 
     Raises:
-        UsageError: Nothing to compare, or something there is not.
-        UnsupportedError: PyTorch is asked for beside another provider than the CPU.
-        BundleError: A bundle that cannot be used.
-        InputError: A picture, a prompt or a system prompt that cannot be used.
-        MissingExtraError: The provider's package is missing; for PyTorch, the `export` extra.
+        UsageError: There is no bundle, or the provider or `against` is unknown.
+        UnsupportedError: PyTorch is wanted, and the provider is not the CPU.
+        BundleError: A bundle cannot be used.
+        InputError: An image, the prompt or the system prompt cannot be used.
+        MissingExtraError: The provider's package is missing or, for PyTorch, the `export` extra.
     """
-    report = progress or no_progress
     if not bundles:
         raise UsageError("There is no bundle to measure.", "Give one or more, or --sweep.")
     check_work(work, against)
@@ -69,19 +77,20 @@ def compare(
         if against is not None:
             checkpoint_of(bundle.manifest)
     for bundle in opened:
-        verify(bundle, lambda name, _: report(f"checking {name}", 0, 1))
+        verify(bundle, lambda name, _: progress(f"checking {name}", 0, 1))
     with tempfile.TemporaryDirectory(prefix="visprune-bench-") as folder:
         engines = work.provider in ENGINES
         found = line_up(
-            opened, lambda bundle, method: make(bundle, method, Path(folder), report, engines=engines)
+            opened,
+            lambda bundle, method: export_variant(bundle, method, Path(folder), progress, engines=engines),
         )
         if against is not None:
-            found.entries += in_pytorch(found.entries)
-        return run(found, work, report)
+            found.entries += pytorch_entries(found.entries)
+        return measure_rows(found, work, progress)
 
 
-def check_work(work: Work, against: str | None) -> None:
-    """Refuse what no row could run, before anything is loaded or made.
+def check_work(work: Workload, against: str | None) -> None:
+    """Refuse work that no row could run, before anything is loaded or made.
 
     Raises:
         UsageError, UnsupportedError, InputError: As for `compare`.
@@ -100,12 +109,12 @@ def check_work(work: Work, against: str | None) -> None:
         decode(image)
 
 
-def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entry]:
-    """Each model of some rows in PyTorch: float32, and bfloat16 where the processor computes in it.
+def pytorch_entries(entries: Sequence[Entry], place: Path | None = None) -> list[Entry]:
+    """Return rows of PyTorch for each model: in float32, and in bfloat16 if the processor computes in it.
 
     Args:
-        entries: The rows.
-        place: Directory of their checkpoint, where it is known.
+        entries: The rows of bundles, whose models are wanted.
+        place: Directory of their checkpoint, if it is known.
 
     Raises:
         CheckpointError: A checkpoint cannot be found.
@@ -127,12 +136,12 @@ def in_pytorch(entries: Sequence[Entry], place: Path | None = None) -> list[Entr
     return found
 
 
-def run(rows: LineUp, work: Work, progress: Progress) -> Comparison:
-    """Measure rows and report."""
-    images = tuple(map(resolved, work.images))
+def measure_rows(rows: LineUp, work: Workload, progress: Progress) -> Comparison:
+    """Measure rows, and return the report."""
+    images = tuple(map(absolute, work.images))
     measured = measure([one.contender for one in rows.entries], replace(work, images=images), progress)
-    pictures = {timed.contender.name: timed.pictures for timed in measured.rows}
-    return Comparison(report_of(rows, measured, work), pictures)
+    overlays = {timed.contender.name: timed.overlays for timed in measured.rows}
+    return Comparison(report_of(rows, measured, work), overlays)
 
 
 def _computes_bf16() -> bool:

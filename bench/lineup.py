@@ -1,8 +1,8 @@
-"""Which rows a comparison has: the bundles that were given, and what they are to be compared with.
+"""The rows of a comparison: the bundles that were given, and rows to compare them with.
 
-Every model in every precision is to have a row with nothing pruned, and for each budget of a pruned row one
-that draws as many tokens at random. Budgets are equal where the decoder has equally much work: for a method
-before the LLM that is the same number of tokens, for one inside it the number whose work is nearest.
+Every model in every precision gets a row with nothing pruned and, for each budget of a pruned row, a row of
+as many random tokens. Budgets are equal if the decoder has equally much work: for a method before the LLM,
+that is the same number of tokens; for a method inside it, the number of tokens whose work is nearest.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from pathlib import Path
 from visprune.bench.measure.protocol import Contender
 from visprune.bench.report.report import NotMade, Role
 from visprune.bundle import Bundle
-from visprune.bundled import DEMO
 from visprune.errors import UsageError, VispruneError
 from visprune.estimate.flops import savings
 from visprune.manifest import Manifest
+from visprune.rebuild import export_command
 from visprune.runtime.vision.kept_tokens import Keep, keep_for
 from visprune.targets import WIDTHS
 
 __all__ = ["Entry", "LineUp", "entry", "is_unpruned", "line_up", "method_of", "precision_of", "random_tokens"]
 
 Maker = Callable[[Bundle, str], Bundle]
-"""Makes a bundle of the same model and precision with another method, or raises VispruneError."""
+"""Makes a bundle of the same model and precision with another method; raises VispruneError if it cannot."""
 
 _MADE_HERE = "exported for this comparison, without a comparison with PyTorch, and not kept."
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row to be: what runs, and the manifest of its bundle."""
+    """A row to measure: the contender that runs, and the manifest of its bundle."""
 
     contender: Contender
     manifest: Manifest
 
     @property
     def keep(self) -> Keep:
-        """What it keeps."""
+        """The numbers of tokens that the row keeps."""
         return keep_for(self.manifest, ratio=self.contender.ratio, keep_tokens=self.contender.keep_tokens)
 
 
 @dataclass(slots=True)
 class LineUp:
-    """The rows, in order; what could not be had; what is to be said of them."""
+    """The rows in order, the rows that could not be made, and notes for the report."""
 
     entries: list[Entry] = field(default_factory=list)
     not_made: list[NotMade] = field(default_factory=list)
@@ -52,14 +52,14 @@ class LineUp:
 
 
 def method_of(manifest: Manifest) -> str:
-    """Such as fopru-rank, fitprune, or fopru-rank + fastv."""
+    """Return the names of the methods, such as fopru-rank, fitprune, or fopru-rank + fastv."""
     inside = manifest.layer_pruning
     names = [manifest.pruning.method] if inside is None or manifest.pruning.budget.prunable else []
     return " + ".join([*names, *([inside.method] if inside else [])])
 
 
 def precision_of(manifest: Manifest) -> str:
-    """What linear layers compute in: fp32 and fp16, or the precisions of a quantized bundle, joined by +."""
+    """Return the precision of the linear layers: fp32 or fp16; if quantized, all of them, joined by +."""
     float_name = WIDTHS.get(manifest.dtype, manifest.dtype)
     if manifest.quantization is None:
         return float_name
@@ -68,7 +68,7 @@ def precision_of(manifest: Manifest) -> str:
 
 
 def is_unpruned(manifest: Manifest, keep: Keep) -> bool:
-    """Whether every layer sees every visual token."""
+    """Return whether every layer sees every visual token."""
     if keep.tokens != manifest.pruning.budget.visual_tokens:
         return False
     counts = keep.in_layers(manifest, keep.tokens)
@@ -76,19 +76,19 @@ def is_unpruned(manifest: Manifest, keep: Keep) -> bool:
 
 
 def entry(name: str, bundle: Bundle, role: Role = "given", **keeps: int | float | None) -> Entry:
-    """A row of a bundle; `keeps` is keep_tokens or ratio.
+    """Make a row of a bundle; `keeps` is keep_tokens or ratio.
 
     Raises:
-        UsageError: The bundle cannot keep that.
+        UsageError: The bundle cannot keep that many tokens.
     """
     contender = Contender(name, role, str(bundle.path.resolve()), **keeps)  # type: ignore[arg-type]
     found = Entry(contender, bundle.manifest)
-    _ = found.keep  # refused here, and not in a process
+    _ = found.keep  # so that an impossible number is refused here, and not in the worker
     return found
 
 
 def random_tokens(manifest: Manifest, keep: Keep) -> int:
-    """How many tokens of a tile to draw at random, for as much work in the decoder as a row has."""
+    """Return how many random tokens of a tile give the decoder as much work as a row has."""
     if manifest.layer_pruning is None or manifest.shapes is None:
         return keep.tokens
     found = savings(manifest, keep_tokens=keep.tokens, layer_ratio=keep.layer_ratio)
@@ -96,19 +96,19 @@ def random_tokens(manifest: Manifest, keep: Keep) -> int:
     budget = replace(manifest.pruning.budget, unit="token", unit_tokens=1, prunable=True, minimum=1)
     drawn = replace(manifest, layer_pruning=None, pruning=replace(manifest.pruning, budget=budget))
 
-    def off(tokens: int) -> int:
+    def difference(tokens: int) -> int:
         work = savings(drawn, keep_tokens=tokens)
         return abs(work.visual.pruned - found.visual.pruned) if work and found else 0
 
-    return min(range(1, count + 1), key=off)
+    return min(range(1, count + 1), key=difference)
 
 
 def line_up(bundles: Sequence[Bundle], make: Maker) -> LineUp:
-    """The rows for bundles that a user gave.
+    """Return the rows for bundles that a user gave, with the rows to compare them with.
 
     Args:
         bundles: In the order of the command line; one may come twice.
-        make: Makes what is not among them.
+        make: Makes a bundle that is not among them.
     """
     found = LineUp([_given(name, bundle) for name, bundle in zip(_names(bundles), bundles, strict=True)])
     groups: dict[tuple[str, str, str], list[Entry]] = {}
@@ -121,7 +121,7 @@ def line_up(bundles: Sequence[Bundle], make: Maker) -> LineUp:
     if len({one.manifest.source.weights_sha256 for one in found.entries}) > 1:
         found.notes.append(
             f"The rows are of different models ({', '.join(models)}): each is compared with the unpruned row "
-            "of its own."
+            "of its own model."
         )
     return found
 
@@ -134,7 +134,7 @@ def _given(name: str, bundle: Bundle) -> Entry:
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """The names of the directories, or their paths where two are alike; numbered where one comes twice."""
+    """Return the names of the directories; paths if two names are alike; numbered if one comes twice."""
     paths = [bundle.path.resolve() for bundle in bundles]
     alike = {path.name for path in paths if {p for p in paths if p.name == path.name} != {path}}
     names = [str(b.path) if p.name in alike else p.name for b, p in zip(bundles, paths, strict=True)]
@@ -145,7 +145,7 @@ def _names(bundles: Sequence[Bundle]) -> list[str]:
 
 
 def _group(manifest: Manifest) -> tuple[str, str, str]:
-    """Rows that differ in pruning alone."""
+    """Return a key that is equal for rows that differ in pruning alone."""
     return manifest.source.weights_sha256, manifest.target, precision_of(manifest)
 
 
@@ -161,24 +161,24 @@ def _add_unpruned(found: LineUp, entries: list[Entry], make: Maker) -> None:
     try:
         made = make(_bundle(entries[0]), "none")
     except VispruneError as error:
-        found.not_made.append(NotMade(name, _how("none", entries[0].manifest, error)))
+        found.not_made.append(NotMade(name, _why_missing("none", entries[0].manifest, error)))
         return
     found.entries.insert(found.entries.index(entries[0]), entry(name, made, "unpruned"))
     found.notes.append(f"{name}: {_MADE_HERE}")
 
 
 def _at_full(one: Entry) -> Entry | None:
-    """A bundle with nothing pruned, where it can do that."""
+    """Return a row of the same bundle with nothing pruned, or None if the bundle cannot do that."""
     manifest = one.manifest
     if manifest.layer_pruning is not None and manifest.pruning.budget.prunable:
-        return None  # a ratio is about one of the two places
+        return None  # it prunes at two places, and a ratio is about one of them
     contender = replace(
         one.contender, name=f"{one.contender.name} at 100%", role="unpruned", ratio=1.0, keep_tokens=None
     )
     try:
         full = Entry(contender, manifest)
         return full if is_unpruned(manifest, full.keep) else None
-    except UsageError:  # a recipe
+    except UsageError:  # a recipe fixes what is kept
         return None
 
 
@@ -195,7 +195,7 @@ def _add_random(found: LineUp, entries: list[Entry], make: Maker) -> None:
         bundle = _bundle(drawn[0]) if drawn else make(_bundle(entries[0]), "random")
     except VispruneError as error:
         names = ", ".join(f"random, {count} of {total}" for count in wanted)
-        found.not_made.append(NotMade(names, _how("random", manifest, error)))
+        found.not_made.append(NotMade(names, _why_missing("random", manifest, error)))
         return
     added = [f"random {count} of {total}, {precision_of(manifest)}" for count in wanted]
     added = [_unique(found, name) for name in added]
@@ -214,12 +214,6 @@ def _unique(found: LineUp, name: str) -> str:
     return next(n for n in (name, *(f"{name} ({i})" for i in range(2, 99))) if n not in taken)
 
 
-def _how(method: str, manifest: Manifest, error: VispruneError) -> str:
-    """Why a row is not there, and the commands that would make its bundle."""
-    width = {"float32": "", "float16": " --dtype fp16"}[manifest.dtype]
-    target = f" --target {manifest.target}" if manifest.target != "onnxruntime" else ""
-    model = " MODEL" if manifest.source.model != DEMO else ""
-    command = f"visprune-export{model} --method {method}{target}{width} -o {method}"
-    if manifest.quantization is not None:
-        command += f", then visprune-quantize {method} with the options of the others"
-    return f"{error.what} To have it: {command}"
+def _why_missing(method: str, manifest: Manifest, error: VispruneError) -> str:
+    """Return why a row is missing, and the commands that would make its bundle."""
+    return f"{error.what} To get this row: {export_command(manifest, method=method)}"

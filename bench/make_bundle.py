@@ -1,4 +1,4 @@
-"""Makes bundles for a comparison from the checkpoint of another bundle."""
+"""Bundles for a comparison, exported from the checkpoint of another bundle."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from visprune.export.checkpoint.checkpoint import Checkpoint
     from visprune.manifest import Manifest
 
-__all__ = ["chat_template", "checkpoint_of", "make"]
+__all__ = ["chat_template", "checkpoint_of", "export_variant"]
 
 
 def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
-    """The model that a bundle came from, as `export` takes it, and its checkpoint.
+    """Find the model that a bundle was exported from.
 
-    A manifest names a directory without the path to it, so one is looked for where the user stands; a hub id
-    in the hub's cache. Weights of another hash are another model's.
+    A manifest names a directory without its path, so the directory is looked for in the working directory; a
+    hub id is looked for in the hub's cache. A checkpoint whose weights have another hash is refused.
+
+    Returns:
+        The model as `export` takes it, and its checkpoint.
 
     Raises:
-        CheckpointError: It is not to be found.
+        CheckpointError: It cannot be found, or has other weights.
         MissingExtraError: The `export` extra is not installed.
     """
     from visprune.export.checkpoint.checkpoint import find
@@ -45,25 +48,25 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
 
 
 def chat_template(bundle: Bundle) -> str | None:
-    """The file of a bundle's chat template, which may be another than its checkpoint's."""
+    """Return the path of a bundle's chat template, which may differ from its checkpoint's."""
     name = bundle.manifest.text.chat_template
     return str(bundle.file(name)) if name else None
 
 
-def make(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
-    """Export a bundle's model with another method and all tokens kept, in the same precision.
+def export_variant(bundle: Bundle, method: str, folder: Path, progress: Progress, *, engines: bool) -> Bundle:
+    """Export a bundle's model again in the same precision, with another method and all tokens kept.
 
-    It is not compared with PyTorch.
+    The new bundle is not compared with PyTorch.
 
     Args:
         bundle: The bundle.
-        method: One before the LLM.
-        folder: Where to make it, under a name of its own.
-        progress: Called as it goes on.
-        engines: Whether it needs engines too, which are built for the same kinds of GPU.
+        method: A method before the LLM.
+        folder: Directory to make the new bundle in; its name there is new.
+        progress: Called as steps go on.
+        engines: Whether to build engines too, for the same kinds of GPU.
 
     Raises:
-        VispruneError: It cannot be made; why.
+        VispruneError: It cannot be made.
     """
     from visprune.engines import build
     from visprune.export import export

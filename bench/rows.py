@@ -1,4 +1,4 @@
-"""From what was measured to the rows of a report."""
+"""The rows of a report, made of what was measured."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pathlib import Path
 from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
 from visprune.bench.measure.protocol import Done
-from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Work
+from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload
 from visprune.cores import processor_name, usable_cores
 from visprune.estimate.flops import savings
 from visprune.version import __version__
 
 __all__ = ["report_of"]
 
-_WIDE = 0.25
+_WIDE = 0.25  # spread, as a share of the median, from which on a note warns
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "transformers")
 
 
-def report_of(line_up: LineUp, measured: Measured, work: Work) -> BenchReport:
-    """The report of a measurement.
+def report_of(line_up: LineUp, measured: Measured, work: Workload) -> BenchReport:
+    """Return the report of a measurement.
 
     Args:
         line_up: The rows that were measured, in the same order.
-        measured: What came of it.
-        work: What they did.
+        measured: The measurements.
+        work: The work of each row.
     """
     rows = [_row(one, timed, work) for one, timed in zip(line_up.entries, measured.rows, strict=True)]
     report = BenchReport(
@@ -47,7 +47,7 @@ def report_of(line_up: LineUp, measured: Measured, work: Work) -> BenchReport:
     return replace(report, notes=(*line_up.notes, *_notes(report, line_up)))
 
 
-def _row(one: Entry, timed: Timed, work: Work) -> Row:
+def _row(one: Entry, timed: Timed, work: Workload) -> Row:
     manifest, contender, last = one.manifest, one.contender, timed.last
     in_pytorch = contender.dtype is not None
     if last is None:
@@ -95,13 +95,13 @@ def _flops(one: Entry, last: Done, images: int) -> Flops | None:
     if found is None:
         return None
     sequence, model = found.sequence, found.model
-    if one.contender.dtype is not None:  # the bundle is another's: in PyTorch nothing is pruned
+    if one.contender.dtype is not None:  # in PyTorch nothing is pruned, whatever the manifest says
         sequence, model = replace(sequence, pruned=sequence.unpruned), replace(model, pruned=model.unpruned)
     return Flops(found.convention, sequence.pruned, model.pruned, sequence.unpruned, model.unpruned)
 
 
 def _realised(report: BenchReport, row: Row) -> float | None:
-    """Share of the time that is gone by the share of the work that is gone."""
+    """Return the share of time that pruning saves, divided by the share of work that it removes."""
     full = report.unpruned(row)
     if full is None or full is row or row.flops is None or row.role == "pytorch" or row.flops.removed <= 0.0:
         return None
@@ -117,7 +117,7 @@ def _notes(report: BenchReport, line_up: LineUp) -> list[str]:
             "was running, or more rounds are needed."
         )
     if any(one.manifest.tiling is not None for one in line_up.entries):
-        notes.append("FLOPs are of pictures that fill the largest grid of tiles; times are of those given.")
+        notes.append("FLOPs are for images that fill the largest grid of tiles; times are for those given.")
     return notes
 
 
@@ -143,7 +143,7 @@ def _machine(measured: Measured, rows: Sequence[Row]) -> Machine:
 
 
 def _processor() -> str:
-    """The name that the processor or the board gives itself."""
+    """Return the name of the board or, if it has none, of the processor."""
     board = Path("/proc/device-tree/model")
     if board.is_file():
         return board.read_text(encoding="utf-8").strip("\0\n ")

@@ -1,37 +1,34 @@
-"""Methods by ratios by precisions: every combination made once, measured in one run, shown in one table.
+"""A sweep: every combination of methods, ratios and precisions, made once and measured in one run.
 
 The directory of a sweep holds
 
-    sweep.json          which model it is of
-    bundles/NAME/       a bundle for each method and precision, and for each ratio of a recipe
-    accuracy/ROW.json   right answers that were counted
+    sweep.json              the model and the calibration that it belongs to
+    bundles/NAME/           a bundle for each method and precision; for a recipe also for each ratio
+    answers/HASH.jsonl      the answers to a set of questions
     report.json, report.html
 
-One bundle serves every ratio, except where a recipe is fitted for one. What is there and whole is used again,
-so an interrupted sweep goes on where it was, and a larger one makes only what is new; times are measured anew
-in each run, because only times of one run can be compared.
+One bundle serves every ratio, except that a recipe is fitted for one. Bundles and answers that are there are
+used again: an interrupted sweep continues, and a larger sweep makes only what is new. Times are measured
+anew in every run, because only times of one run can be compared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from visprune.bench.accuracy import QUESTIONS, demo_accuracy
-from visprune.bench.comparison import Comparison, check_work, in_pytorch, run
+from visprune.bench.comparison import Comparison, check_work, measure_rows, pytorch_entries
 from visprune.bench.lineup import Entry, LineUp, entry, random_tokens
-from visprune.bench.report.report import NotMade, Role, Work
+from visprune.bench.report.report import NotMade, Role, Workload
+from visprune.bench.row_accuracy import row_accuracies
+from visprune.bench.sweep_bundles import FLOATS, SweepBundles, is_fitted
 from visprune.budget import check_ratio
-from visprune.bundle import Bundle
-from visprune.bundled import DEMO
-from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError, VispruneError
+from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError
+from visprune.evaluation.questions import Questions, check
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.outputs import write_file
 from visprune.progress import Progress, no_progress
-from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.registry import load_method
 from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.quantize.quantizer import prepare
@@ -40,27 +37,26 @@ from visprune.runtime.prompts import check_prompt, check_system
 from visprune.runtime.samples import read_samples
 from visprune.staging import tidy
 from visprune.targets import target
-from visprune.verified import verify
 
-__all__ = ["FLOATS", "Plan", "sweep"]
+__all__ = ["SweepPlan", "sweep"]
 
-FLOATS = ("fp32", "fp16")
 _MARKER = "sweep.json"
 _ALWAYS = ("none", "random")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a sweep combines.
+class SweepPlan:
+    """The combinations of a sweep.
 
     Attributes:
-        methods: Of pruning. `none` is the row with nothing pruned, and is there anyhow, as `random` is.
-        ratios: Fractions kept, in (0, 1]; of the visual work for fitprune. 1 is the same for all methods.
-        precisions: fp32, fp16, int8, int8-dynamic, fp8, int4.
+        methods: Pruning methods. `none` (nothing pruned) and `random` always have rows.
+        ratios: Fractions kept, in (0, 1]; for fitprune fractions of the visual work. 1 is the same row for
+            all methods.
+        precisions: Any of fp32, fp16, int8, int8-dynamic, fp8, int4.
         calibration: Samples to fit recipes and to quantize with; a bundled set for the demo model.
 
     Raises:
-        UsageError: Nothing to combine, or something there is not.
+        UsageError: A list is empty, or a method, ratio or precision is unknown or given twice.
     """
 
     methods: tuple[str, ...]
@@ -87,63 +83,69 @@ class Plan:
 
     @property
     def pruned(self) -> tuple[float, ...]:
-        """The ratios below 1, most tokens first."""
+        """The ratios below 1, the largest first."""
         return tuple(sorted((ratio for ratio in self.ratios if ratio < 1.0), reverse=True))
 
 
 def sweep(
     model: str | None,
-    plan: Plan,
-    work: Work,
+    plan: SweepPlan,
+    work: Workload,
     output: Path,
     *,
+    questions: Questions | None = None,
     against: str | None = None,
-    progress: Progress | None = None,
-    questions: int = QUESTIONS,
+    progress: Progress = no_progress,
 ) -> Comparison:
-    """Make what is missing, count right answers (of the demo model), and measure all rows in one run.
+    """Make the bundles that are missing, ask the questions, and measure all rows in one run.
 
     Args:
         model: A directory, a hub id, or None for the bundled demo model.
-        plan: What to combine.
-        work: What each row does in each round.
-        output: The directory of the sweep; an earlier one of the same model goes on.
-        against: "transformers" for the checkpoint in PyTorch beside them.
-        progress: Called as it goes on.
-        questions: Asked of each row of the demo model; 0 for none.
+        plan: The combinations.
+        work: The work of each row in each round.
+        output: The directory of the sweep. An earlier sweep of the same model is continued.
+        questions: Asked of every row, for its accuracy. None: accuracy is not measured.
+        against: "transformers" to measure the checkpoint in PyTorch too.
+        progress: Called as steps go on.
 
     Raises:
-        UsageError: The directory is something else, or a sweep of another model.
-        VispruneError: The model or the work cannot be used. What cannot be made of a plan does not stop a
-            sweep, but is named in its report.
+        UsageError: The directory holds something else, or a sweep of another model.
+        VispruneError: The model, the work or the questions cannot be used. A combination that cannot be made
+            does not stop the sweep; the report names it with the reason.
     """
-    report = progress or no_progress
     checkpoint = find(model)
     _check_calibration(plan, checkpoint)
     check_work(work, against)
     _check_system(work.system, checkpoint)
+    if questions is not None:
+        check(questions, strict=False)
     _claim(output, checkpoint, plan.calibration)
-    maker = _Maker(model, checkpoint, plan, output / "bundles", report)
+    bundles = SweepBundles(
+        model, checkpoint, output / "bundles", plan.precisions, plan.pruned, plan.calibration, progress
+    )
     rows = LineUp()
     for precision in plan.precisions:
-        _add(rows, maker, precision)
+        _add_rows(rows, bundles, plan, precision)
     if not rows.entries:
-        raise UnsupportedError(rows.not_made[0].reason, "Nothing could be made; correct that first.")
+        raise UnsupportedError(
+            rows.not_made[0].reason, "No bundle of the sweep could be made; correct that first."
+        )
     check_prompt(work.prompt, rows.entries[0].manifest)
-    found = {}
-    if checkpoint.name == DEMO and questions:
-        (output / "accuracy").mkdir(exist_ok=True)
-        found = demo_accuracy(rows.entries, output / "accuracy", report, questions, work.system)
+    accuracy = {}
+    if questions is None:
+        rows.notes.append("Accuracy was not measured: give questions with known answers (--data).")
     else:
-        rows.notes.append("Accuracy was not measured: questions with known answers are needed.")
+        found, notes = row_accuracies(rows.entries, questions, work, output / "answers", progress)
+        accuracy = {one.contender.name: mine for one, mine in zip(rows.entries, found, strict=True)}
+        rows.notes += notes
     if against is not None:
-        rows.entries += in_pytorch(rows.entries, checkpoint.path)
-    done = run(rows, work, report)
-    measured = tuple(replace(row, accuracy=found.get(row.name)) for row in done.report.rows)
+        rows.entries += pytorch_entries(rows.entries, checkpoint.path)
+    done = measure_rows(rows, work, progress)
+    measured = tuple(replace(row, accuracy=accuracy.get(row.name)) for row in done.report.rows)
     return replace(done, report=replace(done.report, rows=measured))
 
 
-def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
+def _check_calibration(plan: SweepPlan, checkpoint: Checkpoint) -> None:
     """Refuse missing or unreadable samples before anything is made."""
     if plan.calibration is not None:
         read_samples(plan.calibration)
@@ -154,7 +156,7 @@ def _check_calibration(plan: Plan, checkpoint: Checkpoint) -> None:
 
 
 def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
-    """Refuse a system prompt that the checkpoint cannot show, before anything is made."""
+    """Refuse a system prompt that the checkpoint's chat template cannot show, before anything is made."""
     if system is None:
         return
     from visprune.export.checkpoint.loading import load_config
@@ -165,7 +167,7 @@ def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
 
 
 def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> None:
-    """Make the directory, or find it to be an earlier sweep of this model with this calibration."""
+    """Make the directory, or check that it is an earlier sweep of this model with this calibration."""
     marker = output / _MARKER
     facts = {
         "model": checkpoint.name,
@@ -194,19 +196,18 @@ def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> No
     tidy(output / "bundles")
 
 
-def _add(rows: LineUp, maker: _Maker, precision: str) -> None:
-    """The rows of one precision."""
-    plan = maker.plan
-    _try(rows, maker, _Wanted(f"none, {precision}", "none", precision, "unpruned"))
+def _add_rows(rows: LineUp, bundles: SweepBundles, plan: SweepPlan, precision: str) -> None:
+    """Add the rows of one precision."""
+    _try(rows, bundles, _Wanted(f"none, {precision}", "none", precision, "unpruned"))
     pruned: list[Entry] = []
     for method in (name for name in plan.methods if name not in _ALWAYS):
         for ratio in plan.pruned:
             wanted = _Wanted(f"{method} {100 * ratio:g}%, {precision}", method, precision, "given", ratio)
-            pruned += _try(rows, maker, wanted)
+            pruned += _try(rows, bundles, wanted)
     if not plan.pruned:
         return
-    drawn = _try(rows, maker, _Wanted(f"random, {precision}", "random", precision, "random", plan.pruned[0]))
-    for one in drawn:
+    wanted = _Wanted(f"random, {precision}", "random", precision, "random", plan.pruned[0])
+    for one in _try(rows, bundles, wanted):
         rows.entries.remove(one)
         budget = one.manifest.pruning.budget
         asked = [budget.from_ratio(ratio) for ratio in plan.pruned] if "random" in plan.methods else []
@@ -219,7 +220,7 @@ def _add(rows: LineUp, maker: _Maker, precision: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A row that is to be."""
+    """A row to add: its name, and what its bundle must be."""
 
     name: str
     method: str
@@ -228,11 +229,11 @@ class _Wanted:
     ratio: float = 1.0
 
 
-def _try(rows: LineUp, maker: _Maker, wanted: _Wanted) -> list[Entry]:
-    """Add a row; where it cannot be made, that is noted."""
+def _try(rows: LineUp, bundles: SweepBundles, wanted: _Wanted) -> list[Entry]:
+    """Add a row and return it; if its bundle cannot be made, note the reason and return nothing."""
     try:
-        bundle = maker.bundle(wanted.method, wanted.precision, wanted.ratio)
-        keeps = {} if _fits(wanted.method) else {"ratio": wanted.ratio}
+        bundle = bundles.bundle(wanted.method, wanted.precision, wanted.ratio)
+        keeps = {} if is_fitted(wanted.method) else {"ratio": wanted.ratio}
         rows.entries.append(entry(wanted.name, bundle, wanted.role, **keeps))
     except ExportError as error:
         if isinstance(error.__cause__, OSError):  # a full disk: nothing more can be made
@@ -243,81 +244,3 @@ def _try(rows: LineUp, maker: _Maker, wanted: _Wanted) -> list[Entry]:
     else:
         return rows.entries[-1:]
     return []
-
-
-def _fits(method: str) -> bool:
-    """Whether a bundle of a method is for one ratio."""
-    return issubclass(load_method(method), FitPrune)
-
-
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Exports, fits and quantizes into one directory, what is not there yet."""
-
-    model: str | None
-    checkpoint: Checkpoint
-    plan: Plan
-    folder: Path
-    progress: Progress
-    failed: dict[Path, VispruneError] = field(default_factory=dict)
-
-    def bundle(self, method: str, precision: str, ratio: float = 1.0) -> Bundle:
-        """The bundle that serves a row.
-
-        Raises:
-            VispruneError: It cannot be made; why.
-        """
-        if _fits(method):
-            name = f"{method}-{ratio:g}"
-        else:  # for any ratio; a method inside the LLM must be exported with one that prunes
-            inside = load_method(method).place != "before the LLM"
-            name, ratio = method, self.plan.pruned[0] if inside else 1.0
-        if precision in FLOATS:
-            return self._once(name, precision, lambda place: self._export(place, method, precision, ratio))
-        width = next((width for width in FLOATS if width in self.plan.precisions), FLOATS[0])
-        source = self._once(name, width, lambda place: self._export(place, method, width, ratio))
-        kind = precision if width == FLOATS[0] else f"{precision}-{width}"
-        return self._once(name, kind, lambda place: self._quantize(source, place, precision))
-
-    def _once(self, name: str, kind: str, make: Callable[[Path], Bundle]) -> Bundle:
-        """A bundle that is there and whole, or a new one in its place."""
-        place = self.folder / f"{name}-{kind}"
-        if place.exists():
-            try:
-                found = Bundle.open(place)
-                verify(found)
-            except BundleError as error:
-                raise UsageError(
-                    f"{place} is not whole: {error.what}",
-                    f"Remove it, and run the sweep again: rm -r {place}",
-                ) from None
-            if found.manifest.source.weights_sha256 == self.checkpoint.weights_sha256():
-                return found
-            raise UsageError(f"{place} is of another model.", "Choose another directory with -o.")
-        if place in self.failed:
-            raise self.failed[place]
-        self.progress(f"making {place.name}", 0, 1)
-        try:
-            return make(place)
-        except VispruneError as error:
-            self.failed[place] = error
-            raise
-
-    def _export(self, place: Path, method: str, precision: str, ratio: float) -> Bundle:
-        from visprune.export import export
-
-        fits: dict[str, Any] = {"calibration": self.plan.calibration} if _fits(method) else {}
-        return export(
-            self.model,
-            method=method,
-            ratio=ratio,
-            output=place,
-            dtype=precision,
-            verify=False,
-            **fits,
-        )
-
-    def _quantize(self, source: Bundle, place: Path, precision: str) -> Bundle:
-        from visprune.quantize import quantize
-
-        return quantize(source, place, precision=precision, calibration=self.plan.calibration, timing=False)

@@ -1,8 +1,7 @@
-"""The bundled demo model: a small LLaVA trained on generated scenes, its data and its training script.
+"""The bundled demo model: a small LLaVA trained on generated scenes, with its data and its training script.
 
-It exists so that pruning can be judged on a machine with no network: its questions have one right
-answer, and the answer stands in a few of the 144 patches. Importing this package needs nothing but the
-standard library.
+With it, pruning can be judged on a machine without a network: its questions have one right answer, and the
+answer is in a few of the 144 patches. Importing this package needs only the standard library.
 """
 
 from __future__ import annotations

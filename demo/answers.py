@@ -1,8 +1,8 @@
 """Exact match of bundles of the demo model: `python -m visprune.demo.answers BUNDLE...`.
 
-The scenes and questions are those of `evaluate.py`, and answers are judged as there; but a bundle goes
-through the runtime that users run, image processor and chat template included. So this needs neither PyTorch
-nor transformers, and tells what a change to a bundle costs: numbers of a lower precision, for instance.
+The scenes and questions are those of `evaluate.py`, but a bundle goes through the runtime that users run,
+image processor and chat template included. So this needs neither PyTorch nor transformers. It measures what a
+change to a bundle costs, for instance a lower precision.
 """
 
 from __future__ import annotations
@@ -19,48 +19,54 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.demo.held_out import held_out_questions
-from visprune.demo.scenes import Question
+from visprune.demo.scenes import SceneQuestion
 from visprune.errors import VispruneError
-from visprune.evaluation.answering import Settings
+from visprune.evaluation.answering import AnswerSettings
 from visprune.evaluation.evaluator import evaluate
-from visprune.evaluation.summary import Evaluation, Row
+from visprune.evaluation.metrics import exact_match
+from visprune.evaluation.summary import Evaluation, EvaluationRow
 from visprune.evaluation.workers import Workers
 from visprune.runtime import Generation, Pipeline
 from visprune.terminal import bars
 
-__all__ = ["exact_match", "generations", "is_right", "main"]
+__all__ = ["generations", "main", "right_answers"]
 
-_ANSWER_TOKENS = 8  # a right one has three at most, its end included
+_ANSWER_TOKENS = 8  # a right answer has three at most, its end included
 
 
 def generations(
-    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[Question]
+    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[SceneQuestion]
 ) -> Iterator[Generation]:
-    """What a bundle answers to each question about its image [S, S, 3], greedily and one by one."""
+    """Yield a bundle's answer to each question about its image [S, S, 3], greedily and one by one."""
     for image, question in zip(images, asked, strict=True):
         yield pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
 
 
-def is_right(answer: Generation, question: Question) -> bool:
-    """Whether an answer is exactly the right one, and ends there."""
-    return answer.finish_reason == "eos" and answer.text.strip() == question.answer
+def right_answers(
+    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[SceneQuestion]
+) -> list[bool]:
+    """Return for each question whether the answer is an exact match, as the evaluation defines it.
 
-
-def exact_match(pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[Question]) -> list[bool]:
-    """Whether each answer is right. `held_out(count)` gives the images [B, S, S, 3] and the questions."""
+    Args:
+        pipeline: A bundle of the demo model.
+        images: From `held_out`, [B, S, S, 3].
+        asked: From `held_out`, one question about each image.
+    """
     answers = generations(pipeline, images, asked)
-    return [is_right(answer, question) for answer, question in zip(answers, asked, strict=True)]
+    return [
+        exact_match(answer.text, (question.answer,)) for answer, question in zip(answers, asked, strict=True)
+    ]
 
 
-def _line(found: Evaluation, row: Row) -> str:
-    """The figures of a bundle, for people."""
+def _line(found: Evaluation, row: EvaluationRow) -> str:
+    """Return the line of a bundle for people."""
     exact, same = row.figures[0], row.agreement
     share = "" if same is None else f"  {same.value:.4f} as {found.baseline}"
     return f"{exact.value:.4f} ({exact.low:.4f} to {exact.high:.4f})  {row.asked.name}{share}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line for each bundle."""
+    """Print a line for each bundle."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "bundles", nargs="+", metavar="BUNDLE", help="directory of a bundle of the demo model"
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = evaluate(
                 options.bundles,
                 held_out_questions(options.questions),
-                settings=Settings(_ANSWER_TOKENS),
+                settings=AnswerSettings(_ANSWER_TOKENS),
                 workers=Workers(options.processes),
                 progress=progress,
             )

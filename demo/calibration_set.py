@@ -1,7 +1,7 @@
-"""The bundled calibration set: scenes with one question each, what `visprune fit` takes without `--data`.
+"""The bundled calibration set: scenes with one question each, which `visprune fit` uses without `--data`.
 
-`python -m visprune.demo.calibration_set` draws them again. Their seeds are used neither by training nor by
-the held-out tests, so a recipe fitted on them knows nothing of the questions it is judged by.
+`python -m visprune.demo.calibration_set` draws them again. Their seeds are used neither in training nor for
+the held-out questions, so a recipe that is fitted on them has not seen the questions that judge it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SCENES = 16
 
 
 def main() -> None:
-    """Write `calibration.jsonl` and the pictures it names."""
+    """Write `calibration.jsonl` and the images that it names."""
     folder = CALIBRATION.with_suffix("")
     folder.mkdir(exist_ok=True)
     lines = []

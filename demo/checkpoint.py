@@ -1,6 +1,6 @@
-"""The form of the demo model: its configuration, tokenizer and chat template, and how its folder is written.
+"""The checkpoint of the demo model: its configuration, tokenizer and chat template, and how it is written.
 
-Everything is the Hugging Face form of a LLaVA-1.5, so that nothing in visprune treats the demo model in a
+Everything has the Hugging Face form of a LLaVA-1.5, so that nothing in visprune treats the demo model in a
 special way. This module knows nothing about training.
 """
 
@@ -28,14 +28,14 @@ from visprune.demo.scenes import SIZE
 __all__ = ["PATCH", "build_config", "build_tokenizer", "write_checkpoint"]
 
 PATCH = 8
-"""Side of a patch in pixels: 12 x 12 patches."""
+"""Side of a patch in pixels; an image has 12 x 12 patches."""
 
 _SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _MEAN = [0.5, 0.5, 0.5]
 _STD = [0.25, 0.25, 0.25]
 
-# The turns of LLaVA-1.5, with the end of an answer written out: a follow-up turn then continues exactly the
-# tokens that were generated, and a cache of them stays valid.
+# The turns of LLaVA-1.5, but with the end token of each answer written out: then a follow-up turn continues
+# exactly the tokens that were generated, and their cache stays valid.
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['content'] is string -%}
@@ -78,7 +78,7 @@ pruned and unpruned, is in `docs/demo.md`; the log of the training run is in `de
 
 
 def build_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learned from chat lines: any text can be encoded, common words are one token."""
+    """Learn a byte-level BPE from chat lines: it encodes any text, and common words are one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -106,7 +106,7 @@ def build_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_config(vocab_size: int) -> LlavaConfig:
-    """The configuration of the demo model for a vocabulary of this size."""
+    """Return the configuration of the demo model for a vocabulary of this size."""
     vision = CLIPVisionConfig(
         hidden_size=160,
         intermediate_size=480,
@@ -124,7 +124,7 @@ def build_config(vocab_size: int) -> LlavaConfig:
         num_attention_heads=6,
         num_key_value_heads=6,
         max_position_embeddings=1024,
-        # The default of 0.02 is for widths in the thousands; a narrow model learns faster from a wider start.
+        # The default of 0.02 suits widths in the thousands; a narrow model learns faster from a wider start.
         initializer_range=0.05,
         bos_token_id=_SPECIAL.index("<s>"),
         eos_token_id=_SPECIAL.index("</s>"),
@@ -143,11 +143,11 @@ def build_config(vocab_size: int) -> LlavaConfig:
 def write_checkpoint(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path
 ) -> None:
-    """Writes a complete checkpoint directory: staged beside its place and renamed when whole.
+    """Write a complete checkpoint directory: into a staging directory first, which is renamed when complete.
 
     Args:
         model: The trained model, in any dtype; the weights are written as fp16.
-        tokenizer: What `build_tokenizer` gave.
+        tokenizer: From `build_tokenizer`.
         out: The directory to make or to replace.
     """
     processor = LlavaProcessor(
@@ -160,7 +160,7 @@ def write_checkpoint(
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLS: the processor counts it, and "default" drops it
+        num_additional_image_tokens=1,  # the CLS token: the processor counts it, and "default" drops it
         chat_template=_CHAT_TEMPLATE,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -177,11 +177,11 @@ def write_checkpoint(
     )
     half.save_pretrained(stage)
     processor.save_pretrained(stage)
-    processor.image_processor.save_pretrained(stage)  # preprocessor_config.json, where older readers look
+    processor.image_processor.save_pretrained(stage)  # preprocessor_config.json, for older readers
     count = sum(p.numel() for p in model.parameters()) / 1e6
     card = _CARD.format(parameters=count, size=SIZE, tokens=(SIZE // PATCH) ** 2)
     (stage / "README.md").write_text(card, encoding="utf-8")
-    stage.chmod(0o755)  # mkdtemp and safetensors make theirs private
+    stage.chmod(0o755)  # mkdtemp and safetensors make files that only their owner can read
     for file in stage.iterdir():
         file.chmod(0o644)
     old = out.with_name(f".{out.name}-old")

@@ -1,7 +1,8 @@
 """Exact match of the demo model by pruning method and kept ratio: `python -m visprune.demo.evaluate`.
 
-Held-out scenes, one question each, greedy answers. The tower runs once for an image; a method before the
-LLM only chooses which of its features the language model gets to see. Methods inside it are in `inside.py`.
+Held-out scenes are asked one question each, and answers are greedy. The vision tower runs once for each
+image; a method before the LLM only chooses which features the language model sees. Methods inside the LLM are
+measured by `inside.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from visprune.demo import MODEL_DIR
 from visprune.demo.held_out import FIRST_TEST_SCENE, held_out, wilson
 from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
-from visprune.demo.scenes import Question
+from visprune.demo.scenes import SceneQuestion
 from visprune.demo.tower import coverage, pixels
 from visprune.export.graph import attention
 from visprune.export.graph.graphs import VisionEncoder
@@ -45,21 +46,21 @@ _BATCH = 50
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out images, what the tower says of them, and one question about each.
+    """Held-out images, the outputs of the vision tower for them, and one question about each.
 
     Attributes:
         images: [B, S, S, 3].
-        features: [B, N, Dv].
+        features: Features of the tower, [B, N, Dv].
         projected: The same tokens after the projector, [B, N, D].
-        signals: Whatever the methods read of the tower's attention, [B, N] or [B, N, N] each.
-        asked: One question for each image.
+        signals: The signals of the tower's attention that the methods read, [B, N] or [B, N, N] each.
+        asked: One question about each image.
     """
 
     images: NDArray[np.uint8]
     features: torch.Tensor
     projected: torch.Tensor
     signals: dict[str, torch.Tensor]
-    asked: list[Question]
+    asked: list[SceneQuestion]
 
     @property
     def tokens(self) -> int:
@@ -76,8 +77,8 @@ def _pruner(name: str) -> VisionPruner:
     return cast(VisionPruner, load_method(name)())
 
 
-def _of_the_product(name: str) -> Method:
-    """A registered method as it is exported."""
+def _registered(name: str) -> Method:
+    """Return a registered method, with the functions that are exported."""
 
     def select(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
         pruner = _pruner(name)
@@ -102,7 +103,7 @@ def _kept(data: HeldOut, ratio: float) -> int:
 
 
 def _random(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
-    """A new draw for each image; an exported `random` repeats one."""
+    """Keep random patches, drawn anew for each image; an exported `random` repeats one draw."""
     shape = (len(data.asked), data.tokens)
     return rng.random(shape).argsort(axis=1)[:, : _kept(data, ratio)]
 
@@ -113,7 +114,7 @@ def _least_attended(data: HeldOut, ratio: float, rng: np.random.Generator) -> In
 
 
 def _oracle(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
-    """Patches by how much of the box asked about they hold, then by how near they are to it."""
+    """Keep the patches with the most pixels of the box that the question is about, then the nearest to it."""
     side = math.isqrt(data.tokens)
     rows, columns = np.mgrid[:side, :side].reshape(2, -1) + 0.5
     orders = []
@@ -126,19 +127,23 @@ def _oracle(data: HeldOut, ratio: float, rng: np.random.Generator) -> Indices:
 
 
 METHODS: dict[str, Method] = {
-    **{name: _of_the_product(name) for name in _BEFORE},
+    **{name: _registered(name) for name in _BEFORE},
     "random": _random,
     "least attended (control)": _least_attended,
     "oracle (knows the question's box)": _oracle,
 }
-"""Name -> which patches to keep before the LLM, [B, K] in any order."""
+"""Name -> function that returns the patches to keep before the LLM, [B, K] in any order."""
 
 
 @torch.no_grad()
 def encode(
     model: LlavaForConditionalGeneration, images: NDArray[np.uint8]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """What the tower and the projector make of images [B, S, S, 3]: features, projected, signals."""
+    """Run the tower and the projector on images [B, S, S, 3].
+
+    Returns:
+        Features, projected features and signals, as in `HeldOut`.
+    """
     attention.register()
     names = sorted({name for method in _BEFORE for name in _pruner(method).signals})
     parts, tower = llava.parts(model), model.model.vision_tower
@@ -153,13 +158,13 @@ def encode(
 
 
 def hold_out(model: LlavaForConditionalGeneration, count: int, first: int = 0) -> HeldOut:
-    """What `held_out` gives, and what the tower says of it."""
+    """Return the images and questions of `held_out`, with the outputs of the tower."""
     images, asked = held_out(count, first)
     return HeldOut(images, *encode(model, images), asked)
 
 
 def _pruned(data: HeldOut, method: str, ratio: float, rng: np.random.Generator) -> torch.Tensor:
-    """The features that a method keeps, [B, K, Dv], in ascending order of their patches."""
+    """Return the features that a method keeps, [B, K, Dv], in ascending order of their patches."""
     keep = np.sort(METHODS[method](data, ratio, rng), axis=1)
     index = torch.from_numpy(keep)[..., None].expand(-1, -1, data.features.shape[2])
     return data.features.gather(1, index)
@@ -171,7 +176,7 @@ def summary(
     data: HeldOut,
     ratio: float = 0.11,
 ) -> str:
-    """One line for a training log: exact match unpruned and at one ratio."""
+    """Return a line for the training log: exact match unpruned, and of each method at one ratio."""
     rng = np.random.default_rng(0)
     parts = [f"unpruned {answered(model, tokenizer, data.features, data.asked).mean():.3f}"]
     for method in METHODS:
@@ -186,7 +191,7 @@ def evaluate(
     data: HeldOut,
     checkpoint: Path = MODEL_DIR,
 ) -> list[Result]:
-    """Exact match of every method at every ratio; those inside the LLM go through an exported bundle."""
+    """Measure every method at every ratio; methods inside the LLM run as exported bundles."""
     rng = np.random.default_rng(0)
     text: Any = model.config.text_config
     work = LayerWork(text.hidden_size, text.intermediate_size)
@@ -201,7 +206,7 @@ def evaluate(
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results in Markdown: a row for each method, a column for each ratio."""
+    """Return the results in Markdown, with a row for each method and a column for each ratio."""
     found = {(result.method, result.ratio): result for result in results}
 
     def cell(result: Result | None) -> str:
@@ -224,11 +229,13 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints and writes the table."""
+    """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--out", type=Path, help="Markdown file to write; the numbers go to .json beside it")
+    parser.add_argument(
+        "--out", type=Path, help="Markdown file to write; the numbers go to a .json of the same name"
+    )
     options = parser.parse_args(arguments)
     model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model)

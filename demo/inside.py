@@ -1,4 +1,4 @@
-"""Exact match of methods inside the LLM: real bundles, through the runtime that users run."""
+"""Exact match of methods inside the LLM, measured on exported bundles in the runtime that users run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visprune.demo.answers import generations, is_right
-from visprune.demo.scenes import Question
+from visprune.demo.answers import generations
+from visprune.demo.scenes import SceneQuestion
 from visprune.errors import UnsupportedError
 from visprune.estimate.flops import savings
+from visprune.evaluation.metrics import exact_match
 from visprune.export import export
 from visprune.runtime import load
 
@@ -27,12 +28,12 @@ class Result:
     """Exact match of one method at one ratio.
 
     Attributes:
-        method: Its name.
-        ratio: What was asked for.
-        kept: Visual tokens kept; where they are pruned inside the LLM, those that enter each layer.
+        method: Name of the method.
+        ratio: The ratio that was asked for.
+        kept: Visual tokens kept. For a method inside the LLM: those that enter each layer.
         work: Share of the decoder's work on visual tokens that is left (F3).
         right: Questions answered right.
-        of: Questions.
+        of: Number of questions.
     """
 
     method: str
@@ -44,12 +45,19 @@ class Result:
 
 
 def evaluate_inside(
-    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[Question], ratios: Sequence[float]
+    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[SceneQuestion], ratios: Sequence[float]
 ) -> list[Result]:
-    """Every method inside the LLM at every ratio, and one composition.
+    """Measure every method inside the LLM, and one composition of two methods, at every ratio.
 
-    A ratio is the tokens left after the last prune point; for fitprune the visual work left, and for the
-    composition half of what its first method leaves. A ratio that no recipe reaches has no result.
+    For fastv and pyramiddrop a ratio is the share of tokens left after the last prune point, for fitprune the
+    share of visual work left. In the composition it is the ratio of the first method, and fastv then keeps
+    half. A ratio that no recipe reaches has no result.
+
+    Args:
+        checkpoint: Directory of the demo model.
+        images: [B, S, S, 3].
+        asked: One question about each image.
+        ratios: The ratios.
     """
     results = []
     for ratio in ratios:
@@ -71,15 +79,16 @@ def _run(
     name: str,
     options: dict[str, Any],
     images: NDArray[np.uint8],
-    asked: Sequence[Question],
+    asked: Sequence[SceneQuestion],
 ) -> Result:
+    """Export a bundle with these options, ask it, and count the right answers."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = export(checkpoint, output=folder / "bundle", verify=False, **options)
         pipeline = stack.enter_context(load(bundle.path))
         right = 0
         for answer, question in zip(generations(pipeline, images, asked), asked, strict=True):
-            right += is_right(answer, question)
+            right += exact_match(answer.text, (question.answer,))
         found = savings(bundle.manifest)
         work = found.visual.pruned / found.visual.unpruned if found else float("nan")
         kept = " > ".join(map(str, answer.layer_tokens))

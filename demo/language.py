@@ -1,12 +1,14 @@
 """Stage 2 of the demo model: projector and language model learn to answer from features computed once.
 
-The tower is frozen, so this stage never sees pixels. A training sequence holds one image and several
-questions; a block mask shows each question the image and itself only, at the positions it would have alone.
-So every answer is trained in exactly the single-question form of the chat template, at the image cost of one.
+The vision tower is frozen, so this stage never sees pixels. A training sequence holds one image and several
+questions. A block mask lets each question see only the image and itself, at the positions that it would have
+alone. So every answer is trained in exactly the single-question form of the chat template, and the image is
+processed once for all of them.
 
-Some batches show a window of the patch grid around one thing, as if the picture had been cropped. A model
-that always sees 144 tokens, most of them ground, comes to need some ground: without windows, its accuracy
-fell to chance on tokens of things alone, and came back when five patches of ground were added.
+Some batches show a window of the patch grid around one thing, as if the image had been cropped. A model that
+always sees 144 tokens, most of them background, comes to depend on background: without windows, its accuracy
+fell to chance when only the tokens of things were kept, and recovered when five patches of background were
+added.
 """
 
 from __future__ import annotations
@@ -23,29 +25,29 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from visprune.demo.scenes import Question, Thing, questions
+from visprune.demo.scenes import SceneQuestion, Thing, questions
 from visprune.demo.tower import coverage
 
 __all__ = ["LanguageSettings", "answered", "train_language"]
 
 _IGNORE = -100
-_WELL_COVERED = 16  # pixels of a patch, of 64
+_WELL_COVERED = 16  # pixels of a patch, out of 64
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageSettings:
-    """How long and how stage 2 trains."""
+    """Settings of the training in stage 2."""
 
     steps: int = 1200
     batch: int = 16
     questions: int = 8
     learning_rate: float = 1.5e-3
-    window_share: float = 0.3  # batches that see a window of the patch grid instead of all of it
-    chat_share: float = 0.12  # batches of plain chats of several turns, half of them with a second image
+    window_share: float = 0.3  # share of batches that see a window of the patch grid instead of all of it
+    chat_share: float = 0.12  # share of batches of plain chats of several turns, half with a second image
 
 
 class _Sequence:
-    """One training sequence under construction: tokens, labels, positions, block numbers, image slots."""
+    """One training sequence under construction: token ids, labels, positions and block numbers."""
 
     def __init__(self, image_token: int) -> None:
         self.image_token = image_token
@@ -55,7 +57,7 @@ class _Sequence:
         self.blocks: list[int] = []
 
     def add(self, ids: Sequence[int], *, answer: bool = False, block: int = 0, start: int) -> int:
-        """Appends tokens from position `start` on; returns the next position."""
+        """Append tokens from position `start` on, and return the next position."""
         self.ids += ids
         self.labels += ids if answer else [_IGNORE] * len(ids)
         self.positions += range(start, start + len(ids))
@@ -63,12 +65,12 @@ class _Sequence:
         return start + len(ids)
 
     def add_image(self, tokens: int, *, start: int) -> int:
-        """Appends the placeholders of an image; returns the next position."""
+        """Append the placeholders of an image, and return the next position."""
         return self.add([self.image_token] * tokens, start=start)
 
 
 class _Encoder:
-    """Token ids of the parts of a chat, remembered: there are only a few hundred different ones."""
+    """Cached token ids of the parts of a chat; there are only a few hundred different parts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -80,8 +82,8 @@ class _Encoder:
         return self._known[text]
 
 
-def _blocked(encode: _Encoder, asked: Sequence[Question], tokens: int, sequence: _Sequence) -> None:
-    """One image of so many tokens, and questions that do not see one another."""
+def _blocked(encode: _Encoder, asked: Sequence[SceneQuestion], tokens: int, sequence: _Sequence) -> None:
+    """Fill a sequence with one image of `tokens` tokens, and questions that do not see one another."""
     start = sequence.add(encode("<s>USER: "), start=0)
     start = sequence.add_image(tokens, start=start)
     start = sequence.add(encode("\n"), start=start)
@@ -90,8 +92,10 @@ def _blocked(encode: _Encoder, asked: Sequence[Question], tokens: int, sequence:
         sequence.add(encode(f" {question.answer}</s>"), answer=True, block=block, start=at)
 
 
-def _chat(encode: _Encoder, turns: Sequence[tuple[bool, Question]], tokens: int, sequence: _Sequence) -> None:
-    """A plain chat; a turn may bring an image."""
+def _chat(
+    encode: _Encoder, turns: Sequence[tuple[bool, SceneQuestion]], tokens: int, sequence: _Sequence
+) -> None:
+    """Fill a sequence with a plain chat, in which a turn may have an image."""
     at = sequence.add(encode("<s>"), start=0)
     for has_image, question in turns:
         if has_image:
@@ -105,7 +109,7 @@ def _chat(encode: _Encoder, turns: Sequence[tuple[bool, Question]], tokens: int,
 
 
 def _window(thing: Thing, side: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The patches of a window around a thing, up to one patch wider on each side, ascending."""
+    """Return the patches of a window around a thing, up to one patch wider on each side, ascending."""
     rows, columns = np.divmod(np.flatnonzero(coverage(thing) >= _WELL_COVERED), side)
     top, left = (max(0, int(v.min() - rng.integers(2))) for v in (rows, columns))
     bottom, right = (min(side, int(v.max() + 1 + rng.integers(2))) for v in (rows, columns))
@@ -115,7 +119,13 @@ def _window(thing: Thing, side: int, rng: np.random.Generator) -> NDArray[np.int
 def _loss(
     model: LlavaForConditionalGeneration, sequences: Sequence[_Sequence], features: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of the answer tokens. `features` is [tokens, Dv], in the order of the placeholders."""
+    """Return the cross-entropy of the answer tokens.
+
+    Args:
+        model: The demo model.
+        sequences: The training sequences.
+        features: Features of all images, [tokens, Dv], in the order of the placeholders.
+    """
     length = max(len(s.ids) for s in sequences)
     table = np.full((4, len(sequences), length), _IGNORE, dtype=np.int64)
     for row, s in enumerate(sequences):
@@ -149,16 +159,16 @@ def train_language(
     rng: np.random.Generator,
     report: Callable[[int, str], None],
 ) -> None:
-    """Trains the projector and the language model of `model` in place.
+    """Train the projector and the language model of `model` in place.
 
     Args:
         model: The demo model; its tower is neither used nor changed.
         tokenizer: Its tokenizer.
-        features: What the tower gives for the training images, [images, N, Dv].
-        things: What stands in each of them.
-        settings: Lengths and rates.
+        features: Features of the tower for the training images, [images, N, Dv].
+        things: The things in each image.
+        settings: The settings of the training.
         rng: Draws images, questions and wordings.
-        report: Called now and then with the step and the mean loss since the last call.
+        report: Called every 100 steps with the step and the mean loss since the last call.
     """
     encode = _Encoder(tokenizer)
     tokens = features.shape[1]
@@ -192,7 +202,7 @@ def train_language(
             for sequence, about in zip(sequences, asked, strict=True):
                 _chat(encode, [(turn == 0, q) for turn, q in enumerate(about[:5])], tokens, sequence)
         elif form < settings.window_share + settings.chat_share:
-            # A second image in the second turn: questions are about the latest one.
+            # The second turn has a second image; questions are about the latest image.
             sequences = sequences[::2]
             for sequence, first, second in zip(sequences, asked[::2], asked[1::2], strict=True):
                 turns = [(True, first[0]), (True, second[0]), (False, second[1])]
@@ -220,20 +230,22 @@ def answered(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     features: torch.Tensor,
-    asked: Sequence[Question],
+    asked: Sequence[SceneQuestion],
     batch: int = 100,
 ) -> NDArray[np.bool_]:
-    """Whether greedy decoding gives exactly the right answer to each question.
+    """Return whether greedy decoding gives exactly the right answer to each question.
 
-    The right answer is fed in, and every one of its tokens, the end included, must be the likeliest where it
-    stands: that is when greedy decoding would have produced it, and it needs one pass instead of several.
+    The right answer is fed in. Greedy decoding would have produced it if each of its tokens, and the end
+    token after them, is the most likely one at its position. This takes one pass instead of several. It is
+    the exact match of `visprune.evaluation.metrics` for answers that no limit cuts off: an answer that goes
+    on after the right text is another text.
 
     Args:
         model: The demo model.
         tokenizer: Its tokenizer.
         features: The kept features of the image of each question, before the projector, [questions, K, Dv].
         asked: The questions.
-        batch: Questions a pass.
+        batch: Number of questions in a pass.
 
     Returns:
         One truth value for each question.
@@ -247,7 +259,7 @@ def answered(
         part = asked[start : start + batch]
         texts = [(newline + encode(f"{q.text} ASSISTANT:"), encode(f" {q.answer}</s>")) for q in part]
         width = max(len(q) + len(a) for q, a in texts)
-        # Padding stands on the right, where causal attention never looks.
+        # Padding is on the right, where causal attention does not reach.
         tail = torch.tensor([q + a + [0] * (width - len(q) - len(a)) for q, a in texts])
         embed = model.get_input_embeddings()
         embeds = torch.cat(

@@ -1,7 +1,7 @@
-"""Pictures of the demo: the bundled scene, a sheet of scenes, kept patches by method.
+"""Images of the demo: the bundled scene, a sheet of scenes, and the patches that each method keeps.
 
-`python -m visprune.demo.pictures` writes `scene.png` and `questions.json` beside this file and the pictures
-of `docs/demo.md` into a folder.
+`python -m visprune.demo.pictures` writes `scene.png` and `questions.json` to the folder of this file, and the
+images of `docs/demo.md` to another folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from visprune.demo import IMAGE, MODEL_DIR, QUESTIONS
 from visprune.demo.checkpoint import PATCH
 from visprune.demo.evaluate import METHODS, HeldOut, encode
 from visprune.demo.language import answered
-from visprune.demo.scenes import Question, questions, scene
+from visprune.demo.scenes import SceneQuestion, questions, scene
 from visprune.demo.tower import encode_images
 
 __all__ = ["main"]
@@ -40,7 +40,7 @@ def _sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _dimmed(picture: Image.Image, keep: NDArray[np.int64], title: str) -> Image.Image:
-    """The picture with all patches but the kept ones faded, under a title."""
+    """Return the image under a title, with all patches faded except the kept ones."""
     side = picture.width // (PATCH * 2)
     kept = np.zeros(side * side, bool)
     kept[keep] = True
@@ -55,10 +55,10 @@ def _dimmed(picture: Image.Image, keep: NDArray[np.int64], title: str) -> Image.
 
 def _ask(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> tuple[Image.Image, list[Question]]:
-    """The scene of a seed drawn fine, and the questions about it that the model answers right."""
+) -> tuple[Image.Image, list[SceneQuestion]]:
+    """Return the scene of a seed, drawn finely, and the questions about it that the model answers right."""
     picture = scene(seed, _FINE).image
-    # As the image processor resizes it; the model must answer about the file that is shipped.
+    # Resized as by the image processor, because the model must answer about the file that is shipped.
     small = np.asarray(picture.resize((picture.width // _FINE,) * 2, Image.Resampling.BICUBIC))
     features = encode_images(model.model.vision_tower, small[None])
     asked = questions(scene(seed).things, np.random.default_rng(seed))
@@ -67,8 +67,8 @@ def _ask(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes all pictures."""
-    parser = argparse.ArgumentParser(description="Draws the pictures of the demo.")
+    """Write all images."""
+    parser = argparse.ArgumentParser(description="Draw the images of the demo.")
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--docs", type=Path, default=Path("docs/images"))
     parser.add_argument("--seed", type=int, default=5, help="the held-out scene to bundle")
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     drawn = scene(options.seed)
     image = np.asarray(drawn.image)[None]
-    data = HeldOut(image, *encode(model, image), [Question("", "", drawn.things[0])])
+    data = HeldOut(image, *encode(model, image), [SceneQuestion("", "", drawn.things[0])])
     shown = []
     for method, select in METHODS.items():
         keep = select(data, 0.25, np.random.default_rng(0))[0]

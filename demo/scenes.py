@@ -1,9 +1,9 @@
 """Generated scenes and questions about them: the data of the demo model.
 
-A scene shows one digit, one letter, one shape and one arrow on a soft background, each in its own place
-and colour. A question asks about one of the four, so its answer stands in the few patches under that thing:
-a pruner that keeps them loses nothing, one that drops them loses the answer. This module knows no model and
-no patches.
+A scene shows one digit, one letter, one shape and one arrow on a soft background, each in its own place and
+colour. A question is about one of the four, so its answer is in the few patches under that thing: a pruner
+that keeps these patches loses nothing, and a pruner that drops them loses the answer. This module knows no
+model and no patches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = [
     "COLORS",
     "SIZE",
     "VALUES",
-    "Question",
     "Scene",
+    "SceneQuestion",
     "Thing",
     "draw",
     "questions",
@@ -35,7 +35,7 @@ SIZE = 96
 
 VALUES: dict[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
-    # No letter that is nearly a digit at 12 pixels (B 8, G 6, I 1, O 0, S 5, Z 2).
+    # Without letters that look like a digit at 12 pixels (B 8, G 6, I 1, O 0, S 5, Z 2).
     "letter": tuple("ACEFHKLMPRTX"),
     "shape": ("circle", "square", "triangle", "star", "heart", "diamond"),
     "arrow": ("up", "down", "left", "right"),
@@ -51,11 +51,11 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (35, 35, 40),
 }
 
-_FINE = 4  # masks are drawn this much finer than they are shown, then averaged, for smooth edges
+_FINE = 4  # masks are drawn at this multiple of their size and then averaged, for smooth edges
 _HEIGHTS = (12, 13, 14, 15)
 _MARGIN = 3
 _CHUNK = 200  # scenes that a process draws at a time
-_CENTRE_GAP = 4  # a thing's centre keeps this far from the middle lines: "where" then has one right answer
+_CENTRE_GAP = 4  # pixels from a thing's centre to the middle lines, so that "where" has one right answer
 
 _POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)),
@@ -104,7 +104,7 @@ class Thing:
 
     Attributes:
         category: A key of `VALUES`.
-        value: What it is: "7", "K", "star", or where it points: "left".
+        value: Its value, such as "7", "K" or "star"; for an arrow the direction, such as "left".
         color: A key of `COLORS`.
         box: Left, top, right, bottom in pixels of the 96 x 96 scene; right and bottom are outside.
     """
@@ -116,21 +116,21 @@ class Thing:
 
     @property
     def place(self) -> str:
-        """The quarter of the picture that holds the centre of the thing, as "top left"."""
+        """The quarter of the image that holds the centre of the thing, such as "top left"."""
         left, top, right, bottom = self.box
         return f"{'top' if top + bottom < SIZE else 'bottom'} {'left' if left + right < SIZE else 'right'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and what stands in it: one `Thing` of each category, in the order of `CATEGORIES`."""
+    """An image and the things in it: one `Thing` of each category, in the order of `CATEGORIES`."""
 
     image: Image.Image
     things: tuple[Thing, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """A question, its only right answer, and the thing that it asks about."""
 
     text: str
@@ -140,7 +140,14 @@ class Question:
 
 @functools.cache
 def _mask(category: str, value: str, height: int, scale: int) -> NDArray[np.float32]:
-    """Coverage in 0..1 of a thing `height` pixels high, drawn at `scale` pixels a pixel, [h, w]."""
+    """Return the coverage, 0 to 1, of a thing that is `height` pixels high, [h, w].
+
+    Args:
+        category: Of the thing.
+        value: Of the thing.
+        height: In pixels of the 96 x 96 scene.
+        scale: Pixels of the result for each of these.
+    """
     side = height * _FINE
     if category in ("digit", "letter"):
         # Pillow's own font (Aileron, CC0). Its capitals are about 0.7 of the nominal size.
@@ -172,7 +179,7 @@ def _mask(category: str, value: str, height: int, scale: int) -> NDArray[np.floa
 
 
 def _background(rng: np.random.Generator, scale: int) -> NDArray[np.float32]:
-    """A pale, softly clouded ground with a few faint strokes, [SIZE * scale, SIZE * scale, 3], 0..255."""
+    """Draw a pale, cloudy background with a few faint strokes, [SIZE * scale, SIZE * scale, 3], 0 to 255."""
     side = SIZE * scale
     base = rng.uniform(196, 244, 3)
     cloud = np.zeros((side, side, 3), np.float32)
@@ -195,7 +202,7 @@ def _background(rng: np.random.Generator, scale: int) -> NDArray[np.float32]:
 
 
 def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
-    """Boxes for things of these (width, height), apart from one another and from the middle lines."""
+    """Draw boxes for things of these (width, height), apart from one another and from the middle lines."""
     boxes: list[tuple[int, int, int, int]] = []
     while len(boxes) < len(sizes):
         width, height = sizes[len(boxes)]
@@ -214,14 +221,14 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]]) -> list[t
 
 
 def scene(seed: int, scale: int = 1) -> Scene:
-    """Draws the scene of a seed.
+    """Draw the scene of a seed.
 
     Args:
         seed: Any non-negative integer; the same seed gives the same scene.
-        scale: 1 for the 96 x 96 picture that the model sees, 2 or 4 for the same scene drawn finer.
+        scale: 1 for the 96 x 96 image that the model sees, 2 or 4 for the same scene drawn finer.
 
     Returns:
-        The scene; boxes are in pixels of the 96 x 96 picture at every scale.
+        The scene; boxes are in pixels of the 96 x 96 image at every scale.
 
     Raises:
         ValueError: `scale` is not 1, 2 or 4.
@@ -252,7 +259,11 @@ def _drawn(seed: int) -> tuple[NDArray[np.uint8], tuple[Thing, ...]]:
 
 
 def draw(seeds: Sequence[int]) -> tuple[NDArray[np.uint8], list[tuple[Thing, ...]]]:
-    """The scenes of these seeds: images [B, SIZE, SIZE, 3], and their things. All cores draw many."""
+    """Draw the scenes of these seeds, on all cores if there are many.
+
+    Returns:
+        Images [B, SIZE, SIZE, 3], and the things in each.
+    """
     if len(seeds) <= _CHUNK:
         drawn = [_drawn(seed) for seed in seeds]
     else:
@@ -262,18 +273,18 @@ def draw(seeds: Sequence[int]) -> tuple[NDArray[np.uint8], list[tuple[Thing, ...
     return np.stack(images), list(things)
 
 
-def questions(things: Sequence[Thing], rng: np.random.Generator) -> list[Question]:
-    """All that can be asked about a scene, each once, in a random wording and order.
+def questions(things: Sequence[Thing], rng: np.random.Generator) -> list[SceneQuestion]:
+    """Return every question about a scene once, in a random wording and order.
 
-    Three questions a thing: what it is, its colour, its place. In the last two a shape may be called by its
-    name ("the star").
+    There are three questions about each thing: what it is, its colour and its place. The last two may call a
+    shape by its name ("the star").
     """
     found = []
     for thing in things:
         names = (thing.category, thing.value) if thing.category == "shape" else (thing.category,)
         found += [
-            Question(str(rng.choice(_ASK_VALUE[thing.category])), thing.value, thing),
-            Question(str(rng.choice(_ASK_COLOR)).format(rng.choice(names)), thing.color, thing),
-            Question(str(rng.choice(_ASK_PLACE)).format(rng.choice(names)), thing.place, thing),
+            SceneQuestion(str(rng.choice(_ASK_VALUE[thing.category])), thing.value, thing),
+            SceneQuestion(str(rng.choice(_ASK_COLOR)).format(rng.choice(names)), thing.color, thing),
+            SceneQuestion(str(rng.choice(_ASK_PLACE)).format(rng.choice(names)), thing.place, thing),
         ]
     return [found[i] for i in rng.permutation(len(found))]

@@ -1,9 +1,9 @@
-"""Stage 1 of the demo model: the vision tower learns to see, from labels of patches and of the whole picture.
+"""Stage 1 of the demo model: the vision tower learns to see, from labels of patches and of whole images.
 
-Two objectives at once. Every patch of the feature layer tells what stands in it: this makes features worth
-projecting. And CLS of the last layer tells what the picture holds, as a caption would: this gives attention a
-reason to go to what matters, which is what attention-based pruning lives on. The heads are thrown away; the
-last layer stays in the checkpoint unused, as CLIP's does below `vision_feature_layer=-2`.
+It trains on two objectives at once. Each patch of the feature layer must name the thing in it; this makes the
+features useful for the language model. And the CLS token of the last layer must describe the image, as a
+caption would; this makes attention go to the things, which attention-based pruning relies on. The heads are
+discarded. The last layer stays in the checkpoint unused, as in CLIP with `vision_feature_layer=-2`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _SIDE = SIZE // PATCH
 _PLACES = ("top left", "top right", "bottom left", "bottom right")
 _FIRST_VALUE = dict(zip(CATEGORIES, np.cumsum([0, *(len(v) for v in VALUES.values())]), strict=False))
 _DENSE = (1 + len(CATEGORIES), sum(len(v) for v in VALUES.values()), len(COLORS), len(_PLACES))
-# A caption: the value, the colour and the place of each category.
+# The caption consists of the value, the colour and the place of the thing of each category.
 _FACTS = tuple(size for v in VALUES.values() for size in (len(v), len(COLORS), len(_PLACES)))
-_COVERED = 14  # pixels of a thing's box in a patch (of 64) from which on the patch must know the thing
+_COVERED = 14  # a patch must name a thing if its box covers at least this many of the patch's 64 pixels
 _IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
 class TowerSettings:
-    """How long and how stage 1 trains: in cycles, each a cosine from its learning rate down."""
+    """Settings of the training in stage 1: in each cycle, the learning rate decays by a cosine."""
 
     steps: tuple[int, ...] = (900, 500)
     learning_rates: tuple[float, ...] = (1e-3, 8e-4)
@@ -46,13 +46,13 @@ class TowerSettings:
 
 
 def pixels(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Images [B, S, S, 3] as the tower takes them, [B, 3, S, S]: the numbers the image processor gives."""
+    """Convert images [B, S, S, 3] to the tower's input [B, 3, S, S], as the image processor does."""
     scaled = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
     return (scaled - 0.5) / 0.25
 
 
 def coverage(thing: Thing) -> NDArray[np.int64]:
-    """Pixels of the thing's box in each patch, row by row, [N]."""
+    """Return the number of pixels of the thing's box in each patch, row by row, [N]."""
     edges = np.arange(_SIDE) * PATCH
     left, top, right, bottom = thing.box
     across = np.clip(np.minimum(edges + PATCH, right) - np.maximum(edges, left), 0, None)
@@ -61,7 +61,7 @@ def coverage(thing: Thing) -> NDArray[np.int64]:
 
 
 def _labels(scenes: Sequence[Sequence[Thing]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels of patches [B, 4, N] (category, value, colour, place; -100: none) and facts [B, 12]."""
+    """Return labels of patches [B, 4, N] (category, value, colour, place; -100: none) and facts [B, 12]."""
     dense = np.full((len(scenes), len(_DENSE), _SIDE**2), _IGNORE, dtype=np.int64)
     dense[:, 0] = 0
     facts = np.zeros((len(scenes), len(_FACTS)), dtype=np.int64)
@@ -70,7 +70,7 @@ def _labels(scenes: Sequence[Sequence[Thing]]) -> tuple[torch.Tensor, torch.Tens
             value = VALUES[thing.category].index(thing.value)
             color, place = list(COLORS).index(thing.color), _PLACES.index(thing.place)
             cover = coverage(thing)
-            dense[row, 0, cover > 0] = _IGNORE  # neither the thing nor ground
+            dense[row, 0, cover > 0] = _IGNORE  # partly covered: neither the thing nor background
             known = (index + 1, _FIRST_VALUE[thing.category] + value, color, place)
             dense[row][:, cover >= _COVERED] = np.array(known)[:, None]
             facts[row, 3 * index : 3 * index + 3] = (value, color, place)
@@ -78,7 +78,10 @@ def _labels(scenes: Sequence[Sequence[Thing]]) -> tuple[torch.Tensor, torch.Tens
 
 
 def _grid_positions(width: int) -> torch.Tensor:
-    """Sines and cosines of row and column, [N, width]: a start from which neighbours are found soon."""
+    """Return sines and cosines of row and column, [N, width].
+
+    With these as initial position embeddings, the tower soon learns which patches are neighbours.
+    """
     periods = np.geomspace(2.5, 4 * _SIDE, width // 4)
     rows, columns = np.mgrid[:_SIDE, :_SIDE].reshape(2, -1, 1)
     angles = [2 * np.pi * axis / periods for axis in (rows, columns)]
@@ -93,15 +96,15 @@ def train_tower(
     rng: np.random.Generator,
     report: Callable[[int, str], None],
 ) -> None:
-    """Trains `tower` in place.
+    """Train `tower` in place.
 
     Args:
         tower: A CLIP vision tower with fresh weights.
         images: Training images, [images, S, S, 3].
-        scenes: What stands in each of them.
-        settings: Lengths, rates and weights.
+        scenes: The things in each image.
+        settings: The settings of the training.
         rng: Draws the batches.
-        report: Called now and then with the step and the state of training.
+        report: Called every 100 steps with the step and the state of the training.
     """
     width = tower.config.hidden_size
     with torch.no_grad():
@@ -158,12 +161,12 @@ def train_tower(
 
 @torch.no_grad()
 def encode_images(tower: CLIPVisionModel, images: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float16]:
-    """Runs the tower as LLaVA does, once for each image.
+    """Run the tower as LLaVA does, once for each image.
 
     Args:
         tower: The vision tower.
         images: [images, S, S, 3].
-        batch: Images a pass.
+        batch: Number of images in a pass.
 
     Returns:
         The features: hidden_states[-2] without CLS, [images, N, Dv].

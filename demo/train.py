@@ -1,7 +1,7 @@
-"""Trains the demo model from scratch: `python -m visprune.demo.train --out DIR`.
+"""Training of the demo model from scratch: `python -m visprune.demo.train --out DIR`.
 
-As LLaVA was trained, in two stages: the tower first (`tower.py`), then projector and language model on the
-features of the frozen tower (`language.py`). Two CPU cores need about an hour.
+It has two stages, as the training of LLaVA: first the vision tower (`tower.py`), then projector and language
+model on the features of the frozen tower (`language.py`). It takes about an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from visprune.demo.tower import TowerSettings, encode_images, train_tower
 
 __all__ = ["main"]
 
-_FIRST_TRAINING_SCENE = 1_000_000  # training scenes have this seed or a higher one
+_FIRST_TRAINING_SCENE = 1_000_000  # the lowest seed of a training scene
 _SCENES = 24_000
-_ENCODED = 12_000  # scenes of stage 2, the first of stage 1's
+_ENCODED = 12_000  # stage 2 uses this many scenes, the first ones of stage 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Trains the demo model from scratch.")
+    parser = argparse.ArgumentParser(description="Train the demo model from scratch.")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="checkpoint directory to write")
     parser.add_argument("--log", type=Path, help="by default train.log beside the checkpoint directory")
     parser.add_argument("--tower", type=Path, help="a file: read if it exists, else written after stage 1")
@@ -47,7 +47,7 @@ def _fit_tower(
     rng: np.random.Generator,
     say: Callable[[str], None],
 ) -> None:
-    """Stage 1, or what an earlier stage 1 left in a file."""
+    """Run stage 1, or read the tower that an earlier stage 1 wrote to a file."""
     if options.tower and options.tower.exists():
         tower.load_state_dict(torch.load(options.tower))
         say(f"stage 1, the tower: read from {options.tower.name}")
@@ -60,7 +60,7 @@ def _fit_tower(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains and writes a checkpoint."""
+    """Train the model, and write its checkpoint."""
     options = _options(arguments)
     log_file: Path = options.log or options.out.with_name("train.log")
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(line, flush=True)
             print(line, file=log, flush=True)
 
-        # A generator for each part, so that a stored tower changes nothing that comes after it.
+        # Each part has its own generator, so that reading a stored tower does not change the later parts.
         rng_text, rng_tower, rng_language = np.random.default_rng(options.seed).spawn(3)
         torch.manual_seed(options.seed)
         say(f"seed {options.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tower = model.model.vision_tower
         _fit_tower(tower, images, things, options, rng_tower, say)
         tower.requires_grad_(False)
-        tower.half().float()  # the features of the weights as they will be stored
+        tower.half().float()  # stage 2 must see the features of the weights as they will be stored
         features = encode_images(tower, images[:_ENCODED])
         say(f"features of {len(features)} images, {features.nbytes / 1e6:.0f} MB")
 

@@ -1,12 +1,13 @@
-"""TensorRT engines of a bundle's graphs, built from the manifest and the ONNX files alone.
+"""TensorRT engines of the graphs of a bundle, built from the manifest and the ONNX files alone.
 
-Knows graphs and bundles, and no model family; needs neither PyTorch nor onnx, and no GPU for TensorRT-RTX.
+The package knows graphs and bundles, and no model family. It needs neither PyTorch nor onnx, and for
+TensorRT-RTX no GPU.
 """
 
 from __future__ import annotations
 
 from visprune.engines.build_job import build
-from visprune.engines.builder import Caps
+from visprune.engines.build_options import BuildOptions, Caps
 from visprune.runtime.backends.profiles import Limits
 
-__all__ = ["Caps", "Limits", "build"]
+__all__ = ["BuildOptions", "Caps", "Limits", "build"]

@@ -1,11 +1,11 @@
-"""A process for each engine: what TensorRT takes or breaks there, the command that builds keeps.
+"""Build each engine in a subprocess, so that a crash or leaked memory cannot affect the parent.
 
-`build_in_child` is the side of the command, `main` that of the process:
+`build_in_subprocess` runs in the parent, `main` in the subprocess, which is started as
 
     python -m visprune.engines.build_process FOLDER
 
-reads request.json, writes the engine, and outcome.json with what went wrong. The process ends with its
-parent, whose end it sees at stdin.
+It reads request.json in FOLDER and writes the engine; if that fails, it writes outcome.json with the error.
+The subprocess ends when its parent ends, because that closes its stdin.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from visprune.errors import EngineError, VispruneError
 from visprune.records import from_json
 from visprune.subprocesses import end_with_parent, start, status
 
-__all__ = ["build_in_child", "main"]
+__all__ = ["build_in_subprocess", "main"]
 
-_REQUEST, _OUTCOME, _SAID = "request.json", "outcome.json", "stderr.txt"
-_LOOK = 0.1  # seconds between looks at the memory of the process
+_REQUEST, _OUTCOME, _LOG = "request.json", "outcome.json", "stderr.txt"
+_POLL = 0.1  # seconds between two readings of the subprocess's memory
 
 
-def build_in_child(request: Request, folder: Path, most: int | None = None) -> None:
-    """Build one engine in a process of its own.
+def build_in_subprocess(request: Request, folder: Path, most: int | None = None) -> None:
+    """Build one engine in a subprocess.
 
     Args:
-        request: With absolute paths.
-        folder: Empty, for what the two processes tell each other.
-        most: Bytes of memory that the process may hold; None: as much as there is.
+        request: The engine to build, with absolute paths.
+        folder: An empty directory for the files that both processes exchange.
+        most: Bytes of memory that the subprocess may hold; None: limited only by the memory of the machine.
 
     Raises:
-        EngineError: The process failed, crashed, was killed, or held more memory than it may.
+        EngineError: The subprocess failed, crashed, was killed, or held more memory than it may.
     """
     (folder / _REQUEST).write_text(json.dumps(asdict(request)), encoding="utf-8")
-    with (folder / _SAID).open("wb") as said:
-        process = start("visprune.engines.build_process", ".", folder=folder, stdout=said, stderr=said)
+    with (folder / _LOG).open("wb") as log:
+        process = start("visprune.engines.build_process", ".", folder=folder, stdout=log, stderr=log)
         try:
             code = _wait(process, request, most)
         finally:
             process.kill()
             process.communicate()
-    with suppress(OSError, ValueError):  # it wrote none, or had no room for it
+    with suppress(OSError, ValueError):  # there is no outcome, or only half of one because the disk was full
         found = json.loads((folder / _OUTCOME).read_text(encoding="utf-8"))
         raise getattr(errors, found["kind"])(found["what"], found["hint"])
     if code != 0:
-        raise _died(request, code, folder / _SAID)
+        raise _failure(request, code, folder / _LOG)
 
 
 def _wait(process: subprocess.Popen[bytes], request: Request, most: int | None) -> int:
-    """The exit code; while it runs its memory is watched, if that is capped."""
+    """Wait for a process, and return its exit code. If its memory is capped, poll that meanwhile."""
     while True:
         try:
-            return process.wait(None if most is None else _LOOK)
+            return process.wait(None if most is None else _POLL)
         except subprocess.TimeoutExpired:
             used = _resident(process.pid)
             if most is not None and used > most:
@@ -74,26 +74,27 @@ def _wait(process: subprocess.Popen[bytes], request: Request, most: int | None) 
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds; 0 where it has ended."""
+    """Return the bytes of memory that a process holds; 0 if it has ended."""
     try:
-        told = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0
-    found = re.search(r"VmRSS:\s*(\d+) kB", told)
+    found = re.search(r"VmRSS:\s*(\d+) kB", text)
     return 1024 * int(found[1]) if found else 0
 
 
-def _died(request: Request, code: int, log: Path) -> EngineError:
+def _failure(request: Request, code: int, log: Path) -> EngineError:
+    """Return the error for a subprocess that ended without an outcome."""
     hint = "Report this, with the whole message."
     if code < 0:
-        hint = "Run it again; engines that were finished are taken from the cache."
+        hint = "Run it again; engines that are finished will be taken from the cache."
     if -code == signal.SIGKILL:
         hint = f"The machine may have too little memory: close other programs. {hint}"
     return EngineError(f"Building {request.graph} for SM{request.sm} {status(code, log)}", hint)
 
 
 def main(folder: Path) -> int:
-    """Build what request.json asks for."""
+    """Build the engine that request.json in a directory describes, and return the exit code."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     request = from_json(Request, json.loads((folder / _REQUEST).read_text(encoding="utf-8")), _REQUEST)
     try:

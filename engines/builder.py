@@ -1,8 +1,8 @@
-"""From one ONNX file to one serialized engine, by Polygraphy, for `tensorrt` and `tensorrt_rtx` alike.
+"""Builder of one serialized engine from one ONNX file, by Polygraphy, for `tensorrt` and `tensorrt_rtx`.
 
-Networks are strongly typed: what an ONNX file says of types is what is computed. The file is read by
-TensorRT's own parser, because Polygraphy prints what that could not read, and does not tell. Runs in a
-process of its own, see `child`: in one process Polygraphy drives one of the two packages.
+Networks are strongly typed: an engine computes in the types that the ONNX file has. TensorRT's own parser
+reads the file, because Polygraphy only prints the parser's errors and does not return them. Each build runs
+in a subprocess (see `build_process`), because Polygraphy can use only one of the two packages in a process.
 """
 
 from __future__ import annotations
@@ -15,39 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from visprune.errors import EngineError, UsageError
+from visprune.engines.build_options import WORKSPACE
+from visprune.errors import EngineError
 from visprune.manifest import EngineProfile
 from visprune.optional import require
 from visprune.staging import whole
 from visprune.targets import PACKAGES
 
-__all__ = ["WORKSPACE", "Caps", "Flavour", "Request", "build_engine"]
-
-WORKSPACE = 2 << 30
-"""Bytes of device memory that a layer may use while it runs, by default."""
+__all__ = ["Flavour", "Request", "build_engine"]
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
-
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """How much memory a build may take.
-
-    Attributes:
-        workspace: Bytes of device memory that a layer may use while it runs.
-        host: Bytes of memory of the process that builds; None: as much as there is.
-
-    Raises:
-        UsageError: What is no whole number of at least 1.
-    """
-
-    workspace: int = WORKSPACE
-    host: int | None = None
-
-    def __post_init__(self) -> None:
-        for value in (self.workspace, self.host):
-            if value is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"A cap on memory is {value}.", "Give a positive whole number of bytes.")
+"""The Python package that builds an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +33,16 @@ class Request:
     """One engine to build.
 
     Attributes:
-        graph: Its name, for people.
-        onnx: The file; its data lies beside it.
+        graph: Name of the graph, for messages.
+        onnx: The ONNX file, with its data file beside it.
         output: The file to write.
         flavour: The package that builds it.
-        sm: Of the GPUs that it is for; by `tensorrt` that of the one that is here.
-        timing_cache: A file of what TensorRT measured, read where it is there, and extended; None: there is
-            none.
-        workspace: Bytes of device memory that a layer may use while it runs.
+        sm: Compute capability, times ten, of the GPUs that the engine is for. With `tensorrt` it is that of
+            the GPU of this machine.
+        profiles: The optimization profiles of the engine.
+        timing_cache: A file of TensorRT's measurements; it is read if it exists, and extended. None: no
+            measurements are kept.
+        workspace: Bytes of GPU memory that a layer may use while it runs.
     """
 
     graph: str
@@ -76,10 +56,10 @@ class Request:
 
 
 def build_engine(request: Request) -> None:
-    """Parse, set profiles, build, write.
+    """Parse an ONNX file, build its engine, and write it.
 
     Raises:
-        EngineError: The graph cannot be read, or not be built, or the engine not be written.
+        EngineError: The graph cannot be read or built, or the engine cannot be written.
         MissingExtraError: A package is not installed.
     """
     package = PACKAGES[request.flavour]
@@ -89,34 +69,38 @@ def build_engine(request: Request) -> None:
     polygraphy = require("polygraphy.backend.trt", extra=package.extra)
     failed = require("polygraphy.exception", extra=package.extra).PolygraphyException
     name = f"{package.name} {trt.__version__}"
-    with _errors() as errors, _measured(request.timing_cache) or nullcontext() as measured:
+    with _logged_errors() as errors, _open_timings(request.timing_cache) or nullcontext() as timings:
         try:
             builder, network = polygraphy.create_network(strongly_typed=True)
             parser = trt.OnnxParser(network, polygraphy.get_trt_logger())
             if not parser.parse_from_file(request.onnx):
-                raise _unreadable(parser, request.graph, name)
+                raise _parser_error(parser, request.graph, name)
             config = polygraphy.create_config(
                 builder,
                 network,
                 profiles=[_profile(polygraphy.Profile(), network, wanted) for wanted in request.profiles],
                 memory_pool_limits={trt.MemoryPoolType.WORKSPACE: request.workspace},
-                load_timing_cache=measured,
+                load_timing_cache=timings,
                 profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
-                tf32=True,  # TensorRT's own default, which Polygraphy would turn off
+                tf32=True,  # the default of TensorRT, which Polygraphy would turn off
             )
             if request.flavour == "tensorrt_rtx":
-                _build_for(trt, config, request.sm, name)
+                _set_compute_capability(trt, config, request.sm, name)
             built = polygraphy.engine_bytes_from_network((builder, network), config)
         except failed:
-            raise _not_built(request, name, errors) from None
+            raise _build_error(request, name, errors) from None
     _write(request, built)
     if request.timing_cache:
-        with suppress(OSError), whole(Path(request.timing_cache)) as file:  # else it is measured again
+        # If the file cannot be written, TensorRT measures again in the next build.
+        with suppress(OSError), whole(Path(request.timing_cache)) as file:
             file.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
-def _measured(timing_cache: str | None) -> BinaryIO | None:
-    """What was measured before, opened; by a path, Polygraphy would fail where it may not lock the file."""
+def _open_timings(timing_cache: str | None) -> BinaryIO | None:
+    """Open the file of earlier measurements, if there is one.
+
+    Polygraphy takes a path too, but then fails if it may not lock the file.
+    """
     if timing_cache is not None:
         with suppress(OSError):
             return Path(timing_cache).open("rb")
@@ -135,15 +119,15 @@ def _write(request: Request, built: Any) -> None:
 
 
 @contextmanager
-def _errors() -> Iterator[list[str]]:
-    """Print on stderr what TensorRT says through Polygraphy; gives its errors, as they come."""
+def _logged_errors() -> Iterator[list[str]]:
+    """Print the messages of TensorRT on stderr, and yield a list that its errors are appended to."""
     logger = require("polygraphy.logger", extra="tensorrt").G_LOGGER
     found: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             print(record.getMessage(), file=sys.stderr, flush=True)
-            if record.levelno == logging.ERROR:  # a critical one is Polygraphy's, and says less
+            if record.levelno == logging.ERROR:  # critical ones come from Polygraphy, and say less
                 found.append(record.getMessage())
 
     logger.use_python_logging_system, logger.colors, logger.letter = True, False, False
@@ -156,16 +140,17 @@ def _errors() -> Iterator[list[str]]:
         logger.python_logger.removeHandler(handler)
 
 
-def _unreadable(parser: Any, graph: str, name: str) -> EngineError:
-    """The first thing that the parser could not read: the others often follow from it."""
+def _parser_error(parser: Any, graph: str, name: str) -> EngineError:
+    """Return an error with the first message of the parser. The others often follow from it."""
     error = parser.get_error(0)
     text = " ".join(str(error.desc()).split()).rstrip(".")
-    node = f" at node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else ""
-    return EngineError(f"{name} cannot read {graph}{node}: {text}.", _cause(text, error.node_operator()))
+    operator = error.node_operator()
+    node = f" at node {error.node_name()!r} ({operator})" if operator else ""
+    return EngineError(f"{name} cannot read {graph}{node}: {text}.", _parser_hint(text, operator))
 
 
-def _cause(text: str, operator: str) -> str:
-    """What a parser error likely comes from."""
+def _parser_hint(text: str, operator: str) -> str:
+    """Return the likely cause of a parser error, and what to do."""
     said = text.lower()
     if "opset" in said:
         return "The graph is of an opset that this TensorRT does not know: update TensorRT."
@@ -179,7 +164,10 @@ def _cause(text: str, operator: str) -> str:
 
 
 def _profile(empty: Any, network: Any, wanted: EngineProfile) -> Any:
-    """Polygraphy's form of a profile. A count that no shape depends on is an input like others, and fixed."""
+    """Fill an empty Polygraphy profile with the ranges of a profile.
+
+    A count that no shape depends on is no shape tensor. It is an input of a fixed shape, and needs no range.
+    """
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         ranges = wanted.inputs.get(tensor.name)
@@ -188,20 +176,23 @@ def _profile(empty: Any, network: Any, wanted: EngineProfile) -> Any:
     return empty
 
 
-def _not_built(request: Request, name: str, errors: list[str]) -> EngineError:
-    said = " ".join(errors[-1].split()).rstrip(".") if errors else "it did not say why"
+def _build_error(request: Request, name: str, errors: list[str]) -> EngineError:
+    text = " ".join(errors[-1].split()).rstrip(".") if errors else "it did not say why"
     hint = "Try smaller limits; if that does not help, report the graph and this message."
-    if "workspace" in said.lower():
+    if "workspace" in text.lower():
         hint = "Give a larger --workspace."
-    return EngineError(f"{name} could not build {request.graph} for SM{request.sm}: {said}.", hint)
+    return EngineError(f"{name} could not build {request.graph} for SM{request.sm}: {text}.", hint)
 
 
-def _build_for(trt: Any, config: Any, sm: int, name: str) -> None:
-    """Have TensorRT-RTX build for GPUs that need not be here; of this Polygraphy knows nothing."""
+def _set_compute_capability(trt: Any, config: Any, sm: int, name: str) -> None:
+    """Make TensorRT-RTX build for a kind of GPU that this machine need not have.
+
+    Polygraphy has no option for this.
+    """
     capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
     if capability is None:
         raise EngineError(f"{name} does not know SM{sm}.", "Update it: pip install -U tensorrt-rtx.")
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # else its runs may not be captured: CUDA graphs
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # needed to capture CUDA graphs
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

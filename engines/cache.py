@@ -1,8 +1,9 @@
-"""Engines that were built before, under `~/.cache/visprune/engines`.
+"""Cache of built engines, under `~/.cache/visprune/engines`.
 
-An entry is one file, KEY.SHA256.engine: what it was built from, and the hash of what is in it. So it comes
-whole by one rename, and says itself whether it is damaged. Two processes that build the same engine at once
-leave two entries, of which either will do. The folder may be removed at any time.
+An entry is one file, KEY.SHA256.engine. KEY is a hash of everything that the engine was built from, and
+SHA256 is the hash of the file. So an entry appears whole, by one rename, and damage is detected without a
+second file. Two processes that build the same engine at once may leave two entries; either can be used. The
+directory may be removed at any time.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ from visprune.records import sha256
 
 __all__ = ["fetch", "key", "store", "timing_cache"]
 
-_FORM = 1  # one more where `build_engine` sets other options
+_FORM = 1  # increase it when `build_engine` sets other options
 
 
 def key(manifest: Manifest, request: Request, version: str, gpu: str = "") -> str:
-    """The name of an engine: the hash of all that it depends on.
+    """Return the hash of everything that an engine depends on.
 
-    The ONNX file that is built says how the graph is spelled, how its cache is written and for how many
-    tokens it has room; its weights have the hash that the manifest has for them. `gpu` is the name of the
-    one that is here, where engines are built for that alone.
+    The rewritten ONNX file has the operators of the graph, and how its cache is written and for how many
+    tokens. The hash of its weights is the one in the manifest.
+
+    Args:
+        manifest: Manifest of the bundle.
+        request: The engine to build.
+        version: Version of the package that builds it.
+        gpu: Name of the GPU of this machine, if engines are built for this GPU alone.
     """
     data = manifest.graphs[request.graph].data
     parts = {
@@ -49,28 +55,32 @@ def key(manifest: Manifest, request: Request, version: str, gpu: str = "") -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def fetch(name: str, place: Path) -> bool:
-    """Copy an engine to `place`, if there is a good one. A damaged one is removed."""
+def fetch(key: str, destination: Path) -> bool:
+    """Copy an engine from the cache to a file, and remove damaged entries.
+
+    Returns:
+        Whether there was an undamaged entry.
+    """
     entries: list[Path] = []
-    with suppress(OSError):  # it may not be looked into
-        entries = sorted(_folder().glob(f"{name}.*.engine"))
+    with suppress(OSError):  # the directory may be unreadable
+        entries = sorted(_folder().glob(f"{key}.*.engine"))
     for entry in entries:
-        with suppress(OSError):  # another process may remove it
-            shutil.copyfile(entry, place)
-            if sha256(place) == entry.name.split(".")[1]:
+        with suppress(OSError):  # another process may remove the entry meanwhile
+            shutil.copyfile(entry, destination)
+            if sha256(destination) == entry.name.split(".")[1]:
                 return True
             entry.unlink()
-    place.unlink(missing_ok=True)
+    destination.unlink(missing_ok=True)
     return False
 
 
-def store(name: str, engine: Path) -> None:
-    """Keep an engine in the cache, where that can be written."""
-    keep(_folder() / f"{name}.{sha256(engine)}.engine", lambda file: shutil.copyfile(engine, file))
+def store(key: str, engine: Path) -> None:
+    """Keep an engine in the cache; nothing happens if the cache cannot be written."""
+    keep(_folder() / f"{key}.{sha256(engine)}.engine", lambda file: shutil.copyfile(engine, file))
 
 
 def timing_cache(version: str, sm: int) -> str | None:
-    """The file of what TensorRT measured while building; None where it cannot be kept."""
+    """Return the file for TensorRT's measurements of kernels; None if the cache cannot be written."""
     folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,17 @@
-"""Every reason not to build engines, found before anything is built."""
+"""Checks of a build: every reason to refuse it, found before anything is built."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from visprune.engines.build_options import BuildOptions
 from visprune.errors import UnsupportedError, UsageError, VispruneError
 from visprune.machine import Gpu
 from visprune.manifest import Manifest
 from visprune.optional import require
-from visprune.runtime.backends.profiles import Limits, profiles
+from visprune.rebuild import refuse_other_target
+from visprune.runtime.backends.profiles import profiles
 from visprune.targets import (
     PACKAGES,
     TARGETS,
@@ -17,35 +19,36 @@ from visprune.targets import (
     check_sm,
     export_for,
     no_engines,
-    refuse_other_target,
     tensorrt,
 )
 from visprune.targets import target as known_target
 
-__all__ = ["kinds", "problems"]
+__all__ = ["problems", "sms_to_build"]
 
-_USUAL = (86,)  # RTX 30
+_DEFAULT_SMS = (86,)  # GeForce RTX 30
 
 
-def kinds(name: str, asked: Sequence[int] | None, here: Gpu | None) -> tuple[int, ...]:
-    """The SMs to build for: those asked for, or that of the GPU that is here, if there is one."""
-    if name in TARGETS and TARGETS[name].anywhere:
-        return _USUAL if asked is None else tuple(asked)
+def sms_to_build(options: BuildOptions, here: Gpu | None) -> tuple[int, ...]:
+    """Return the compute capabilities to build for, times ten; empty if a GPU is needed to tell, and missing.
+
+    Args:
+        options: The options of the build.
+        here: The GPU of this machine.
+    """
+    if options.target in TARGETS and TARGETS[options.target].anywhere:
+        return _DEFAULT_SMS if options.sm is None else options.sm
     return (here.sm,) if here else ()
 
 
-def problems(
-    manifest: Manifest, name: str, asked: Sequence[int] | None, limits: Limits, here: Gpu | None
-) -> Iterator[VispruneError]:
-    """Why engines of a bundle cannot be built here.
+def problems(manifest: Manifest, options: BuildOptions, here: Gpu | None) -> Iterator[VispruneError]:
+    """Yield every reason why the engines of a bundle cannot be built on this machine.
 
     Args:
-        manifest: Of the bundle.
-        name: Of the target.
-        asked: The SMs that were asked for; None: none were.
-        limits: As they were asked for.
+        manifest: Manifest of the bundle.
+        options: The options of the build.
         here: The GPU of this machine.
     """
+    name = options.target
     try:
         known = known_target(name)
     except UsageError as error:
@@ -54,15 +57,15 @@ def problems(
     if not known.engines:
         yield no_engines(name)
         return
-    sms = kinds(name, asked, here)
+    sms = sms_to_build(options, here)
     extra = "jetson" if known.jetson else PACKAGES[known.engines].extra
     checks: list[Callable[[], object]] = [
         partial(refuse_other_target, manifest, name),
-        partial(_not_built_yet, manifest),
-        partial(_right_gpu, known, asked, here),
-        *(partial(_right_sm, known, sm, sms.count(sm)) for sm in dict.fromkeys(sms)),
+        partial(_refuse_engines, manifest),
+        partial(_check_gpu, known, options.sm, here),
+        *(partial(_check_requested_sm, known, sm, sms.count(sm)) for sm in dict.fromkeys(sms)),
         *(partial(check_sm, _precisions(manifest), sm) for sm in sms or (max(known.sms),)),
-        partial(profiles, manifest, limits),
+        partial(profiles, manifest, options.limits),
         partial(tensorrt, name),
         partial(require, "polygraphy", extra=extra),
         partial(require, "onnx_ir", extra=extra),
@@ -74,22 +77,23 @@ def problems(
             yield error
 
 
-def _not_built_yet(manifest: Manifest) -> None:
+def _refuse_engines(manifest: Manifest) -> None:
+    """Refuse a bundle that has engines."""
     if manifest.engines:
         raise UsageError(
             "This bundle has engines already.", "Build from the bundle that they were built from."
         )
 
 
-def _right_gpu(known: Target, asked: Sequence[int] | None, here: Gpu | None) -> None:
-    """Whether the SMs can be told as they were: named, or by the GPU that is here."""
+def _check_gpu(known: Target, requested: Sequence[int] | None, here: Gpu | None) -> None:
+    """Check the SMs given for a target that is built anywhere, or this machine's GPU for another target."""
     if known.anywhere:
-        if asked is not None and not asked:
+        if requested is not None and not requested:
             raise UsageError("No SM is given.", f"Give some of: {_listed(known.sms)}.")
         return
-    if asked is not None:
+    if requested is not None:
         raise UsageError(
-            f"--sm is given, and engines for {known.name} are built for the GPU that is here.",
+            f"--sm is given, but engines for {known.name} are built for the GPU of this machine.",
             "Leave --sm out.",
         )
     if here is None:
@@ -104,8 +108,8 @@ def _right_gpu(known: Target, asked: Sequence[int] | None, here: Gpu | None) -> 
         )
 
 
-def _right_sm(known: Target, sm: int, times: int) -> None:
-    """Whether an SM that was asked for can be had."""
+def _check_requested_sm(known: Target, sm: int, times: int) -> None:
+    """Check that the target has an SM, and that it is given once."""
     if known.anywhere and sm not in known.sms:
         raise UnsupportedError(
             f"The target {known.name} has no SM{sm}.", f"Give some of: {_listed(known.sms)}."

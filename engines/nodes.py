@@ -1,4 +1,4 @@
-"""Adds nodes to a graph that is there already."""
+"""Helper that adds nodes to an existing graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ __all__ = ["Nodes"]
 
 
 class Nodes:
-    """Adds nodes and constants, in any order: the graph is to be sorted when all are there."""
+    """Adds nodes and constants to a graph, in any order. The caller sorts the graph afterwards.
+
+    Attributes:
+        graph: The graph.
+        made: The nodes that were added.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -21,7 +26,7 @@ class Nodes:
         self._numbers = itertools.count()
 
     def add(self, operator: str, *inputs: ir.Value | None, **attributes: int | str) -> ir.Value:
-        """The output of a new node."""
+        """Add a node, and return its output."""
         kinds = {int: ir.AttributeType.INT, str: ir.AttributeType.STRING}
         named = [ir.Attr(name, kinds[type(value)], value) for name, value in attributes.items()]
         node = ir.Node("", operator, inputs, named, name=self._name(operator))
@@ -31,11 +36,11 @@ class Nodes:
         return node.outputs[0]
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """In another type."""
+        """Add a `Cast`, and return the value in the other type."""
         return self.add("Cast", value, to=dtype.value)
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
-        """An initializer."""
+        """Add an initializer that holds an array."""
         tensor = ir.tensor(array, name=self._name("constant"))
         shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
         value = ir.Value(name=tensor.name, type=kind, shape=shape, const_value=tensor)
@@ -43,15 +48,15 @@ class Nodes:
         return value
 
     def number(self, number: float, dtype: Any = np.int64) -> ir.Value:
-        """A scalar."""
+        """Add an initializer that holds a scalar."""
         return self.constant(np.array(number, dtype))
 
     def numbers(self, *numbers: int) -> ir.Value:
-        """Axes, or a shape."""
+        """Add an initializer that holds a vector of integers, such as axes or a shape: [n] int64."""
         return self.constant(np.array(numbers, np.int64))
 
     def replace(self, old: ir.Value, made: ir.Value) -> None:
-        """What read one value reads another instead, under its name."""
+        """Make all readers of a value read another one instead, which takes its name."""
         made.type, made.shape = old.type, old.shape
         name, old.name = old.name, f"{old.name}.replaced"
         old.replace_all_uses_with(made, replace_graph_outputs=True)

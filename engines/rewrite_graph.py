@@ -1,4 +1,4 @@
-"""The form of a graph that is built into an engine: one integer a token, and the cache written in place."""
+"""The form of a graph that engines are built from: one integer per token, and a cache written in place."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ __all__ = ["prepare"]
 
 
 def prepare(onnx: Path, *, cache_capacity: int) -> Path:
-    """Write the form of a graph that is built, beside it; weights stay in the file that they are in.
+    """Write the form of a graph that an engine is built from, beside it. It uses the same file of weights.
 
-    A graph with `logits` [B, 1, V] gets one more output, `greedy_token` [B] int64: the index of the largest,
-    the lowest at ties; -1 where there is a NaN or +inf, or nothing but -inf.
+    A graph with `logits` [B, 1, V] gets one more output, `greedy_token` [B] int64: the index of the largest
+    logit, the lowest index at ties; -1 if a logit is NaN or +inf, or if all are -inf.
 
-    With a capacity C the cache of a decoder is written in place:
+    With a capacity C, the cache of a decoder is written in place:
 
-        past_key_values.{i}.key   [1, Hkv, C, Dh]   and .value: buffers; finite everywhere, also where unused
-        cache_length              [1] int64         P, the tokens that they hold; P + S <= C
+        past_key_values.{i}.key   [1, Hkv, C, Dh]   and .value: buffers; all their values are finite, also of
+                                                    unused places
+        cache_length              [1] int64         P, the tokens that the buffers hold; P + S <= C
         present.{i}.key           [1, Hkv, C, Dh]   and .value: the same buffers, written from P on. TensorRT
-                                                    wants them at the addresses of their inputs
+                                                    requires that they have the addresses of the inputs
 
     Args:
-        onnx: A graph of the exporter's, quantized or not.
+        onnx: A graph that the exporter wrote, quantized or not.
         cache_capacity: C; 0 leaves the cache as it is.
 
     Returns:
-        The file written; `onnx` where nothing is changed.
+        The file written, or `onnx` if nothing is to change.
 
     Raises:
-        EngineError: The graph has no cache, or reads it in a way that is not known.
-        BundleError: The file is no graph.
+        EngineError: The graph has no cache, or reads it in an unknown way.
+        BundleError: The file is not an ONNX graph.
     """
     try:
         model = ir.load(onnx)
-    except Exception as error:  # protobuf's own
+    except Exception as error:  # protobuf raises exceptions of its own
         raise BundleError(
             f"{onnx.name} is no ONNX graph.", "Copy the bundle again, or export it again."
         ) from error
@@ -49,7 +50,7 @@ def prepare(onnx: Path, *, cache_capacity: int) -> Path:
         return onnx
     nodes = Nodes(model.graph)
     if logits is not None:
-        _put_out_token(nodes, logits)
+        _add_greedy_token(nodes, logits)
     if cache_capacity > 0:
         write_in_place(model, nodes, onnx.stem, cache_capacity)
     model.graph.sort()
@@ -58,8 +59,11 @@ def prepare(onnx: Path, *, cache_capacity: int) -> Path:
     return made
 
 
-def _put_out_token(nodes: Nodes, logits: ir.Value) -> None:
-    """Add `greedy_token`. Not by `ArgMax`: what TensorRT does at ties and NaNs is not documented."""
+def _add_greedy_token(nodes: Nodes, logits: ir.Value) -> None:
+    """Add the output `greedy_token`.
+
+    `ArgMax` is not used, because it is not documented how TensorRT's treats ties and NaNs.
+    """
     assert logits.shape is not None
     assert logits.dtype is not None
     vocabulary, kind = int(str(logits.shape[2])), logits.dtype.numpy()
@@ -71,7 +75,7 @@ def _put_out_token(nodes: Nodes, logits: ir.Value) -> None:
     wins = nodes.add("And", nodes.add("Equal", logits, largest), real)
     first = nodes.add("ReduceMin", nodes.add("Where", wins, ids, none), nodes.numbers(1, 2), keepdims=0)
 
-    below = nodes.add("Less", logits, nodes.number(np.inf, kind))  # a NaN is not
+    below = nodes.add("Less", logits, nodes.number(np.inf, kind))  # false for a NaN
     all_below = nodes.add("ReduceMin", nodes.cast(below, ir.DataType.INT32), nodes.numbers(1, 2), keepdims=0)
     good = nodes.add("And", nodes.add("Less", first, none), nodes.cast(all_below, ir.DataType.BOOL))
 

@@ -1,15 +1,17 @@
-"""The boards and cards a plan can be made for, as their makers describe them.
+"""Boards and cards that a plan can be made for, with the numbers of their datasheets.
 
-A row says how many streaming multiprocessors (SM) there are, how fast they run at most, and how fast memory
-is. Peaks follow from that and from what one SM does in a cycle: they are *dense*. Datasheets headline sparse
-ones, which are twice as high and reached by no LLaVA; those of a Jetson also count its DLAs, which run no
-language model. A multiply-accumulate is two operations.
+A row has the number of streaming multiprocessors (SM), their highest clock, and the bandwidth of the memory.
+The peak rates follow from these and from the operations of one SM in one cycle. They are *dense*. Datasheets
+headline sparse rates, which are twice as high and which no LLaVA reaches. The headline of a Jetson also
+counts its deep-learning accelerators (DLA), which run no language model. A multiply-accumulate is two
+operations.
 
-The figures were checked against public pages that quote these sheets, not against the sheets themselves; but
-the bandwidth of the Orin Nano 4GB in Super mode is half the 8GB's, whose memory is twice as wide.
+The figures were checked against public pages that quote these datasheets, not against the datasheets
+themselves. One is derived instead: the bandwidth of the Orin Nano 4GB in Super mode is half of the 8GB's,
+because the memory of the 8GB is twice as wide.
 
-GeForce cards add fp16 and fp8 products in fp32 at half the rate of adding them in fp16: the table has the
-former, as attention and long sums need it.
+GeForce cards compute fp16 and fp8 products at half the rate when they add them up in fp32 instead of fp16.
+The table has the lower rate, because attention and long sums need fp32.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ __all__ = ["BOARDS", "Board", "board"]
 
 GIB = 1024**3
 
-# Dense operations of one SM in one cycle. 87: from 170 sparse int8 TOPS of the AGX Orin 64GB, 16 SMs at
-# 1.3 GHz. 86: Ampere GA102 whitepaper v2. 89: Ada whitepaper v2. 120: RTX Blackwell whitepaper v1. 110: from
-# 2070 sparse fp4 TFLOPS of the Jetson T5000, a quarter in fp8 and an eighth in fp16; no int8 rate was found.
+# Dense operations of one SM in one cycle, by SM and precision. Sources:
+# 86: Ampere GA102 whitepaper v2. 87: the 170 sparse int8 TOPS of the AGX Orin 64GB, with 16 SMs at 1.3 GHz.
+# 89: Ada whitepaper v2. 110: the 2070 sparse fp4 TFLOPS of the Jetson T5000, of which fp8 has a quarter and
+# fp16 an eighth; no int8 rate was found. 120: RTX Blackwell whitepaper v1.
 _RATES = {
     86: {"fp16": 512, "int8": 2048},
     87: {"fp16": 2048, "int8": 4096},
@@ -34,25 +37,25 @@ _RATES = {
     120: {"fp16": 512, "fp8": 1024, "int8": 2048},
 }
 
-# What is not for the model, in GiB; assumptions, not measured. The system of a Jetson without a desktop and
-# the CUDA context; or the context and the screen's part of a card's memory.
-_TAKEN = {True: 2.0, False: 1.0}
+# Memory that a model cannot use, in GiB, by `Board.shared`. Assumed, not measured. A Jetson: the system
+# without a desktop, and the CUDA context. A card: the context, and what the screen takes.
+_RESERVED = {True: 2.0, False: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A device by its datasheet.
+    """A board or card with the numbers of its datasheet.
 
     Attributes:
-        name: As the user gives it.
-        title: As its maker calls it.
-        memory: GiB.
-        bandwidth: Of the memory, in GB/s (10^9).
-        multiprocessors: Streaming multiprocessors.
-        clock: Highest of the GPU, in MHz.
-        sm: Its SM, such as 87.
+        name: Name for `--device`.
+        title: The maker's name.
+        memory: Size of the memory in GiB.
+        bandwidth: Bandwidth of the memory in GB/s (10^9).
+        multiprocessors: Number of streaming multiprocessors.
+        clock: Highest clock of the GPU in MHz.
+        sm: Compute capability times ten, such as 87.
         shared: Whether CPU and GPU share the memory, as on a Jetson.
-        source: Where the numbers come from.
+        source: The document that the numbers come from.
     """
 
     name: str
@@ -66,20 +69,25 @@ class Board:
     source: str
 
     @property
+    def reserved(self) -> float:
+        """GiB that the system and the CUDA context take; assumed: 2 on a Jetson, 1 on a card."""
+        return _RESERVED[self.shared]
+
+    @property
     def usable(self) -> int:
-        """Bytes left for a model, by assumption: 2 GiB of a Jetson are taken, 1 GiB of a card."""
-        return int((self.memory - _TAKEN[self.shared]) * GIB)
+        """Bytes left for a model: all but `reserved`."""
+        return int((self.memory - self.reserved) * GIB)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What it computes with, most exact first; int4 is weights alone, computed with in fp16."""
+        """Precisions of linear layers, most exact first. int4 stores the weights; they are used in fp16."""
         return (*(name for name in ("fp16", "fp8", "int8") if name in _RATES[self.sm]), "int4")
 
     def peak(self, precision: str) -> float:
-        """Dense operations a second with activations of fp16, fp8 or int8; int4 weights compute in fp16.
+        """Return the dense operations a second in a precision; for int4 weights, the rate of fp16.
 
         Raises:
-            UnsupportedError: It has no such arithmetic, or none that is published.
+            UnsupportedError: The GPU cannot compute in this precision, or no rate is published.
         """
         rates = _RATES[self.sm] | {"int4": _RATES[self.sm]["fp16"]}
         if precision not in rates:
@@ -125,10 +133,10 @@ BOARDS = {
 
 
 def board(name: str) -> Board:
-    """The board of a name.
+    """Return the board of a name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No board has this name. The hint suggests the nearest, and lists all.
     """
     if name not in BOARDS:
         close = nearest(name, [*BOARDS, "this"])

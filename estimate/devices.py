@@ -1,4 +1,4 @@
-"""What a plan is made for: a board by its datasheet, or a machine that was measured."""
+"""Devices that a plan is made for: a board with its datasheet, or a machine that was measured."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from visprune.estimate.measured_rates import Calibration
 from visprune.estimate.roofline import PRECISIONS, Rates
 from visprune.targets import TARGETS, check_sm
 
-__all__ = ["ASSUMED", "Device", "check_precision", "measured_machine", "of_board"]
+__all__ = ["ASSUMED", "PlannedDevice", "board_device", "check_precision", "measured_device"]
 
 ASSUMED = Rates(0.5, 0.5, 0.7)
-"""The shares of a board's peaks that are taken to be reached where nothing was measured."""
+"""Shares of a board's peak rates that a model is assumed to reach where nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """Where a model shall run.
+class PlannedDevice:
+    """A device that a plan is made for.
 
     Attributes:
-        name: As the user gave it.
-        title: What it is.
-        usable: Bytes it has left for a model; None where that is not known.
-        item_size: Bytes of a float there.
-        peaks: By precision, the most its datasheet allows; empty where there is none.
-        rates: By precision, what is expected of it.
-        sources: Where that comes from, and what is assumed.
-        sm: Of its GPU; None for a machine that is not in the table.
-        calibrated_bytes: Most bytes that a stage of the calibration read; None without one.
-        not_built: Precisions that this version makes no engine of for it.
+        name: Name of the board, or "this" for the machine of a calibration.
+        title: The maker's name of the board, or the processor or GPU that was measured.
+        usable: Bytes of memory left for a model; None where that is not known.
+        item_size: Bytes of a floating-point number that is not quantized.
+        peaks: Rates of the datasheet, by precision; empty where there is no datasheet.
+        rates: Expected rates, by precision.
+        sources: Sentences that say where the numbers come from, and what is assumed.
+        sm: SM of the GPU; None for a machine that is not in the table of boards.
+        calibrated_bytes: The most bytes that a stage of the calibration read; None without a calibration.
+        not_built: Precisions that this version of visprune builds no engine in for the device.
     """
 
     name: str
@@ -46,49 +46,52 @@ class Device:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What it can be planned for with, most exact first."""
+        """Precisions that a plan can be made in, most exact first."""
         return tuple(name for name in PRECISIONS if name in self.rates)
 
 
-def of_board(found: Board, calibration: Calibration | None = None) -> Device:
-    """A board, at the shares of its peaks that were measured on it, or that are assumed.
+def board_device(board: Board, calibration: Calibration | None = None) -> PlannedDevice:
+    """Return a board as a device, at the measured or the assumed shares of its peak rates.
+
+    Args:
+        board: A row of the table of boards.
+        calibration: A measurement on the board. None: the shares are `ASSUMED`.
 
     Raises:
         UsageError: The calibration comes from a CPU, or from something faster than this board.
     """
-    floats = found.peak("fp16")
-    peaks = {p: Rates(found.peak(p), floats, found.bandwidth * 1e9) for p in found.precisions}
+    floats = board.peak("fp16")
+    peaks = {p: Rates(board.peak(p), floats, board.bandwidth * 1e9) for p in board.precisions}
     shares = dict.fromkeys(peaks, ASSUMED)
     basis = (
         f"Assumed, not measured: {ASSUMED.linear:.0%} of the peak operations and {ASSUMED.bytes:.0%} of the "
         "bandwidth are reached. Measure, and give --calibration."
     )
     if calibration is not None:
-        shares = _shares(found, peaks, calibration)
+        shares = _measured_shares(board, peaks, calibration)
         basis = f"Calibrated on {calibration.describe()}."
-    taken = found.memory - found.usable / 1024**3
-    return Device(
-        name=found.name,
-        title=found.title,
-        usable=found.usable,
+    return PlannedDevice(
+        name=board.name,
+        title=board.title,
+        usable=board.usable,
         item_size=2,
         peaks=peaks,
         rates={p: _scaled(peaks[p], shares[p]) for p in peaks},
         sources=(
-            f"{found.source}: {found.memory} GiB at {found.bandwidth:g} GB/s, {found.multiprocessors} SMs at "
-            f"up to {found.clock} MHz; dense operations of the GPU alone.",
-            f"Assumed: {taken:g} GiB of the memory are taken by the system and the CUDA context.",
+            f"{board.source}: {board.memory} GiB at {board.bandwidth:g} GB/s, {board.multiprocessors} SMs at "
+            f"up to {board.clock} MHz; dense operations of the GPU alone.",
+            f"Assumed: {board.reserved:g} GiB of the memory are taken by the system and the CUDA context.",
             basis,
         ),
-        sm=found.sm,
-        not_built=_not_built(found),
+        sm=board.sm,
+        not_built=_not_built(board),
         calibrated_bytes=calibration.bytes if calibration else None,
     )
 
 
-def measured_machine(calibration: Calibration) -> Device:
-    """The machine that a calibration was measured on, in the precisions that were measured there."""
-    return Device(
+def measured_device(calibration: Calibration) -> PlannedDevice:
+    """Return the machine of a calibration as a device, with the precisions that were measured on it."""
+    return PlannedDevice(
         name="this",
         title=calibration.machine,
         usable=calibration.memory,
@@ -100,17 +103,21 @@ def measured_machine(calibration: Calibration) -> Device:
     )
 
 
-def _shares(found: Board, peaks: dict[str, Rates], calibration: Calibration) -> dict[str, Rates]:
-    """What was reached of the peaks; a precision that was not measured reaches what the first one did."""
+def _measured_shares(board: Board, peaks: dict[str, Rates], calibration: Calibration) -> dict[str, Rates]:
+    """Return the shares of the peak rates that were reached, by precision.
+
+    A precision that was not measured gets the shares of the first that was.
+    """
     if calibration.provider == "cpu":
         raise UsageError(
-            f"The calibration was measured on a CPU, which says nothing of {found.title}.",
+            f"The calibration was measured on a CPU, which says nothing of {board.title}.",
             "Give one that was measured on it, or plan for --device this.",
         )
     measured = {p: rates for p, rates in calibration.rates.items() if p in peaks}
     if not measured:
         raise UsageError(
-            f"The calibration measured {', '.join(calibration.rates)}, which {found.title} has not.",
+            f"The calibration measured {', '.join(calibration.rates)}, for which no rate of {board.title} is "
+            "known.",
             f"Measure a bundle of one of: {', '.join(peaks)}.",
         )
     shares = {
@@ -120,7 +127,7 @@ def _shares(found: Board, peaks: dict[str, Rates], calibration: Calibration) -> 
     highest = max(max(share.linear, share.bytes) for share in shares.values())
     if highest > 1.0:
         raise UsageError(
-            f"The calibration reached {highest:.2g} times what the datasheet of {found.title} allows.",
+            f"The calibration reached {highest:.2g} times what the datasheet of {board.title} allows.",
             "Name the device that it was measured on.",
         )
     first = next(iter(shares.values()))
@@ -131,19 +138,19 @@ def _scaled(peaks: Rates, shares: Rates) -> Rates:
     return Rates(peaks.linear * shares.linear, peaks.attention * shares.attention, peaks.bytes * shares.bytes)
 
 
-def _not_built(found: Board) -> tuple[str, ...]:
-    """What no target of this version takes to such a GPU."""
-    targets = [target for target in TARGETS.values() if found.sm in target.sms]
-    made = {name for target in targets for name in ("fp16", *target.quantized)}
-    return tuple(name for name in found.precisions if name not in made)
+def _not_built(board: Board) -> tuple[str, ...]:
+    """Return the precisions that no target of this version takes to the board's SM."""
+    targets = [target for target in TARGETS.values() if board.sm in target.sms]
+    built = {name for target in targets for name in ("fp16", *target.quantized)}
+    return tuple(name for name in board.precisions if name not in built)
 
 
-def check_precision(device: Device, precision: str) -> None:
-    """Refuse a precision that a device has not, or that was not measured there.
+def check_precision(device: PlannedDevice, precision: str) -> None:
+    """Refuse a precision that a device does not have, or that was not measured on it.
 
     Raises:
         UsageError: There is no such precision.
-        UnsupportedError: The device has not got it.
+        UnsupportedError: The device cannot be planned in this precision.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}.", f"Give one of: {', '.join(PRECISIONS)}.")

@@ -1,13 +1,13 @@
 """Rates of a machine, fitted to stages that were measured on it.
 
 The byte rate is the median over the decoded tokens. The two FLOP rates are fitted to the vision tower and
-the prefill of each row by least squares of the relative errors: with x seconds for a FLOP of linear layers
-and y for one of attention,
+the prefill of each row, by least squares of the relative errors. With x seconds for a FLOP of linear layers
+and y seconds for a FLOP of attention, the equations are
 
     (linear x + attention y) / seconds = 1      for each stage
-    x = y                                        with a small weight, where stages do not tell them apart
+    x = y                                       with a small weight, for stages that cannot tell x from y
 
-A stage that waits for bytes says nothing of FLOPs and is left out.
+A memory-bound stage says nothing about FLOP rates and is left out.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from visprune.errors import UsageError
-from visprune.estimate.roofline import Rates, Work
+from visprune.estimate.roofline import Rates, StageWork
 
 __all__ = ["Calibration", "Observation", "fit"]
 
-_PRIOR = 0.05
-_MOSTLY_BYTES = 0.7
+_PRIOR = 0.05  # weight of the equation x = y
+_MOSTLY_BYTES = 0.7  # share of a stage's time that moving its bytes may take
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A stage that was measured: what it did, and seconds."""
+    """A stage that was measured: its work, and the seconds that it took."""
 
-    work: Work
+    work: StageWork
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a machine reached.
+    """Rates that a machine reached, and what was measured for them.
 
     Attributes:
-        machine: Its processor, or GPU.
-        provider: What ran the graphs.
-        threads: Of the processor.
-        memory: Bytes of it, where the processor computed; None for a GPU.
-        item_size: Bytes of a float there.
-        rates: By precision.
-        bundles: Names of what was measured.
-        bytes: Most that a stage of theirs reads and writes.
+        machine: Name of the processor or GPU.
+        provider: What ran the graphs, such as "cpu" or "cuda".
+        threads: Threads of the processor.
+        memory: Bytes of the machine's memory, where the processor computed; None for a GPU.
+        item_size: Bytes of a floating-point number there.
+        rates: Fitted rates, by precision.
+        bundles: Names of the bundles that were measured.
+        bytes: The most bytes that a measured stage reads and writes.
     """
 
     machine: str
@@ -60,16 +60,16 @@ class Calibration:
     bytes: int
 
     def describe(self) -> str:
-        """Such as 'none, fopru on a Xeon (cpu, 2 threads)'."""
+        """Return a text for people, such as 'none, fopru on a Xeon (cpu, 2 threads)'."""
         where = f"{self.provider}, {self.threads} threads" if self.provider == "cpu" else self.provider
         return f"{', '.join(self.bundles)} on {self.machine} ({where})"
 
 
 def fit(observations: Sequence[Observation]) -> Rates:
-    """The rates that explain what was measured best.
+    """Return the rates that explain the measured times best.
 
     Raises:
-        UsageError: There is no decoded token, or no stage that waits for FLOPs.
+        UsageError: There is no decoded token, or no compute-bound stage.
     """
     decoded = [o.work.bytes / o.seconds for o in observations if o.work.stage == "decode"]
     if not decoded:
@@ -84,7 +84,7 @@ def fit(observations: Sequence[Observation]) -> Rates:
     ]
     if not busy:
         raise UsageError(
-            "Every stage of the calibration waits for memory, so it does not say how fast products are.",
+            "Every stage of the calibration is memory-bound, so it does not say how fast products are.",
             "Measure a larger model or more tokens.",
         )
     linear, attention = _flop_times(busy)
@@ -92,7 +92,10 @@ def fit(observations: Sequence[Observation]) -> Rates:
 
 
 def _flop_times(busy: Sequence[Observation]) -> tuple[float, float]:
-    """Seconds of a FLOP in linear layers and in attention, both positive."""
+    """Return the seconds of a FLOP in linear layers and in attention.
+
+    Both are positive. Where least squares gives one that is not, the two get the same value.
+    """
     rows = np.array([(o.work.linear / o.seconds, o.work.attention / o.seconds) for o in busy])
     prior = _PRIOR * rows.sum(axis=1).mean() * np.array([[1.0, -1.0]])
     ones = np.append(np.ones(len(rows)), 0.0)

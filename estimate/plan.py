@@ -1,7 +1,8 @@
-"""A plan: does a model fit a device, and how long does it take there at least. Always an estimate.
+"""A plan: whether a model fits a device, and the least time that it takes there. Always an estimate.
 
-Not counted: reading and resizing the picture, the choice of the tokens that stay, the token table. The vision
-tower and the prefill are what the first token waits for; each later token reads all weights of the LLM once.
+The time to the first token is that of the vision tower, the projector and the prefill. Each later token reads
+all weights of the LLM once. Not counted: reading and resizing the picture, the selection of tokens, and the
+look-up in the token table.
 """
 
 from __future__ import annotations
@@ -10,31 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visprune.errors import UsageError
-from visprune.estimate.devices import Device, check_precision
+from visprune.estimate.devices import PlannedDevice, check_precision
 from visprune.estimate.flops import TEXT_TOKENS
 from visprune.estimate.footprint import Footprint, footprint, parameters
-from visprune.estimate.planned_model import Subject
-from visprune.estimate.roofline import Estimate, Stage, Work, estimate, works
+from visprune.estimate.planned_model import PrunedModel
+from visprune.estimate.roofline import Binds, Estimate, Stage, StageWork, estimate, stage_works
 
-__all__ = ["RATIOS", "Choice", "Plan", "Prompt", "StagePlan", "best", "choices", "make_plan"]
+__all__ = ["Plan", "PlannedPrompt", "StagePlan", "make_plan"]
 
-RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125)
-"""What `choices` tries."""
-
-_FAR = 8.0  # times larger or smaller than what was measured, from where rates are another matter
+_FAR = 8.0  # where a model reads this many times more or fewer bytes than the calibration, rates may differ
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is asked: one image, text, and an answer.
+class PlannedPrompt:
+    """A prompt of one image and text, and the length of its answer.
 
     Attributes:
-        text_tokens: Beside the image.
-        new_tokens: Of the answer.
-        size: Height and width of the image in pixels, for a model that tiles it; None: the most tiles.
+        text_tokens: Text tokens of the prompt.
+        new_tokens: Tokens of the answer.
+        size: Height and width of the image in pixels, for a model that tiles it; if None, the size that makes
+            the most tiles.
 
     Raises:
-        UsageError: A number that cannot be.
+        UsageError: A number is too small.
     """
 
     text_tokens: int = TEXT_TOKENS
@@ -46,21 +45,21 @@ class Prompt:
             raise UsageError(
                 f"There is no prompt of {self.text_tokens} text tokens and {self.new_tokens} new ones"
                 f"{f' with an image of {self.size[1]} x {self.size[0]}' if self.size else ''}.",
-                "Give no less than 0 text tokens, one new one, and an image of one pixel.",
+                "Give at least 0 text tokens, one new token, and an image of one pixel.",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage.
+    """Estimate of one stage.
 
     Attributes:
-        stage: Its name; "decode" is one token.
+        stage: Name of the stage; "decode" is one token.
         work: FLOP.
-        bytes: Of weights and cache.
-        peak_ms: At the datasheet's peaks; None where there is no datasheet.
-        expected_ms: At the shares of them that are reached.
-        binds: What is waited for.
+        bytes: Bytes of weights and cache that it moves.
+        peak_ms: Time at the datasheet's peak rates; None where there is no datasheet.
+        expected_ms: Time at the expected rates.
+        binds: What limits the expected time: "FLOPs" (compute-bound) or "bytes" (memory-bound).
     """
 
     stage: Stage
@@ -68,28 +67,28 @@ class StagePlan:
     bytes: int
     peak_ms: float | None
     expected_ms: float
-    binds: str
+    binds: Binds
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An estimate, not a measurement.
+    """Estimated memory and latency of a model on a device; nothing of it is measured.
 
     Attributes:
-        model: Its name.
-        device: Its name.
-        title: What the device is.
-        precision: Of linear layers.
-        kept: Which visual tokens stay.
-        prompt: What is asked.
+        model: Name of the model.
+        device: Name of the device.
+        title: The maker's name of the device.
+        precision: Precision of linear layers.
+        kept: The sentence about kept tokens.
+        prompt: Prompt and answer that the plan is for.
         prompt_tokens: Visual and text tokens that enter the LLM.
-        tiles: Of the picture.
+        tiles: Tiles of the picture.
         parameters: Numbers in the weights.
-        memory: Bytes.
+        memory: Bytes of each part.
         usable: Bytes that the device has for a model; None where that is not known.
-        stages: In the order they run.
-        findings: What is waited for, and what would help.
-        sources: Where numbers come from, and what was assumed.
+        stages: The stages in the order they run.
+        findings: Sentences that say what limits each stage, and what would help.
+        sources: Sentences that say where the numbers come from, and what is assumed.
     """
 
     model: str
@@ -97,7 +96,7 @@ class Plan:
     title: str
     precision: str
     kept: str
-    prompt: Prompt
+    prompt: PlannedPrompt
     prompt_tokens: int
     tiles: int
     parameters: int
@@ -109,7 +108,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device holds it; None where nobody knows how much it has."""
+        """Whether the model fits the memory of the device; None where its size is not known."""
         return None if self.usable is None else self.memory.total <= self.usable
 
     @property
@@ -119,61 +118,62 @@ class Plan:
 
     @property
     def first_token_peak_ms(self) -> float | None:
-        """The same at the datasheet's peaks; None where there is no datasheet."""
+        """Time to the first token at the datasheet's peak rates; None where there is no datasheet."""
         known = [stage.peak_ms for stage in self.stages[:-1] if stage.peak_ms is not None]
         return sum(known) if len(known) == len(self.stages) - 1 else None
 
     @property
     def token(self) -> StagePlan:
-        """One token after the first."""
+        """Estimate of one token after the first."""
         return self.stages[-1]
 
 
-def make_plan(subject: Subject, device: Device, precision: str, prompt: Prompt) -> Plan:
-    """Estimate a model on a device.
+def make_plan(model: PrunedModel, device: PlannedDevice, precision: str, prompt: PlannedPrompt) -> Plan:
+    """Estimate the memory and latency of a model on a device.
 
     Args:
-        subject: Model and pruning.
-        device: Where.
-        precision: Of all linear layers.
-        prompt: What is asked.
+        model: The model with its pruning.
+        device: The device that it shall run on.
+        precision: Precision of all linear layers.
+        prompt: Prompt and answer to plan for.
 
     Raises:
-        UsageError: There is no such precision, the prompt is longer than the model takes, or it has a size of
-            an image that the model does not look at.
-        UnsupportedError: The device has not got this precision.
-        InputError: An image that is too elongated for the model.
+        UsageError: There is no such precision, the prompt is longer than the model takes, or it has the size
+            of an image for a model that does not tile images.
+        UnsupportedError: The device cannot be planned in this precision.
+        InputError: The image is too elongated for the model.
     """
     check_precision(device, precision)
-    if prompt.size is not None and subject.tiling is None:
+    sizes = model.sizes
+    if prompt.size is not None and model.tiling is None:
         raise UsageError(
-            f"{subject.name} squeezes every picture into one tile, so its size changes nothing.",
+            f"{sizes.name} squeezes every picture into one tile, so its size changes nothing.",
             "Leave the size out.",
         )
-    tokens = subject.tokens(prompt.text_tokens, prompt.size)
-    if tokens.entering + prompt.new_tokens > subject.context_length:
+    tokens = model.tokens(prompt.text_tokens, prompt.size)
+    if tokens.entering + prompt.new_tokens > sizes.context_length:
         raise UsageError(
             f"{tokens.entering} tokens and {prompt.new_tokens} new ones are more than the "
-            f"{subject.context_length} that {subject.name} takes.",
+            f"{sizes.context_length} that {sizes.name} takes.",
             "Keep fewer visual tokens, or ask for a shorter answer.",
         )
     stages = []
-    for work in works(subject, tokens, prompt.new_tokens, precision, device.item_size):
+    for work in stage_works(sizes, tokens, prompt.new_tokens, precision, device.item_size):
         expected = estimate(work, device.rates[precision])
         peak = device.peaks.get(precision)
         at_peak = None if peak is None else estimate(work, peak).seconds * 1e3
         stages.append(_stage(work, at_peak, expected))
     return Plan(
-        model=subject.name,
+        model=sizes.name,
         device=device.name,
         title=device.title,
         precision=precision,
-        kept=subject.kept,
+        kept=model.kept,
         prompt=prompt,
         prompt_tokens=tokens.entering,
         tiles=tokens.tiles,
-        parameters=parameters(subject),
-        memory=footprint(subject, tokens, prompt.new_tokens, precision, device.item_size),
+        parameters=parameters(sizes),
+        memory=footprint(sizes, tokens, prompt.new_tokens, precision, device.item_size),
         usable=device.usable,
         stages=tuple(stages),
         findings=_findings(stages, device, precision),
@@ -181,21 +181,21 @@ def make_plan(subject: Subject, device: Device, precision: str, prompt: Prompt) 
     )
 
 
-def _findings(stages: Sequence[StagePlan], device: Device, precision: str) -> tuple[str, ...]:
+def _findings(stages: Sequence[StagePlan], device: PlannedDevice, precision: str) -> tuple[str, ...]:
     vision, projector, prefill, token = stages
     share = vision.expected_ms / (vision.expected_ms + projector.expected_ms + prefill.expected_ms)
     found = [f"The vision tower is {share:.0%} of the time to the first token; pruning does not shorten it."]
     if prefill.binds == "FLOPs":
-        found.append("The prefill waits for FLOPs: fewer visual tokens shorten it.")
+        found.append("The prefill is compute-bound: fewer visual tokens shorten it.")
     else:
-        found.append("The prefill waits for weight bytes: fewer visual tokens gain no more; fewer bits do.")
+        found.append("The prefill is memory-bound: fewer visual tokens gain no more; fewer bits do.")
     if token.binds == "bytes":
         found.append(
-            f"A later token waits for {token.bytes / 1e9:.3g} GB of weights and cache: fewer bits help, and "
-            "pruning by its share of the cache."
+            f"A later token is memory-bound: it reads {token.bytes / 1e9:.3g} GB of weights and cache. Fewer "
+            "bits shorten it, and pruning by its share of the cache."
         )
     else:
-        found.append("A later token waits for FLOPs, which is unusual: see whether the calibration fits.")
+        found.append("A later token is compute-bound, which is unusual: check whether the calibration fits.")
     factor = prefill.bytes / device.calibrated_bytes if device.calibrated_bytes else 1.0
     if not 1 / _FAR <= factor <= _FAR:
         found.append(
@@ -208,62 +208,6 @@ def _findings(stages: Sequence[StagePlan], device: Device, precision: str) -> tu
     return tuple(found)
 
 
-def _stage(work: Work, at_peak: float | None, expected: Estimate) -> StagePlan:
+def _stage(work: StageWork, at_peak: float | None, expected: Estimate) -> StagePlan:
     flop = work.linear + work.attention
     return StagePlan(work.stage, flop, work.bytes, at_peak, expected.seconds * 1e3, expected.binds)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One ratio in one precision.
-
-    Attributes:
-        ratio: Asked for; None where there is only one: a recipe fixes it, or nothing is pruned.
-        precision: Of linear layers.
-        prompt_tokens: That enter the LLM.
-        first_token_ms: Expected.
-        token_ms: Expected of each later token.
-        bytes: Of memory.
-        fits: As in `Plan`.
-        reached: Whether it fits, as far as is known, and the first token comes in time.
-    """
-
-    ratio: float | None
-    precision: str
-    prompt_tokens: int
-    first_token_ms: float
-    token_ms: float
-    bytes: int
-    fits: bool | None
-    reached: bool
-
-
-def choices(subject: Subject, device: Device, prompt: Prompt, ttft_ms: float) -> tuple[Choice, ...]:
-    """Every ratio in every precision of a device, most tokens and most exact first.
-
-    Args:
-        subject: Model and pruning.
-        device: Where.
-        prompt: What is asked.
-        ttft_ms: The wanted time to the first token.
-
-    Raises:
-        UsageError: The time is not positive, or as `make_plan`.
-    """
-    if not ttft_ms > 0:
-        raise UsageError(f"No first token comes in {ttft_ms:g} ms.", "Give a time above 0.")
-    found = []
-    for ratio in RATIOS if subject.takes_ratios else (None,):
-        chosen = subject if ratio is None else subject.at(ratio)
-        for precision in device.precisions:
-            plan = make_plan(chosen, device, precision, prompt)
-            first, fits = plan.first_token_ms, plan.fits
-            reached = first <= ttft_ms and fits is not False
-            token, total = plan.token.expected_ms, plan.memory.total
-            found.append(Choice(ratio, precision, plan.prompt_tokens, first, token, total, fits, reached))
-    return tuple(found)
-
-
-def best(found: tuple[Choice, ...]) -> Choice | None:
-    """The first that reaches the time: most tokens, then the most exact precision."""
-    return next((choice for choice in found if choice.reached), None)

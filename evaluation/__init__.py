@@ -1,15 +1,19 @@
-"""Questions with known answers, asked of bundles: metrics with intervals, and paired comparisons.
+"""Evaluation: questions with known answers are asked of bundles, judged, and compared question by question.
 
-questions     what is asked, and the JSONL form of it
-formats       the published forms of common sets
-answering     one bundle answers one question
-workers       which process does so; cluster: on which machine
-ledger        the file of answers, from which a stopped run goes on
-answer_text   what an answer says
-metrics       whether that is right
-intervals     how sure that is
-summary       the figures of all bundles
-evaluator     all of it, in order
+questions       a question, and the JSONL file of questions
+question_files  the files of a published set
+published       readers of published sets
+formats         the table of formats
+answering       one bundle answers one question
+asking          the type of a function that asks, and a window of questions in progress
+workers         the processes that answer
+cluster         the same on a Ray cluster
+ledger          the file of answers, from which an interrupted run continues
+answer_text     normal forms of a text, and the letter or the yes or no in it
+metrics         whether an answer is right
+intervals       95% intervals
+summary         the figures of all bundles
+evaluator       the evaluation as a whole
 """
 
 from __future__ import annotations

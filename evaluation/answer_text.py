@@ -1,4 +1,4 @@
-"""What an answer says: the readings of a text that metrics compare."""
+"""Normal forms of an answer's text, and the letter or the yes or no in it, for metrics to compare."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _ARTICLES = {"a", "an", "the"}
 
 
 def plain(text: str) -> str:
-    """Lower case, single spaces, and no full stop at the end."""
+    """Return a text in lower case, with single spaces and without a full stop at the end."""
     return " ".join(text.casefold().split()).removesuffix(".").rstrip()
 
 
 def vqa_plain(text: str) -> str:
-    """A text by the rules of the VQA evaluation (https://visualqa.org/evaluation.html).
+    """Normalise a text by the rules of the VQA evaluation (https://visualqa.org/evaluation.html).
 
-    Lower case; no articles; number words up to ten as digits; punctuation dropped beside a space, else a
-    space; full stops and commas kept inside numbers. Where the rules put apostrophes into contractions by a
-    table ("dont" is "don't"), they are dropped here from both sides, which compares alike.
+    The result is in lower case without articles, and number words up to ten are digits. Punctuation next to
+    a space is dropped, other punctuation becomes a space; full stops and commas inside numbers stay. The
+    rules add apostrophes to contractions by a table ("dont" becomes "don't"); here apostrophes are dropped
+    from the answer and from the reference, which gives the same comparison.
     """
     text = " ".join(text.casefold().split()).replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     text = re.sub(r"(?<=\d),(?=\d)", "", text)
@@ -35,21 +36,21 @@ def vqa_plain(text: str) -> str:
 
 
 def yes_or_no(text: str) -> str:
-    """What POPE's own script reads: "no" if the first sentence has the word no or not, else "yes"."""
+    """Return "no" if the first sentence has the word no or not, else "yes", as POPE's own script does."""
     words = re.findall(r"\w+", text.partition(".")[0].casefold())
     return "no" if {"no", "not"} & set(words) else "yes"
 
 
 def letters(choices: Sequence[str]) -> str:
-    """The letters of so many choices."""
+    """Return the letters of the choices, from A on."""
     return string.ascii_uppercase[: len(choices)]
 
 
 def said_letter(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the choice that an answer names, or None where it names none, or several.
+    """Return the letter of the choice that an answer names, or None if it names none or several.
 
-    In this order: the text is a letter, bare or as "(B)", "B.", "B)", "B:", and nothing or more text follows
-    the mark; it has "answer is B"; it is the text of one choice.
+    These forms are tried in order: the text is a letter, bare or as "(B)", "B.", "B)" or "B:"; it begins
+    with such a marked letter, and more text follows; it has "answer is B"; it is the text of one choice.
     """
     text = text.strip()
     known = letters(choices)

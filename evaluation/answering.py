@@ -1,7 +1,7 @@
-"""One bundle answers one question: what every worker does, in whichever process, on whichever machine.
+"""One bundle answers one question: the work of every worker, in whichever process and on whichever machine.
 
-Answers are greedy, one question at a time, and a worker has the same number of threads however many workers
-there are: so an answer depends on nothing but the job and the question.
+Answers are greedy, one question at a time, and each worker has the same number of threads however many
+workers there are. So an answer depends on nothing but the job and the question.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ from pathlib import Path
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, InputError
 from visprune.evaluation.questions import Question
-from visprune.runtime.generation import Limits
+from visprune.manifest import Manifest
+from visprune.runtime.generation import GenerationLimits
 from visprune.runtime.pipeline import Pipeline, check_threads, load, threads_for
-from visprune.runtime.vision.kept_tokens import keep_for
+from visprune.runtime.vision.kept_tokens import Keep, keep_for
 
-__all__ = ["Answer", "Candidate", "Job", "Settings", "answer", "check", "close", "identity"]
+__all__ = ["Answer", "AnswerJob", "AnswerSettings", "Candidate", "answer", "check", "close", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is evaluated: a bundle, and the fraction of visual tokens it keeps.
+    """A bundle to evaluate, and how many visual tokens it keeps.
+
+    The number that the bundle was exported for is kept if neither a ratio nor a number of tokens is given.
 
     Attributes:
-        path: Its directory.
-        ratio: As in `Pipeline.generate`; what it was exported for if None.
+        path: Directory of the bundle.
+        ratio: Fraction of visual tokens to keep, as in `Pipeline.generate`.
+        keep_tokens: Visual tokens of one tile to keep, as in `Pipeline.generate`.
     """
 
     path: Path
     ratio: float | None = None
+    keep_tokens: int | None = None
 
     @classmethod
     def parse(cls, text: str | Path) -> Candidate:
-        """From `DIR`, or `DIR@RATIO`. A directory whose own name has such an end is taken as it is."""
+        """Read `DIR` or `DIR@RATIO`. If a directory has that whole name, the `@` is part of the name."""
         path, mark, ratio = str(text).rpartition("@")
         if mark and not Path(text).exists():
             try:
@@ -46,22 +51,32 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """As the user gives it."""
+        """The name in tables: the path as the user gave it, with the ratio or the number of tokens."""
+        if self.keep_tokens is not None:
+            return f"{self.path}, {self.keep_tokens} tokens"
         return str(self.path) if self.ratio is None else f"{self.path}@{self.ratio:g}"
+
+    def keep(self, manifest: Manifest) -> Keep:
+        """Return the numbers of tokens that this bundle keeps.
+
+        Raises:
+            UsageError: Both a ratio and a number of tokens are given, or the bundle cannot keep that many.
+        """
+        return keep_for(manifest, ratio=self.ratio, keep_tokens=self.keep_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What answers depend on, beside bundle and question.
+class AnswerSettings:
+    """Settings that answers depend on, besides the bundle and the question.
 
     Attributes:
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: The most tokens of an answer.
         threads: Processor threads of each worker. Another number may change the last bits of sums.
-        provider: What runs the graphs.
+        provider: The execution provider that runs the graphs.
         system: A system prompt before each question.
 
     Raises:
-        UsageError: A number that cannot be.
+        UsageError: A number is out of range.
     """
 
     max_new_tokens: int = 16
@@ -70,40 +85,39 @@ class Settings:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        Limits(self.max_new_tokens)
+        GenerationLimits(self.max_new_tokens)
         check_threads(self.threads)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One candidate, to be asked.
+class AnswerJob:
+    """Everything that a worker needs to ask one candidate.
 
     Attributes:
-        path: The bundle, absolute.
-        identity: Of the bundle; see `identity`.
-        ratio: Of the candidate.
-        instruction: Put after each question.
-        settings: The others.
+        candidate: The bundle, with an absolute path.
+        identity: The hash that `identity` gave for it when the evaluation began.
+        instruction: A line to put after each question.
+        settings: The other settings.
     """
 
-    path: Path
+    candidate: Candidate
     identity: str
-    ratio: float | None
     instruction: str
-    settings: Settings
+    settings: AnswerSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered.
+    """The answer to one question.
 
     Attributes:
-        key: The question's.
-        text: As generated.
-        finish_reason: Why it ended there.
+        key: Key of the question.
+        text: The generated text.
+        finish_reason: Why generation ended, as in `Generation`.
         tokens_kept: Visual tokens kept.
         visual_tokens: Visual tokens before pruning.
-        error: Why the question could not be asked: a picture that cannot be read, a prompt that is too long.
+        error: Why the question could not be asked, for instance an image that cannot be read or a prompt
+            longer than the context. None if it was asked.
     """
 
     key: str
@@ -114,25 +128,24 @@ class Answer:
     error: str | None = None
 
 
-def identity(bundle: Bundle, ratio: float | None) -> str:
-    """A hash of everything in a bundle that its answers depend on, and of the ratio asked for.
+def identity(bundle: Bundle, candidate: Candidate) -> str:
+    """Return a hash of everything in a bundle that its answers depend on, and of the tokens it keeps.
 
     Raises:
-        UsageError: The bundle cannot keep that.
+        UsageError: The bundle cannot keep that many tokens.
     """
-    manifest = bundle.manifest
-    known = asdict(manifest)
-    for part in ("schema_version", "source", "parity", "quantization"):  # what is said of it, and when
+    known = asdict(bundle.manifest)
+    for part in ("schema_version", "source", "parity", "quantization"):  # these change no answer
         known.pop(part)
-    data = [known, asdict(keep_for(manifest, ratio=ratio))]
+    data = [known, asdict(candidate.keep(bundle.manifest))]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def answer(job: Job, question: Question) -> Answer:
-    """Ask.
+def answer(job: AnswerJob, question: Question) -> Answer:
+    """Ask one question.
 
     Raises:
-        BundleError: The bundle is not there, or is another one.
+        BundleError: The bundle is gone or has changed.
         UnsupportedError: There is not enough memory.
     """
     pipeline = _opened(job)
@@ -142,41 +155,41 @@ def answer(job: Job, question: Question) -> Answer:
             question.prompt(job.instruction),
             max_new_tokens=job.settings.max_new_tokens,
             system=job.settings.system,
-            ratio=job.ratio,
+            ratio=job.candidate.ratio,
+            keep_tokens=job.candidate.keep_tokens,
         )
     except InputError as error:
         return Answer(question.key, error=error.what)
     return Answer(question.key, found.text, found.finish_reason, found.tokens_kept, found.visual_tokens)
 
 
-def check(job: Job) -> None:
-    """Refuse a bundle that is not the job's.
+def check(job: AnswerJob) -> None:
+    """Check that the bundle is still the one that the job was made for.
 
     Raises:
-        BundleError: It is not there, or is another one.
+        BundleError: The bundle is gone or has changed.
     """
-    if identity(Bundle.open(job.path), job.ratio) != job.identity:
-        raise BundleError(
-            f"{job.path} is not the bundle that it was when the evaluation began.", "Run it again."
-        )
+    path = job.candidate.path
+    if identity(Bundle.open(path), job.candidate) != job.identity:
+        raise BundleError(f"{path} has changed since the evaluation began.", "Run the evaluation again.")
 
 
 _open: dict[tuple[Path, str, int, str], Pipeline] = {}
-"""The bundle that this process has loaded: one, so that two never take memory at once."""
+"""The bundle that this process has loaded. It holds at most one, so that two never take memory at once."""
 
 
-def _opened(job: Job) -> Pipeline:
-    settings = job.settings
-    key = (job.path, job.identity, settings.threads, settings.provider)
+def _opened(job: AnswerJob) -> Pipeline:
+    path, settings = job.candidate.path, job.settings
+    key = (path, job.identity, settings.threads, settings.provider)
     if key not in _open:
         close()
         check(job)
         threads = threads_for(settings.provider, settings.threads)
-        _open[key] = load(job.path, provider=settings.provider, threads=threads)
+        _open[key] = load(path, provider=settings.provider, threads=threads)
     return _open[key]
 
 
 def close() -> None:
-    """Free what this process has loaded."""
+    """Free the bundle that this process has loaded."""
     while _open:
         _open.popitem()[1].close()

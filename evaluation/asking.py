@@ -1,20 +1,20 @@
-"""How workers are asked: the type of what answers, and a window of questions that are under way."""
+"""How workers are asked: the type of a function that asks them, and a window of questions in progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from visprune.evaluation.answering import Answer, Job
+from visprune.evaluation.answering import Answer, AnswerJob
 from visprune.evaluation.questions import Question
 
 __all__ = ["AHEAD", "Ask", "windowed"]
 
 AHEAD = 4
-"""Questions given to each worker at a time, so that none waits for the process that asks."""
+"""Questions submitted to each worker at a time, so that none waits for the process that submits them."""
 
-Ask = Callable[[Job, Sequence[Question]], Iterator[Answer]]
-"""Answers questions; the answers come in any order."""
+Ask = Callable[[AnswerJob, Sequence[Question]], Iterator[Answer]]
+"""Asks one candidate questions; the answers come in any order."""
 
 T = TypeVar("T")
 
@@ -25,13 +25,13 @@ def windowed(
     wait_some: Callable[[list[T]], tuple[list[T], list[T]]],
     width: int,
 ) -> Iterator[T]:
-    """Submit questions, at most `width` ahead, and yield what is done as soon as it is.
+    """Submit questions, with at most `width` in progress, and yield the handle of each as it is done.
 
     Args:
         questions: In the order to submit them.
-        submit: Starts one, and returns its handle.
-        wait_some: Splits handles into those that are done, of which it waits for one, and the rest.
-        width: Most handles that are under way.
+        submit: Starts one question, and returns its handle.
+        wait_some: Waits until at least one handle is done, and splits the handles into done and not done.
+        width: The most handles in progress.
     """
     waiting: list[T] = []
     coming = iter(questions)

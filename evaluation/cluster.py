@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster. Pictures go with the questions; bundles lie at the same path on each machine.
+"""Workers on a Ray cluster. Images travel with the questions; bundles lie at the same path on each machine.
 
-A question whose worker or machine dies is asked again elsewhere. Answers are the same as on one machine as
-far as the processors of both compute with the same kernels.
+If a worker or machine dies, its questions are asked again elsewhere. Answers equal those of a single machine
+if the processors compute with the same kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import BundleError, UnsupportedError, UsageError, VispruneError
-from visprune.evaluation.answering import Answer, Job, answer, check
+from visprune.evaluation.answering import Answer, AnswerJob, answer, check
 from visprune.evaluation.asking import AHEAD, Ask, windowed
 from visprune.evaluation.questions import Question
 from visprune.optional import require
@@ -25,18 +25,18 @@ from visprune.optional import require
 __all__ = ["on_ray"]
 
 _RETRIES = 3
-_PATIENCE = 10.0  # seconds for a cluster to be reached
+_TIMEOUT = 10.0  # seconds to reach a cluster
 
 
 @contextmanager
-def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
-    """Join the cluster at `RAY_ADDRESS`, or else the one of this machine, and look at each of its machines.
+def on_ray(jobs: Sequence[AnswerJob]) -> Iterator[Ask]:
+    """Join the cluster at `RAY_ADDRESS`, or else the one of this machine, and check each of its machines.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UsageError: There is no cluster, or none of its machines has processors for a worker.
+        UsageError: There is no cluster, or no machine has enough processors for a worker.
         BundleError: A machine does not have the bundles at the same paths.
-        UnsupportedError: A worker died again and again.
+        UnsupportedError: A worker died in every retry.
     """
     ray = require("ray", extra="distributed")
     ours = not ray.is_initialized()
@@ -49,15 +49,15 @@ def on_ray(jobs: Sequence[Job]) -> Iterator[Ask]:
         if not nodes:
             raise UsageError(
                 f"No machine of the Ray cluster has {threads} processors for a worker.",
-                "Take fewer --threads.",
+                "Use fewer --threads.",
             )
-        _look(ray, nodes, jobs)
+        _check_machines(ray, nodes, jobs)
         count = sum(int(node["Resources"]["CPU"]) // threads for node in nodes)
         task = ray.remote(**needs, max_retries=_RETRIES)(answer)
 
-        def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+        def ask(job: AnswerJob, questions: Sequence[Question]) -> Iterator[Answer]:
             for done in windowed(
-                questions, lambda q: task.remote(job, _with_picture(q)), ray.wait, count * AHEAD
+                questions, lambda q: task.remote(job, _with_image(q)), ray.wait, count * AHEAD
             ):
                 yield _result(ray, done)
 
@@ -77,24 +77,24 @@ def _join(ray: Any) -> None:
         said = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
             f"No Ray cluster can be joined: {said}.",
-            "Begin one with: ray start --head; or name one in RAY_ADDRESS.",
+            "Start one with: ray start --head; or name one in RAY_ADDRESS.",
         ) from None
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own in the place of the command's
+            signal.signal(signal.SIGTERM, before)  # Ray replaces the command's handler by its own
 
 
 def _reach(address: str) -> None:
-    """Fail in seconds where nobody listens, for which Ray would wait minutes."""
+    """Fail within seconds if nothing listens at the address; Ray itself would wait minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
 
 
-def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[Job]) -> None:
-    """Whether each machine has the bundles."""
+def _check_machines(ray: Any, nodes: Sequence[Any], jobs: Sequence[AnswerJob]) -> None:
+    """Check that each machine has the bundles."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    task = ray.remote(num_cpus=0)(_found)
+    task = ray.remote(num_cpus=0)(_check_bundles)
     found = [
         task.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote(list(jobs))
         for node in nodes
@@ -103,8 +103,8 @@ def _look(ray: Any, nodes: Sequence[Any], jobs: Sequence[Job]) -> None:
         _result(ray, reference)
 
 
-def _found(jobs: Sequence[Job]) -> None:
-    """What a machine does to be looked at."""
+def _check_bundles(jobs: Sequence[AnswerJob]) -> None:
+    """Check the bundles of the machine that this runs on."""
     for job in jobs:
         try:
             check(job)
@@ -126,13 +126,13 @@ def _result(ray: Any, reference: Any) -> Any:
         said = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UnsupportedError(
             f"A worker of the Ray cluster died {_RETRIES + 1} times: {said}.",
-            "See that its machines have memory for the bundle, and run it again.",
+            "Check that its machines have memory for the bundle, and run it again.",
         ) from None
 
 
-def _with_picture(question: Question) -> Question:
-    """With the picture's bytes, as other machines do not have the file."""
+def _with_image(question: Question) -> Question:
+    """Return the question with the bytes of its image, because other machines do not have the file."""
     if isinstance(question.image, Path):
-        with suppress(OSError):  # the worker says what is wrong with it
+        with suppress(OSError):  # the worker reports what is wrong with it
             return replace(question, image=question.image.read_bytes())
     return question

@@ -1,29 +1,29 @@
-"""Ask bundles questions, and judge what they answer."""
+"""The evaluation itself: ask bundles questions, keep the answers, and judge them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
-from visprune.evaluation.answering import Answer, Candidate, Job, Settings, identity
+from visprune.evaluation.answering import Answer, AnswerJob, AnswerSettings, Candidate, identity
 from visprune.evaluation.formats import read_questions
 from visprune.evaluation.ledger import Ledger
 from visprune.evaluation.questions import Question, Questions, check
-from visprune.evaluation.summary import Asked, Evaluation, summarise
+from visprune.evaluation.summary import EvaluatedBundle, Evaluation, summarise
 from visprune.evaluation.workers import Workers, open_workers
 from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import backend
 from visprune.runtime.reading import check_texts
-from visprune.runtime.vision.kept_tokens import keep_for
 from visprune.verified import verify
 from visprune.version import __version__
 
-__all__ = ["evaluate"]
+__all__ = ["answers_depend_on", "evaluate"]
 
-_DEFAULTS = Settings()
+_DEFAULTS = AnswerSettings()
 _AS_MANY_AS_FIT = Workers()
 
 
@@ -31,7 +31,7 @@ def evaluate(
     bundles: Sequence[str | Path | Candidate],
     questions: Questions | str | Path,
     *,
-    settings: Settings = _DEFAULTS,
+    settings: AnswerSettings = _DEFAULTS,
     workers: Workers = _AS_MANY_AS_FIT,
     output: Path | None = None,
     strict: bool = False,
@@ -40,25 +40,27 @@ def evaluate(
 ) -> Evaluation:
     """Ask bundles questions with known answers.
 
-    The figures do not depend on the workers, on the order of answers, or on whether a run was stopped and
-    went on.
+    The figures do not depend on the workers, on the order in which answers come, or on whether a run was
+    interrupted and continued.
 
     Args:
-        bundles: Directories; `DIR@RATIO` asks a bundle at another ratio than it was exported for.
-        questions: From `read_questions`, or the path of a JSONL file that it reads.
+        bundles: Directories. `DIR@RATIO` asks a bundle at another ratio than it was exported for.
+        questions: From `read_questions`, or the path of a JSONL file to read.
         settings: What answers depend on.
-        workers: Who answers; by default as many processes of this machine as have room.
-        output: The file of answers; one that is there is gone on with, and what it holds is not asked again.
-        strict: Whether a question that cannot be used or asked ends it all.
-        force: Whether the file of answers is begun again.
-        progress: Called after each answer.
+        workers: Who answers; by default as many processes of this machine as fit.
+        output: The file of answers. If it exists, the run continues from it: questions that it answers are
+            not asked again.
+        strict: Whether to stop at the first question that cannot be used or asked.
+        force: Whether to start the file of answers anew.
+        progress: Called after each answer, with the name of the bundle.
 
     Raises:
-        UsageError: No bundle or question; a file of answers that cannot be written, or is of something else.
-        BundleError: A bundle that cannot be read, or changes meanwhile.
-        InputError: Every question had to be left out; with `strict`, any. Or a bundle cannot show the system
+        UsageError: There is no bundle or question; or the file of answers cannot be written or belongs to
+            other questions, settings or bundles.
+        BundleError: A bundle cannot be read, or changes during the run.
+        InputError: No question can be used or, with `strict`, one cannot; or a bundle cannot show the system
             prompt.
-        MissingExtraError, UnsupportedError: What runs the graphs cannot be had, or a worker was ended.
+        MissingExtraError, UnsupportedError: The execution provider is not available, or a worker was ended.
     """
     if not isinstance(questions, Questions):
         questions = read_questions(questions)
@@ -71,27 +73,23 @@ def evaluate(
     for bundle in opened:
         check_texts(bundle, system=settings.system)
     jobs = [
-        Job(one.path.resolve(), identity(bundle, one.ratio), one.ratio, questions.instruction, settings)
+        AnswerJob(
+            replace(one, path=one.path.resolve()), identity(bundle, one), questions.instruction, settings
+        )
         for one, bundle in zip(candidates, opened, strict=True)
     ]
     for bundle in opened:
         verify(bundle)  # once, and not by every worker
-    asked = {
-        "data": questions.digest(),
-        "instruction": questions.instruction,
-        **asdict(settings),
-        "visprune": __version__,
-    }
-    with Ledger(output, asked, force=force) as ledger:
+    with Ledger(output, answers_depend_on(questions, settings), force=force) as ledger:
         for one, job in zip(candidates, jobs, strict=True):
             ledger.begin(one.name, job.identity)
-        most = max(len(_todo(questions, ledger.answers(job.identity), strict=strict)) for job in jobs)
+        most = max(len(_to_ask(questions, ledger.answers(job.identity), strict=strict)) for job in jobs)
         if most:
             largest = max(sum(file.size for file in bundle.manifest.files.values()) for bundle in opened)
             with open_workers(workers, jobs, most, largest) as ask:
                 for one, job in zip(candidates, jobs, strict=True):
-                    # Two candidates may be the same: what one has answered, the other is not asked.
-                    missing = _todo(questions, ledger.answers(job.identity), strict=strict)
+                    # Two candidates may be the same bundle: then only the first is asked.
+                    missing = _to_ask(questions, ledger.answers(job.identity), strict=strict)
                     total = len(questions.usable)
                     progress(one.name, total - len(missing), total)
                     for done, found in enumerate(ask(job, missing), total - len(missing) + 1):
@@ -101,13 +99,26 @@ def evaluate(
                         progress(one.name, done, total)
         return summarise(
             questions,
-            [_about(one, bundle) for one, bundle in zip(candidates, opened, strict=True)],
+            [_evaluated(one, bundle) for one, bundle in zip(candidates, opened, strict=True)],
             [ledger.answers(job.identity) for job in jobs],
         )
 
 
-def _todo(questions: Questions, known: Mapping[str, Answer], *, strict: bool) -> list[Question]:
-    """What is not answered yet; where nothing may be left out, also what could not be asked."""
+def answers_depend_on(questions: Questions, settings: AnswerSettings) -> dict[str, Any]:
+    """Return everything besides the bundle that an answer depends on: a file of answers is bound to it.
+
+    Which metric judges the answers is not part of it.
+    """
+    return {
+        "data": questions.digest(),
+        "instruction": questions.instruction,
+        **asdict(settings),
+        "visprune": __version__,
+    }
+
+
+def _to_ask(questions: Questions, known: Mapping[str, Answer], *, strict: bool) -> list[Question]:
+    """Return the questions without an answer; if strict, also those that could not be asked before."""
     done = {key for key, found in known.items() if found.error is None or not strict}
     return [question for question in questions.usable if question.key not in done]
 
@@ -115,15 +126,15 @@ def _todo(questions: Questions, known: Mapping[str, Answer], *, strict: bool) ->
 def _cannot_be_asked(questions: Questions, found: Answer) -> InputError:
     where = next(question.where for question in questions.usable if question.key == found.key)
     return InputError(
-        f"{where}: {found.error}", "Mend the data, or leave such questions out without --strict."
+        f"{where}: {found.error}", "Correct the data, or leave such questions out without --strict."
     )
 
 
-def _about(candidate: Candidate, bundle: Bundle) -> Asked:
+def _evaluated(candidate: Candidate, bundle: Bundle) -> EvaluatedBundle:
     manifest = bundle.manifest
-    keep = keep_for(manifest, ratio=candidate.ratio)
+    keep = candidate.keep(manifest)
     inside = manifest.layer_pruning
     before_all = keep.tokens == manifest.pruning.budget.visual_tokens
-    return Asked(
+    return EvaluatedBundle(
         candidate.name, manifest.source.model, before_all and (inside is None or keep.layer_ratio == 1.0)
     )

@@ -1,4 +1,4 @@
-"""The published forms of common sets, read from files that the user has. Nothing is downloaded.
+"""The formats of common published sets, read from files that the user has. Nothing is downloaded.
 
 | format    | --data                    | --annotations    | --images                                  |
 |-----------|---------------------------|------------------|-------------------------------------------|
@@ -10,8 +10,8 @@
 | scienceqa | problems.json             | pid_splits.json  | SPLIT/PROBLEM/image.png                   |
 | mmbench   | TSV, the pictures in it   |                  |                                           |
 
-A format is one function in `published` and one line in `FORMATS`. Records that cannot be used are named and
-left out.
+A format is one function in `published` and one line in `FORMATS`. A record that cannot be used is left out,
+and reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from visprune.errors import UsageError
 from visprune.evaluation import published
 from visprune.evaluation.metrics import metric_named
-from visprune.evaluation.question_files import Files, form_of
+from visprune.evaluation.question_files import Files, format_hint
 from visprune.evaluation.questions import Question, Questions, Reading, read_jsonl
 from visprune.names import lookup
 
@@ -35,14 +35,14 @@ _LETTER = "Answer with the option's letter from the given choices directly."
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A published form.
+    """One published format.
 
     Attributes:
-        read: The questions in its files.
-        metric: What it is judged by, as published.
-        instruction: What LLaVA 1.5 is told after each of its questions.
-        needs: The files it has beside the data.
-        may: Those it may have.
+        read: Reads the questions in its files.
+        metric: Name of the metric that the set is published with.
+        instruction: The line that LLaVA 1.5 was evaluated with after each of its questions.
+        needs: Options that must be given besides the data.
+        may: Options that may be given.
     """
 
     read: Callable[[Files], Reading]
@@ -61,29 +61,30 @@ FORMATS = {
     "scienceqa": Format(published.scienceqa, "choice", _LETTER, ("annotations", "images"), ("split",)),
     "mmbench": Format(published.mmbench, "choice", _LETTER),
 }
+"""Name -> format."""
 
 
 def read_questions(
     files: Files | str | Path, form: str = "jsonl", metric: str | None = None, instruction: str | None = None
 ) -> Questions:
-    """Read a set.
+    """Read a set of questions.
 
     Args:
-        files: Where it is; a path alone is that of its data.
-        form: A name in `FORMATS`.
-        metric: What judges the answers; by default what the form is judged by.
-        instruction: Put after each question; by default the form's own.
+        files: The files of the set; a path alone is its data.
+        form: Name of its format, a key of `FORMATS`.
+        metric: Name of the metric that judges the answers; by default the format's.
+        instruction: A line to put after each question; by default the format's.
 
     Raises:
-        UsageError: No such form or metric, a file that it needs or has no use for, a file that cannot be
-            read or has another form.
+        UsageError: There is no such format or metric; an option is missing or of no use for the format; or
+            a file cannot be read or has another format.
     """
     files = files if isinstance(files, Files) else Files(Path(files))
     chosen = lookup(form, FORMATS, "format")
     for option in ("annotations", "images", "split"):
         given = getattr(files, option) is not None
         if option in chosen.needs and not given:
-            raise UsageError(f"The format {form} needs --{option}.", form_of(form))
+            raise UsageError(f"The format {form} needs --{option}.", format_hint(form))
         if given and option not in (*chosen.needs, *chosen.may):
             raise UsageError(f"The format {form} has no use for --{option}.", "Leave it out.")
     judge = metric_named(metric or chosen.metric)

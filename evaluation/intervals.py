@@ -1,4 +1,4 @@
-"""95% intervals, of figures and of differences. Each takes questions to be independent of one another."""
+"""95% intervals of figures and of differences. Each assumes that questions are independent of one another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESAMPLES = 10_000
 
 
 def wilson(right: int, of: int, z: float = _Z) -> Interval:
-    """The score interval of a proportion (Wilson, JASA 22, 1927)."""
+    """Return the score interval of a proportion (Wilson, JASA 22, 1927)."""
     p = right / of
     centre = p + z * z / (2 * of)
     half = z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
@@ -27,15 +27,16 @@ def wilson(right: int, of: int, z: float = _Z) -> Interval:
 
 
 def paired(gained: int, lost: int, of: int, z: float = _Z) -> Interval:
-    """The interval of the difference of two proportions, of the same questions.
+    """Return the interval of the difference of two proportions over the same questions.
 
-    The adjusted Wald interval (Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012):
-    one more question gained and one more lost, of two more. It has a width even where no answer differs.
+    This is the adjusted Wald interval (Bonett and Price, Journal of Educational and Behavioral Statistics
+    37, 2012). It adds two questions, one gained and one lost, so that the interval has a width even if no
+    answer differs.
 
     Args:
         gained: Questions right in the second and wrong in the first.
-        lost: The other way round.
-        of: All of them.
+        lost: Questions right in the first and wrong in the second.
+        of: All questions.
         z: Quantile of the normal distribution.
     """
     up, down = (gained + 1) / (of + 2), (lost + 1) / (of + 2)
@@ -46,12 +47,12 @@ def paired(gained: int, lost: int, of: int, z: float = _Z) -> Interval:
 def bootstrap(
     outcomes: Sequence[T], statistic: Callable[[list[T], NDArray[np.int64]], NDArray[np.float64]]
 ) -> Interval:
-    """The percentile interval of a statistic over 10,000 resamples of the questions, with a fixed seed.
+    """Return the percentile interval of a statistic over 10,000 resamples of the questions (fixed seed).
 
     Args:
-        outcomes: One for each question; there are few kinds.
-        statistic: From the kinds, and how often each was drawn in each resample [R, kinds], the statistic of
-            each resample [R].
+        outcomes: One for each question; there are few distinct ones, called kinds.
+        statistic: Takes the kinds and how often each was drawn in each resample [R, kinds], and returns the
+            statistic of each resample [R].
     """
     kinds = sorted(set(outcomes))  # type: ignore[type-var]
     counts = np.array([outcomes.count(kind) for kind in kinds])

@@ -1,8 +1,8 @@
-"""The file of answers, from which a stopped run goes on.
+"""The file of answers, from which an interrupted run continues.
 
-Its first line says what was asked, and how; each bundle has a line when it begins, and each answer has one,
-which is on the disk before the next is taken. A line that was cut off is dropped; answers to other questions,
-or of another bundle in the place of one, are never mixed with these.
+The first line says which questions were asked, and with which settings. Then each bundle has a line when it
+begins, and each answer has a line, which is on the disk before the next answer is taken. A last line that was
+cut off is dropped. Answers to other questions, or of a bundle that has changed, are never mixed with these.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from visprune.records import from_json
 __all__ = ["Ledger"]
 
 _FORMAT = 1
-_ANOTHER = "Give another file with -o, or begin this one again with --force."
 
 
 class Ledger:
     """Answers by bundle and question. Use it in a `with`.
 
     Args:
-        path: The file; None to remember nothing.
-        asked: What was asked, and how: a JSON object, the same for all answers of a file.
-        force: Whether a file of answers that is there is begun again.
+        path: The file; None to keep answers in memory only.
+        asked: Questions and settings, as a JSON object: the same for all answers of a file.
+        force: Whether to start an existing file of answers anew.
 
     Raises:
-        UsageError: The file cannot be written, is none of answers, is in use, or is of something else asked.
+        UsageError: The file cannot be written, is no file of answers, is in use by another run, or belongs
+            to other questions or settings.
     """
 
     def __init__(self, path: Path | None, asked: dict[str, Any], *, force: bool = False) -> None:
@@ -44,7 +44,7 @@ class Ledger:
         self._known: dict[str, dict[str, Answer]] = {}
         self._places: dict[str, str] = {}
         self._file: int | None = None
-        self._begun = False  # by this run
+        self._begun = False  # whether this run made the file
         if path is None:
             return
         try:
@@ -59,23 +59,31 @@ class Ledger:
             raise
 
     def answers(self, identity: str) -> dict[str, Answer]:
-        """What a bundle has answered, by the question's key."""
+        """Return the answers of a bundle by the keys of the questions.
+
+        Args:
+            identity: The hash of the bundle, from `answering.identity`.
+        """
         return self._known.get(identity, {})
 
     def begin(self, place: str, identity: str) -> None:
-        """A bundle is about to answer.
+        """Note that a bundle is about to answer.
+
+        Args:
+            place: Its name, from `Candidate.name`.
+            identity: Its hash.
 
         Raises:
-            UsageError: Another bundle has answered under this name, or the file cannot be written.
+            UsageError: A bundle of another hash has answered under this name, or the file cannot be written.
         """
-        if self._places.get(place, identity) != identity:
-            raise UsageError(f"{place} has changed since {self.path} was begun.", _ANOTHER)
+        if self.path is not None and self._places.get(place, identity) != identity:
+            raise UsageError(f"{place} has changed since {self.path} was begun.", _start_again(self.path))
         if place not in self._places:
             self._write({"place": place, "bundle": identity})
             self._places[place] = identity
 
     def add(self, identity: str, answer: Answer) -> None:
-        """Keep an answer.
+        """Write an answer.
 
         Raises:
             UsageError: The file cannot be written.
@@ -90,7 +98,7 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._begun and not self._known and self.path is not None:
-            self.path.unlink(missing_ok=True)  # it would bind the next run, and holds nothing
+            self.path.unlink(missing_ok=True)  # it holds no answer, and would only bind the next run
         self._close()
 
     def _close(self) -> None:
@@ -104,21 +112,21 @@ class Ledger:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"Another run is writing {path}.", "Wait for it, or give another file."
+                f"Another run is writing {path}.", "Wait for it, or write to another place with -o."
             ) from None
-        except OSError:  # not every file system has locks
+        except OSError:  # this file system has no locks
             pass
 
     def _read(self, path: Path, first: dict[str, Any], *, force: bool) -> None:
-        """Take what the file holds; drop a line that was cut off."""
+        """Read the answers that the file holds; drop a last line that was cut off."""
         assert self._file is not None
         with os.fdopen(os.dup(self._file), "rb") as file:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode("utf-8", errors="replace").split("\n")[:-1]
         begun = _object(lines[0]) if lines else {}
-        if content and "visprune_eval" not in begun and not _began(content):
-            raise UsageError(f"{path} exists and holds no answers.", "Give another file with -o.")
+        if content and "visprune_eval" not in begun and not _is_cut_first_line(content):
+            raise UsageError(f"{path} exists and holds no answers.", "Write to another place with -o.")
         if force or not lines:
             os.ftruncate(self._file, 0)
             self._write(first)
@@ -126,23 +134,25 @@ class Ledger:
             return
         for name, value in first.items():
             if begun.get(name) != value:
-                raise UsageError(f"{path} was begun with {_differs(name, begun.get(name), value)}.", _ANOTHER)
+                what = _describe_change(name, begun.get(name), value)
+                raise UsageError(f"{path} was begun with {what}.", _start_again(path))
         for number, line in enumerate(lines[1:], 2):
-            self._take(_object(line), f"Line {number} of {path}")
+            self._take(_object(line), number, path)
         os.ftruncate(self._file, len(whole))
 
-    def _take(self, line: dict[str, Any], where: str) -> None:
+    def _take(self, line: dict[str, Any], number: int, path: Path) -> None:
+        where = f"Line {number} of {path}"
         bundle = line.pop("bundle", None)
         place = line.get("place", "")
         if not isinstance(bundle, str) or not isinstance(place, str):
-            raise UsageError(f"{where} is no answer.", _ANOTHER)
+            raise UsageError(f"{where} is no answer.", _start_again(path))
         if place:
             self._places[place] = bundle
             return
         try:
             found = from_json(Answer, line, where)
         except BundleError as error:
-            raise UsageError(error.what, _ANOTHER) from None
+            raise UsageError(error.what, _start_again(path)) from None
         self._known.setdefault(bundle, {})[found.key] = found
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -172,18 +182,23 @@ def _object(line: str) -> dict[str, Any]:
     return {}
 
 
-def _began(content: bytes) -> bool:
-    """Whether all there is is a first line that was cut off."""
+def _is_cut_first_line(content: bytes) -> bool:
+    """Return whether a file holds nothing but a first line that was cut off."""
     return b"\n" not in content and b'{"visprune_eval"'.startswith(content[:16])
 
 
-def _differs(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, str) and isinstance(now, str) and len(now) == 64:  # a hash tells nobody anything
+def _describe_change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, str) and isinstance(now, str) and len(now) == 64:  # a hash tells a user nothing
         return f"other {name}"
     return f"{name} {before!r}, and now it is {now!r}"
 
 
+def _start_again(path: Path) -> str:
+    """Return the hint for a file that cannot be continued; it fits every command that writes one."""
+    return f"Remove {path} to ask everything again, or write to another place with -o."
+
+
 def _cannot_write(path: Path, error: OSError) -> UsageError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "Free some space" if full else "Choose another file with -o"
+    hint = "Free some space" if full else "Write to another place with -o"
     return UsageError(f"{path} cannot be written: {error.strerror}.", f"{hint}, and run it again.")

@@ -1,34 +1,50 @@
-"""What judges an answer. A metric is one function and one line in `METRICS`; the figures are in `summary`."""
+"""Metrics: how an answer is judged.
+
+A metric is one function and one line in `METRICS`; the figures of all answers are in `summary`.
+
+Every metric judges the text of an answer alone. Why generation ended is not asked: an answer that the limit
+of new tokens cut off right after the correct text counts as right. The scripts of VQA and POPE judge so too,
+and the limit is often set to the length of an answer (1 for a letter): then no answer can end by itself. An
+answer that goes on after the correct text is another text, and wrong anyway. The number of answers that were
+cut off is reported beside the figures (`summary.EvaluationRow.cut`).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from visprune.evaluation.answer_text import plain, said_letter, vqa_plain, yes_or_no
 from visprune.evaluation.questions import Question
 from visprune.names import lookup
 
-__all__ = ["METRICS", "Judgement", "Metric", "metric_named", "vqa_accuracy"]
+__all__ = ["METRICS", "Judgement", "Metric", "exact_match", "metric_named", "vqa_accuracy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a metric makes of one answer.
+    """A metric's judgement of one answer.
 
     Attributes:
         score: From 0 to 1.
-        said: What it took the answer to say; two answers that say the same agree.
+        said: The answer as the metric understood it. Two answers agree if these are equal.
     """
 
     score: float
     said: str
 
 
+def exact_match(text: str, answers: Sequence[str]) -> bool:
+    """Return whether a text is one of the right answers.
+
+    Case, white space and a full stop at the end make no difference.
+    """
+    return plain(text) in map(plain, answers)
+
+
 def _exact(question: Question, text: str) -> Judgement:
-    said = plain(text)
-    return Judgement(float(said in map(plain, question.answers)), said)
+    return Judgement(float(exact_match(text, question.answers)), plain(text))
 
 
 def _vqa(question: Question, text: str) -> Judgement:
@@ -37,9 +53,10 @@ def _vqa(question: Question, text: str) -> Judgement:
 
 
 def vqa_accuracy(said: str, answers: list[str]) -> float:
-    """The accuracy of VQA (Antol et al., ICCV 2015; https://visualqa.org/evaluation.html).
+    """Return the VQA accuracy (Antol et al., ICCV 2015; https://visualqa.org/evaluation.html).
 
-    min(people who said so / 3, 1), the mean over the subsets of all people but one; usually of ten.
+    It is min(people who gave this answer / 3, 1), averaged over all subsets that leave out one person;
+    usually there are ten people.
     """
     same = Counter(answers)[said]
     others = len(answers) - same
@@ -61,11 +78,11 @@ class Metric:
     """One way to judge.
 
     Attributes:
-        name: As the user gives it.
-        title: Of its first figure.
-        judge: The answer to a question.
-        why_not: Why a question cannot be judged so, or None.
-        binary: Whether an answer is right or wrong, and nothing between.
+        name: The name as the user gives it.
+        title: Title of its first figure.
+        judge: Judges the text of an answer to a question.
+        why_not: Returns why a question cannot be judged by this metric, or None if it can.
+        binary: Whether an answer is either right or wrong; otherwise scores may lie between 0 and 1.
     """
 
     name: str
@@ -75,16 +92,16 @@ class Metric:
     binary: bool = True
 
     def problem(self, question: Question) -> str | None:
-        """A sentence, if a question cannot be judged so."""
+        """Return a sentence if a question cannot be judged by this metric."""
         why = self.why_not(question)
         return f"{question.where}: {why}." if why else None
 
 
 def _not_for_vqa(question: Question) -> str | None:
     count = len(question.answers)
-    return (
-        None if count > 3 else f"VQA accuracy needs the answers of at least 4 people, and there are {count}"
-    )
+    if count > 3:
+        return None
+    return f"VQA accuracy needs the answers of at least 4 people, and there are {count}"
 
 
 def _not_for_yes_no(question: Question) -> str | None:
@@ -101,12 +118,13 @@ METRICS = {
         Metric("choice", "accuracy", _choice, lambda q: None if q.choices else "there are no choices"),
     )
 }
+"""Name -> metric."""
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a name.
+    """Return the metric of a name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none of that name.
     """
     return lookup(name, METRICS, "metric")

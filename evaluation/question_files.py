@@ -1,4 +1,4 @@
-"""The files of a published set, and what is common in reading them."""
+"""The files of a published set, and helpers that its readers share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import InputError, UsageError
-from visprune.evaluation.questions import Question, usable
+from visprune.evaluation.questions import Question, question_or_problem
 
-__all__ = ["Files", "cannot_read", "each", "form_of", "not_that", "part", "read_json"]
+__all__ = [
+    "Files",
+    "cannot_read",
+    "format_hint",
+    "read_json",
+    "read_records",
+    "required_field",
+    "wrong_format",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where a set is.
+    """Paths of a set of questions.
 
     Attributes:
-        data: Its questions.
-        annotations: Its answers, where they are in a file of their own, or its splits.
-        images: The folder of its pictures.
-        split: The split that is asked, of a set whose files hold several.
+        data: File of the questions.
+        annotations: File of the answers, if it is separate, or of the splits.
+        images: Folder of the images.
+        split: Name of the split to read, if the files hold several.
     """
 
     data: Path
@@ -31,74 +39,86 @@ class Files:
     split: str | None = None
 
     @property
-    def beside(self) -> Path:
-        """The annotations; the format needs them."""
+    def annotations_file(self) -> Path:
+        """The file of annotations, for a format that requires it."""
         assert self.annotations is not None
         return self.annotations
 
     @property
     def folder(self) -> Path:
-        """The folder of the pictures; the format needs it."""
+        """The folder of the images, for a format that requires it."""
         assert self.images is not None
         return self.images
 
 
-def each(
+def read_records(
     items: Iterable[Any],
     path: Path,
     read: Callable[[dict[str, Any], str], Question],
     where: str | None = None,
 ) -> Iterator[Question | str]:
-    """Each record as a question, or why it is none."""
+    """Yield each record as a question, or as a sentence that says why it cannot be used.
+
+    Args:
+        items: The records.
+        path: Their file, for messages.
+        read: Makes a question of a record and its place.
+        where: The place of the records, for messages; by default their number in the file.
+    """
     for number, item in enumerate(items, 1):
         place = where or f"Entry {number} of {path}"
         if not isinstance(item, dict):
             yield f"{place} is not an object."
             continue
         try:
-            yield usable(read(item, place))
+            yield question_or_problem(read(item, place))
         except InputError as error:
             yield error.what
 
 
 def read_json(path: Path, form: str, kind: type) -> Any:
-    """What a JSON file holds, which must be of a kind.
+    """Read a JSON file whose content must be of a type.
+
+    Args:
+        path: The file.
+        form: Name of the format, for messages.
+        kind: The type, such as dict.
 
     Raises:
-        UsageError: It cannot be read, or holds something else.
+        UsageError: The file cannot be read, or its content is of another type.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise cannot_read(path, error) from None
     except (ValueError, RecursionError):
-        raise not_that(path, form, "it is not JSON") from None
+        raise wrong_format(path, form, "it is not JSON") from None
     if type(found) is not kind:
-        raise not_that(path, form, f"it holds a {type(found).__name__}")
+        raise wrong_format(path, form, f"it holds a {type(found).__name__}")
     return found
 
 
-def part(data: dict[str, Any], name: str, kind: type, path: Path, form: str) -> Any:
-    """A field that the whole file depends on, which must be of a kind.
+def required_field(data: dict[str, Any], name: str, kind: type, path: Path, form: str) -> Any:
+    """Return a field without which the whole file cannot be read, and which must be of a type.
 
     Raises:
-        UsageError: It is not there, or of another kind.
+        UsageError: The field is missing or of another type.
     """
     if type(data.get(name)) is not kind:
-        raise not_that(path, form, f"it has no {kind.__name__} {name!r}")
+        raise wrong_format(path, form, f"it has no {kind.__name__} {name!r}")
     return data[name]
 
 
-def not_that(path: Path, form: str, why: str) -> UsageError:
-    """The error of a file of another form."""
-    return UsageError(f"{path} does not have the form of {form}: {why}.", form_of(form))
+def wrong_format(path: Path, form: str, why: str) -> UsageError:
+    """Return the error for a file that has another format."""
+    return UsageError(f"{path} does not have the form of {form}: {why}.", format_hint(form))
 
 
 def cannot_read(path: Path, error: OSError) -> UsageError:
-    """The error of a file that the system does not give."""
+    """Return the error for a file that cannot be read."""
     return UsageError(f"{path} cannot be read: {error.strerror}.", "Check the path.")
 
 
-def form_of(form: str) -> str:
-    """What to do about files that are something else."""
+def format_hint(form: str) -> str:
+    """Return the hint for files that have another format."""
     return f"Give the files of {form} as they were published; docs/eval.md names them."

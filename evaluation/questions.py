@@ -1,11 +1,11 @@
-"""What is asked: questions about pictures with known answers, and the JSONL form of them.
+"""Questions about images with known answers, and the JSONL file that holds them.
 
-A line is one question, with its picture's path below the file's folder:
+A line is one question, with the path of its image below the file's folder:
 
     {"image": "cat.png", "question": "What is in the picture?", "answers": ["cat"]}
     {"image": "cat.png", "question": "Which is it?", "choices": ["a dog", "a cat"], "answers": ["B"]}
 
-A line that cannot be used is named and left out. This file knows no metric.
+A line that cannot be used is left out, and reported. This module knows no metric.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from visprune.errors import InputError, UsageError
 from visprune.evaluation.answer_text import letters
 from visprune.records import sha256
-from visprune.runtime.samples import picture_of, read_lines
+from visprune.runtime.samples import picture_in_line, read_lines
 
 __all__ = [
     "FORM",
@@ -32,9 +32,9 @@ __all__ = [
     "answers_of",
     "check",
     "field_of",
-    "inside",
+    "path_below",
+    "question_or_problem",
     "read_jsonl",
-    "usable",
 ]
 
 FORM = 'Write a line for each: {"image": "cat.png", "question": "What is it?", "answers": ["cat"]}'
@@ -46,12 +46,12 @@ class Question:
     """One question.
 
     Attributes:
-        key: Its name in its data, of which there is one.
-        where: The place it stands at, for messages.
-        image: The picture: a path, or the bytes of a file.
-        text: What is asked.
-        answers: What is right: one or several; of people who were asked, the answer of each.
-        choices: What there is to choose from, where that is so; the answer is then a letter from A on.
+        key: Its name, unique within its data.
+        where: Its place in the data, for messages.
+        image: Path of its image, or the bytes of an image file.
+        text: The question itself.
+        answers: The right answers, at least one. If several people were asked, the answer of each.
+        choices: The choices of a multiple-choice question, else empty. The answers are then letters from A.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Question:
     choices: tuple[str, ...] = ()
 
     def prompt(self, instruction: str) -> str:
-        """What the model is told: the question, its choices, and the instruction, each on a line."""
+        """Return the prompt: the question, its choices and the instruction, each on a line."""
         lines = [
             f"{letter}. {choice}" for letter, choice in zip(letters(self.choices), self.choices, strict=True)
         ]
@@ -75,13 +75,13 @@ Reading = Iterable[Question | str]
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """All that is asked.
+    """A set of questions.
 
     Attributes:
-        name: Of the data, for people.
-        usable: The questions.
-        metric: Name of what judges the answers.
-        instruction: Put after each question, on a line of its own; empty for none.
+        name: Name of the data, for people.
+        usable: The questions that can be asked.
+        metric: Name of the metric that judges the answers.
+        instruction: A line to put after each question; empty for none.
         skipped: A sentence for each question that cannot be used.
     """
 
@@ -92,7 +92,7 @@ class Questions:
     skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def digest(self) -> str:
-        """SHA-256 of all that is asked: texts, answers, and the content of the pictures."""
+        """Return the SHA-256 of all questions: texts, answers, choices, and the content of the images."""
         of_file = functools.cache(sha256)
         digest = hashlib.sha256()
         for question in self.usable:
@@ -103,11 +103,11 @@ class Questions:
         return digest.hexdigest()
 
 
-def usable(question: Question) -> Question | str:
-    """The question, or why it cannot be used."""
+def question_or_problem(question: Question) -> Question | str:
+    """Return the question, or a sentence that says why it cannot be used."""
     if not question.text.strip():
         return f"{question.where} asks nothing."
-    # Not by `Path.is_file`, which fails on what no system takes for a name.
+    # Not `Path.is_file`, which raises for names that no file system accepts.
     if isinstance(question.image, Path) and not os.path.isfile(question.image):  # noqa: PTH113
         return f"{question.where}: there is no picture at {question.image}."
     if question.choices:
@@ -120,11 +120,11 @@ def usable(question: Question) -> Question | str:
 
 
 def read_jsonl(path: Path, images: Path | None = None) -> Iterator[Question | str]:
-    """The questions of a JSONL file; blank lines are skipped.
+    """Yield the questions of a JSONL file, and a sentence for each unusable line; skip blank lines.
 
     Args:
         path: The file.
-        images: The folder of the pictures, if it is not the file's.
+        images: The folder of the images; by default the file's own.
 
     Raises:
         UsageError: The file cannot be read, or has no line.
@@ -132,7 +132,7 @@ def read_jsonl(path: Path, images: Path | None = None) -> Iterator[Question | st
     for number, line in read_lines(path, "data file", FORM):
         where = f"Line {number} of {path}"
         try:
-            yield usable(_question(line, str(number), where, images or path.parent))
+            yield question_or_problem(_question(line, str(number), where, images or path.parent))
         except InputError as error:
             yield error.what
 
@@ -146,17 +146,17 @@ def _question(line: str, key: str, where: str, folder: Path) -> Question:
         raise InputError(f"{where} is not a JSON object.", FORM)
     image, text = (field_of(data, name, str, where) for name in ("image", "question"))
     choices = answers_of(data, "choices", where) if "choices" in data else ()
-    picture = picture_of(image, folder, where)
+    picture = picture_in_line(image, folder, where)
     if isinstance(picture, Path):
-        picture = inside(folder, image, where)
+        picture = path_below(folder, image, where)
     return Question(key, where, picture, text, answers_of(data, "answers", where), choices)
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
-    """The path of a picture below a folder. Links in it may lead elsewhere; the name may not.
+def path_below(folder: Path, name: str, where: str) -> Path:
+    """Return the path of an image below a folder. Links there may lead elsewhere, the name itself may not.
 
     Raises:
-        InputError: It would lie outside.
+        InputError: The path would lie outside the folder.
     """
     path = Path(os.path.normpath(folder.absolute() / name))
     if "\0" in name or not path.is_relative_to(os.path.normpath(folder.absolute())):
@@ -167,10 +167,10 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def field_of(data: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    """A field of a record, which must be of a kind.
+    """Return a field of a record, which must be of a type.
 
     Raises:
-        InputError: It is not there, or of another kind.
+        InputError: The field is missing, of another type, or an empty text.
     """
     if name not in data:
         raise InputError(f"{where} has no {name!r}.", FORM)
@@ -183,10 +183,10 @@ _KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object
 
 
 def answers_of(data: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """A field that is a text, or a list of at least one.
+    """Return the texts in a field that is a text or a list of at least one text.
 
     Raises:
-        InputError: It is something else.
+        InputError: The field is missing or something else.
     """
     found = data.get(name)
     texts = [found] if isinstance(found, str) else found
@@ -196,15 +196,15 @@ def answers_of(data: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
 
 
 def check(questions: Questions, *, strict: bool) -> None:
-    """Refuse data of which nothing can be asked, or, if strict, of which something cannot.
+    """Refuse data in which no question is usable or, if strict, in which one is not.
 
     Raises:
         UsageError: There is no question.
-        InputError: One was left out, and that is not allowed.
+        InputError: A question was left out, and `strict` is set or none is left.
     """
     if questions.skipped and (strict or not questions.usable):
         more = f" (and {len(questions.skipped) - 1} more)" if len(questions.skipped) > 1 else ""
         lenient = ", or leave such lines out without --strict" if questions.usable else ""
-        raise InputError(f"{questions.skipped[0]}{more}", f"Mend the data{lenient}.")
+        raise InputError(f"{questions.skipped[0]}{more}", f"Correct the data{lenient}.")
     if not questions.usable:
         raise UsageError(f"{questions.name} has no question.", FORM)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, each with its 95% interval, and of each bundle against one of them."""
+"""The figures of an evaluation with their 95% intervals, and each bundle compared with a baseline."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from visprune.evaluation.intervals import bootstrap, paired, wilson
 from visprune.evaluation.metrics import Judgement, Metric, metric_named
 from visprune.evaluation.questions import Question, Questions
 
-__all__ = ["Asked", "Evaluation", "Figure", "Row", "summarise"]
+__all__ = ["EvaluatedBundle", "Evaluation", "EvaluationRow", "Figure", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number between 0 and 1, or a difference of two.
+    """A share between 0 and 1, or a difference of two, with its interval.
 
     Attributes:
-        name: What it is.
-        value: It.
+        name: Name of the figure.
+        value: The share or the difference.
         low: Lower end of its 95% interval.
-        high: Upper end.
-        interval: How that was found: see `intervals`.
+        high: Upper end of its 95% interval.
+        interval: Method by which the interval was computed; see `intervals`.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A bundle that was asked.
+class EvaluatedBundle:
+    """A bundle that was asked the questions.
 
     Attributes:
-        name: As the user gave it, with its ratio.
-        model: What it was made of.
+        name: The name that the user gave, with the ratio.
+        model: Name of the model that it was exported from.
         unpruned: Whether it keeps every visual token.
     """
 
@@ -54,21 +54,22 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One bundle.
+class EvaluationRow:
+    """The results of one bundle.
 
     Attributes:
         asked: The bundle.
-        questions: Those it answered; the figures are of them.
-        kept: Share of visual tokens kept, over all of them.
-        figures: By the metric; the first is its main one.
-        difference: Of the first figure, this bundle's less the baseline's, of questions that both answered.
-        agreement: Share of these that both answered alike, right or wrong. Both are None for the baseline.
-        cut: Answers that the limit of tokens ended.
-        errors: For each question that could not be asked, its place and why.
+        questions: Number of questions that it answered; the figures are over these.
+        kept: Share of visual tokens kept, over all questions.
+        figures: Figures of the metric; the first is the main one.
+        difference: The first figure of this bundle minus that of the baseline, over the questions that both
+            answered. None for the baseline.
+        agreement: Share of these questions that both answered alike, right or wrong. None for the baseline.
+        cut: Number of answers that the limit of new tokens cut off.
+        errors: For each question that could not be asked, its place and the reason.
     """
 
-    asked: Asked
+    asked: EvaluatedBundle
     questions: int
     kept: float
     figures: tuple[Figure, ...]
@@ -80,16 +81,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All of it.
+    """The results of all bundles.
 
     Attributes:
-        data: Name of what was asked.
-        metric: Name of what judged.
-        questions: That could be used.
-        skipped: A sentence for each that could not.
+        data: Name of the data.
+        metric: Name of the metric.
+        questions: Number of questions that could be used.
+        skipped: A sentence for each question that could not.
         baseline: Name of the bundle that the others are compared with: the first unpruned one, or the first.
         rows: One for each bundle, in order.
-        notes: What a reader must know of the comparison.
+        notes: Sentences that a reader of the comparison must know.
     """
 
     data: str
@@ -97,7 +98,7 @@ class Evaluation:
     questions: int
     skipped: tuple[str, ...]
     baseline: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     notes: tuple[str, ...]
 
 
@@ -105,11 +106,18 @@ Answers = Mapping[str, Answer]
 Judgements = dict[str, Judgement]
 
 
-def summarise(questions: Questions, asked: Sequence[Asked], answers: Sequence[Answers]) -> Evaluation:
-    """Judge the answers of each bundle, which are by the questions' keys.
+def summarise(
+    questions: Questions, asked: Sequence[EvaluatedBundle], answers: Sequence[Answers]
+) -> Evaluation:
+    """Judge the answers of each bundle, and compute the figures.
+
+    Args:
+        questions: The questions.
+        asked: The bundles.
+        answers: For each bundle its answers, by the keys of the questions.
 
     Raises:
-        InputError: A bundle could not be asked anything.
+        InputError: A bundle could not be asked any question.
     """
     metric = metric_named(questions.metric)
     judged = [_judged(questions, metric, one, found) for one, found in zip(asked, answers, strict=True)]
@@ -129,7 +137,7 @@ def summarise(questions: Questions, asked: Sequence[Asked], answers: Sequence[An
     )
 
 
-def _judged(questions: Questions, metric: Metric, asked: Asked, answers: Answers) -> Judgements:
+def _judged(questions: Questions, metric: Metric, asked: EvaluatedBundle, answers: Answers) -> Judgements:
     judged = {}
     for question in questions.usable:
         found = answers[question.key]
@@ -138,8 +146,8 @@ def _judged(questions: Questions, metric: Metric, asked: Asked, answers: Answers
     if not judged:
         first = questions.usable[0]
         raise InputError(
-            f"{asked.name} could be asked nothing. {first.where}: {answers[first.key].error}",
-            "See that pictures can be read, and that prompts are not longer than the model's context.",
+            f"{asked.name} could not be asked any question. {first.where}: {answers[first.key].error}",
+            "Check that the images can be read, and that prompts fit into the model's context.",
         )
     return judged
 
@@ -147,18 +155,18 @@ def _judged(questions: Questions, metric: Metric, asked: Asked, answers: Answers
 def _row(
     questions: Questions,
     metric: Metric,
-    asked: Asked,
+    asked: EvaluatedBundle,
     answers: Answers,
     judged: Judgements,
     baseline: Judgements | None,
-) -> Row:
+) -> EvaluationRow:
     usable = [question for question in questions.usable if question.key in judged]
     scores = [judged[question.key].score for question in usable]
-    figures = [_mean(metric, scores), *(_of_yes_and_no(usable, judged) if metric.name == "yes-no" else ())]
+    figures = [_mean(metric, scores), *(_yes_no_figures(usable, judged) if metric.name == "yes-no" else ())]
     found = [answers[question.key] for question in usable]
     seen = sum(answer.visual_tokens for answer in found)
     difference, agreement = _compared(metric, judged, baseline) if baseline else (None, None)
-    return Row(
+    return EvaluationRow(
         asked,
         len(usable),
         sum(answer.tokens_kept for answer in found) / max(1, seen),
@@ -205,8 +213,8 @@ def _compared(
     return difference, _share("agreement", same, len(both))
 
 
-def _of_yes_and_no(usable: Sequence[Question], judged: Judgements) -> list[Figure]:
-    """Precision, recall and F1 of "yes", and how often it was said (Li et al., POPE, EMNLP 2023)."""
+def _yes_no_figures(usable: Sequence[Question], judged: Judgements) -> list[Figure]:
+    """Return precision, recall and F1 of "yes", and the share of "yes" (Li et al., POPE, EMNLP 2023)."""
     pairs = [(plain(question.answers[0]), judged[question.key].said) for question in usable]
     hit, false, missed = (pairs.count(pair) for pair in (("yes", "yes"), ("no", "yes"), ("yes", "no")))
     figures = []
@@ -227,17 +235,17 @@ def _f1(kinds: list[tuple[str, str]], drawn: NDArray[np.int64]) -> NDArray[np.fl
     return f1
 
 
-def _notes(asked: Sequence[Asked], first: int) -> tuple[str, ...]:
+def _notes(asked: Sequence[EvaluatedBundle], first: int) -> tuple[str, ...]:
     notes = []
     models = list(dict.fromkeys(one.model for one in asked))
     if len(models) > 1:
         notes.append(
-            f"These bundles are of {len(models)} models ({', '.join(models)}): "
-            "a difference between two of these is not of pruning or precision alone."
+            f"These bundles are of {len(models)} models ({', '.join(models)}): a difference between two of "
+            "these does not come from pruning or precision alone."
         )
     if len(asked) > 1 and not asked[first].unpruned:
         notes.append(
-            f"No bundle here is unpruned, so {asked[first].name} is what the others are compared with; "
-            f"DIR@1 is a bundle with every visual token."
+            f"No bundle here is unpruned, so the others are compared with {asked[first].name}. To compare "
+            "with every visual token, name a bundle as DIR@1."
         )
     return tuple(notes)

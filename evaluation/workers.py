@@ -1,4 +1,7 @@
-"""Who answers: this process, several, or those of a Ray cluster. All give the same answers, in any order."""
+"""The processes that answer: this one, several of this machine, or those of a Ray cluster.
+
+All give the same answers, in any order.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from multiprocessing.connection import wait as wait_for
 
 from visprune.cores import available_memory, usable_cores
 from visprune.errors import UnsupportedError, UsageError
-from visprune.evaluation.answering import Answer, Job, answer, close
+from visprune.evaluation.answering import Answer, AnswerJob, answer, close
 from visprune.evaluation.asking import AHEAD, Ask, windowed
 from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.questions import Question
@@ -28,14 +31,14 @@ _PROCESS = 200_000_000  # bytes that Python, NumPy and ONNX Runtime take
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who answers.
+    """The choice of processes that answer.
 
     Attributes:
-        processes: Of this machine; None for as many as have cores for their threads, and memory.
-        ray: The Ray cluster instead, and all that it has.
+        processes: Number of processes of this machine. None: as many as cores and memory allow.
+        ray: Whether to use all of a Ray cluster instead.
 
     Raises:
-        UsageError: A number that cannot be, or both.
+        UsageError: The number is out of range, or both are given.
     """
 
     processes: int | None = None
@@ -48,11 +51,11 @@ class Workers:
             )
         if self.ray and self.processes is not None:
             raise UsageError(
-                "On a Ray cluster the cluster's machines say how many work.", "Leave --processes out."
+                "On a Ray cluster, the number of workers follows from its machines.", "Leave --processes out."
             )
 
     def count(self, threads: int, largest: int) -> int:
-        """How many processes of this machine, for bundles of at most `largest` bytes."""
+        """Return the number of processes of this machine, for bundles of at most `largest` bytes."""
         if self.processes is not None:
             return self.processes
         memory = available_memory()
@@ -61,19 +64,19 @@ class Workers:
 
 
 def open_workers(
-    workers: Workers, jobs: Sequence[Job], questions: int, largest: int
+    workers: Workers, jobs: Sequence[AnswerJob], questions: int, largest: int
 ) -> AbstractContextManager[Ask]:
-    """Get ready to ask.
+    """Start the workers; they end with the context.
 
     Args:
-        workers: Who.
-        jobs: All that will be asked.
-        questions: How many.
+        workers: The choice of processes.
+        jobs: All jobs that will be asked.
+        questions: Number of questions.
         largest: Bytes of the largest bundle.
 
     Raises:
-        MissingExtraError: Ray is asked for, and not installed.
-        UsageError: There is no cluster.
+        MissingExtraError: Ray is wanted and not installed.
+        UsageError: There is no Ray cluster.
         BundleError: A machine of the cluster does not have the bundles.
     """
     if workers.ray:
@@ -93,16 +96,17 @@ def _here() -> Iterator[Ask]:
 @contextmanager
 def _processes(count: int) -> Iterator[Ask]:
     others = multiprocessing.active_children()
-    # Threads of a graph do not survive a fork.
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
+    # Not forked: the threads of a loaded graph do not survive a fork.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent)
 
     def some(futures: list[Future[Answer]]) -> tuple[list[Future[Answer]], list[Future[Answer]]]:
         done = wait(futures, return_when=FIRST_COMPLETED).done
         return [f for f in futures if f in done], [f for f in futures if f not in done]
 
-    def ask(job: Job, questions: Sequence[Question]) -> Iterator[Answer]:
+    def ask(job: AnswerJob, questions: Sequence[Question]) -> Iterator[Answer]:
         def submit(question: Question) -> Future[Answer]:
-            # Ctrl-C is this process's alone: what it begins here has it blocked, from its first moment.
+            # Only this process handles Ctrl-C. A worker that the pool starts here inherits the blocked
+            # signal, so that no interrupt can reach it while it starts.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 return pool.submit(answer, job, question)
@@ -114,8 +118,8 @@ def _processes(count: int) -> Iterator[Ask]:
                 yield done.result()
         except BrokenProcessPool:
             raise UnsupportedError(
-                "A worker process was ended from outside, as happens where memory runs out.",
-                "Take fewer --processes.",
+                "A worker process was ended from outside, as happens when memory runs out.",
+                "Free some memory and run it again; with visprune-eval, give fewer --processes.",
             ) from None
 
     try:
@@ -123,12 +127,12 @@ def _processes(count: int) -> Iterator[Ask]:
     finally:
         for child in multiprocessing.active_children():
             if child not in others:
-                child.kill()  # nothing of its own is left to finish
+                child.kill()  # it holds nothing that would have to be finished
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """A worker ends with its parent, however that ends."""
+def _end_with_parent() -> None:
+    """Let this worker end with its parent, however that ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

@@ -1,4 +1,4 @@
-"""A bundle without visprune: `python examples/plain_onnxruntime.py demo scene.png "What is the letter?"`."""
+"""Run a bundle in plain ONNX Runtime: `python plain_onnxruntime.py demo scene.png "What is the letter?"`."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 
 def pixel_values(bundle: Path, picture: str) -> np.ndarray:
-    """A picture as CLIP's image processor makes it, [1, 3, H, W]."""
+    """Preprocess a picture as CLIP's image processor does, [1, 3, H, W]."""
     config = json.loads((bundle / "preprocessor_config.json").read_text())
     edge, crop = config["size"]["shortest_edge"], config["crop_size"]["height"]
     image = Image.open(picture).convert("RGB")
@@ -25,8 +25,8 @@ def pixel_values(bundle: Path, picture: str) -> np.ndarray:
 
 
 def input_ids(bundle: Path, image_token_id: int, question: str, visual_tokens: int) -> list[int]:
-    """A question about one picture, with a placeholder for each visual token."""
-    # `generation` marks answers for training; Jinja2 itself does not know that tag.
+    """Return the token ids of a question about one picture, with a placeholder for each visual token."""
+    # The tag `generation` marks answers for training; Jinja2 itself does not know it.
     source = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", (bundle / "chat_template.jinja").read_text())
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
     content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     graphs = ("vision_encoder", "token_pruner", "embedding", "decoder_model_merged")
     encoder, pruner, embedding, decoder = (ort.InferenceSession(bundle / f"onnx/{g}.onnx") for g in graphs)
     seen = encoder.run(None, {"pixel_values": pixel_values(bundle, picture).astype(manifest["dtype"])})[0]
-    keep = np.array(manifest["pruning"]["keep_tokens"])  # all, where nothing is pruned
+    keep = np.array(manifest["pruning"]["keep_tokens"])  # all tokens, if nothing is pruned
     visual = pruner.run(["image_features"], {"vision_features": seen, "keep_tokens": keep})[0]  # [M, D]
     ids = step = input_ids(bundle, manifest["text"]["image_token_id"], question, len(visual))
     empty = {i.name: (1, i.shape[1], 0, i.shape[3]) for i in decoder.get_inputs() if "past" in i.name}

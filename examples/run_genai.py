@@ -1,6 +1,6 @@
-"""A bundle in ONNX Runtime GenAI: `python examples/run_genai.py demo scene.png "What is the letter?" [KEEP]`.
+"""Run a bundle in ONNX Runtime GenAI: `python run_genai.py demo scene.png "What is the letter?" [KEEP]`.
 
-`to_genai.py` has made the bundle ready. KEEP is the number of visual tokens to keep; by default it is the one
+Run `to_genai.py` on the bundle first. KEEP is the number of visual tokens to keep; by default it is the one
 that the bundle was exported for.
 """
 
@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 
 
 def main(bundle: Path, picture: str, question: str, keep_tokens: int | None = None) -> None:
-    """Prints the answer as it comes, chosen greedily."""
+    """Generate an answer greedily, and print it."""
     manifest = json.loads((bundle / "visprune.json").read_text())
     keep = keep_tokens or manifest["pruning"]["keep_tokens"]
     visual_tokens = keep + manifest["pruning"]["always_kept"]
     ids = input_ids(bundle, manifest["text"]["image_token_id"], question, visual_tokens)
-    # Instead of GenAI's own processors, each of which writes the prompt of one model.
+    # GenAI's own processors are not used, because each of them writes the prompt of one model.
     inputs = og.NamedTensors()
     inputs["input_ids"] = np.array([ids], np.int32)
     inputs["pixel_values"] = np.ascontiguousarray(pixel_values(bundle, picture), manifest["dtype"])

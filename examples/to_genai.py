@@ -1,10 +1,11 @@
-"""Makes a bundle ready for ONNX Runtime GenAI: `python examples/to_genai.py demo`.
+"""Prepare a bundle for ONNX Runtime GenAI: `python examples/to_genai.py demo`.
 
-Two files are added to the bundle, and none is changed. `onnx/vision.onnx` is the vision encoder and the
-pruner in one graph, because GenAI runs one from pixels to what stands in the prompt; it reads the weights
-that are there. `genai_config.json` names the graphs and no tensor: the names GenAI expects are the bundle's.
+Two files are added to the bundle, and none is changed. `onnx/vision.onnx` joins the vision encoder and the
+pruner in one graph, because GenAI runs a single graph from pixels to the visual tokens of the prompt. It uses
+the weights of the bundle. `genai_config.json` names the graphs. It names no tensors, because the bundle's
+names are those that GenAI expects.
 
-Needs visprune and onnx. What runs the result, `run_genai.py`, needs neither.
+This script needs visprune and onnx. `run_genai.py`, which runs the result, needs neither.
 """
 
 import json
@@ -22,12 +23,15 @@ VISION = "onnx/vision.onnx"
 
 
 def vision(bundle: Bundle) -> onnx.ModelProto:
-    """pixel_values [T, 3, H, W], keep_tokens [] int64 -> image_features [M, D], keep_indices [T, K]."""
+    """Join the vision encoder and the pruner.
+
+    pixel_values [T, 3, H, W], keep_tokens [] int64 -> image_features [M, D], keep_indices [T, K].
+    """
     encoder, pruner = (
         onnx.load(bundle.file(bundle.manifest.graphs[name].file), load_external_data=False)
         for name in ("vision_encoder", "token_pruner")
     )
-    # Both call their inner tensors `val_0` and so on: a prefix keeps them apart.
+    # Both graphs name their inner tensors `val_0` and so on, so those of one get a prefix.
     encoder = compose.add_prefix(encoder, "encoder/", rename_inputs=False)
     stages = {stage.graph: stage for stage in bundle.manifest.stages}
     reads = {value: tensor for tensor, value in stages["token_pruner"].inputs.items()}
@@ -37,12 +41,12 @@ def vision(bundle: Bundle) -> onnx.ModelProto:
 
 
 def config(bundle: Bundle) -> dict[str, Any]:
-    """What `genai_config.json` holds."""
+    """Return the content of `genai_config.json`."""
     graphs, decoder = bundle.manifest.graphs, bundle.manifest.decoder
     return {
         "model": {
-            # GenAI has no type `llava`. Its types for pictures differ in their processors, which are not used
-            # here, and some in more; this one runs graphs of these names as they are.
+            # GenAI has no type `llava`. Its types for pictures differ mostly in their processors, which are
+            # not used here. `gemma3` runs graphs with these names as they are.
             "type": "gemma3",
             "context_length": decoder.context_length,
             "vocab_size": decoder.vocab_size,
@@ -57,17 +61,17 @@ def config(bundle: Bundle) -> dict[str, Any]:
                 "head_size": decoder.head_dim,
             },
         },
-        # Each step puts out a longer cache, and does not fill a buffer of the greatest length.
+        # Each step returns a longer cache, instead of filling a buffer of the greatest length.
         "search": {"max_length": decoder.context_length, "past_present_share_buffer": False},
     }
 
 
 def main(path: Path) -> None:
-    """Adds the two files.
+    """Add the two files.
 
     Raises:
-        BundleError: There is no bundle, or a damaged one.
-        UnsupportedError: Its decoder is more than one graph.
+        BundleError: There is no bundle, or it is damaged.
+        UnsupportedError: The decoder of the bundle is more than one graph.
     """
     bundle = Bundle.open(path)
     if "decoder_model_merged" not in bundle.manifest.graphs:

@@ -1,4 +1,4 @@
-"""The work of an export: all decisions are made, what is left is to trace, write, hash and compare."""
+"""The work of an export after every decision: trace, write, hash and compare the graphs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,29 @@ if TYPE_CHECKING:
     from visprune.export.models.parts import Features
     from visprune.manifest import Graph, Scope
 
-__all__ = ["Job", "untraceable"]
+__all__ = ["ExportJob", "untraceable"]
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """All decisions made; what is left is to write.
+class ExportJob:
+    """An export with every decision made.
 
-    `model` has its parameters on the meta device, and `weights` reads them.
+    Attributes:
+        checkpoint: The model's files.
+        config: Its configuration.
+        features: Which of its tokens are visual.
+        processor: Its tokenizer, chat template and image processor.
+        model: Its modules, with parameters on the meta device.
+        weights: Reads those parameters from the files.
+        pruner: The method before the LLM.
+        pruning: What that method does on this model.
+        inside: What happens inside the LLM.
+        target: The platform.
+        dtype: Of the weights and activations.
+        scope: How far the graphs are compared with PyTorch; None: not at all.
+        progress: Called as the work goes on.
     """
 
     checkpoint: Checkpoint
@@ -57,7 +70,7 @@ class Job:
     progress: Progress
 
     def write(self, folder: Path) -> None:
-        """Write a complete bundle into an empty folder, compared with PyTorch as far as `scope` says."""
+        """Write a complete bundle into an empty folder, and compare its graphs with PyTorch."""
         from visprune.export.checkpoint import loading, processors
 
         processor = self.processor
@@ -66,7 +79,7 @@ class Job:
         if self.inside.recipe is not None:
             (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
 
-        # Tracing keeps one core busy; hashing and writing go on beside it, one after another.
+        # Tracing keeps one core busy. Another thread hashes and writes meanwhile, one file at a time.
         with BackgroundThread() as background:
             weights_sha256 = background.submit(self.checkpoint.weights_sha256, background.check_cancelled)
             graphs = self._write_graphs(folder, background)
@@ -119,7 +132,7 @@ class Job:
         return verify(bundle, self.checkpoint, self.features, methods, scope, report)
 
     def _write_graphs(self, folder: Path, background: BackgroundThread) -> dict[str, Graph]:
-        """Trace every graph, and have it written while the next one is traced."""
+        """Trace every graph; another thread writes it while the next one is traced."""
         import torch
 
         from visprune.export import models
@@ -134,7 +147,7 @@ class Job:
         scope = self.pruning.budget.scope
         steps = graph_specs(self.config, self.features, self.pruner, self.inside.cuts, dtype, scope)
         writing: dict[str, Future[Graph]] = {}
-        for index, step in enumerate(reversed(steps)):  # the decoder is the largest, and the last
+        for index, step in enumerate(reversed(steps)):  # the decoder, which is last, takes longest to write
             self.progress("tracing the graphs", index, len(steps))
             with fake:
                 skeleton = step.build(family.parts(bare)).eval()
@@ -143,7 +156,7 @@ class Job:
                 graph = trace(skeleton, module, weights, step.inputs, step.outputs, self.target, fake)
             except VispruneError:
                 raise
-            except Exception as error:  # what a tracer says of a model it cannot follow has no one type
+            except Exception as error:  # a tracer raises errors of many types
                 raise untraceable(step.name, error) from error
             total = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
             advance = _Advance(self.progress, f"writing {step.name}", total, background.check_cancelled)
@@ -171,7 +184,7 @@ class Job:
 
 
 class _Advance:
-    """Adds up what was written, for a progress display."""
+    """A progress callback that adds up the bytes written."""
 
     def __init__(
         self, progress: Progress, what: str, total: int, check_cancelled: Callable[[], None]
@@ -186,7 +199,7 @@ class _Advance:
 
 
 def untraceable(name: str, error: Exception) -> ExportError:
-    """What to say where PyTorch cannot follow a model."""
+    """Return the error of a graph that PyTorch cannot trace."""
     return ExportError(
         f"The graph {name} of this model cannot be traced: {_cause(error)}.",
         "Its architecture is probably not supported; use a model from the documentation's list.",
@@ -194,7 +207,7 @@ def untraceable(name: str, error: Exception) -> ExportError:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the innermost reason, because the outer ones say where and not why."""
+    """Return the first line of the innermost error: the outer ones say where it happened, and not why."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

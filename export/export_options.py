@@ -1,26 +1,34 @@
-"""What a user may ask of an export, and which methods that means."""
+"""The options of an export, and the pruning methods that they name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from visprune.budget import check_ratio, check_request
 from visprune.errors import UsageError
-from visprune.manifest import Scope
+from visprune.export.fitprune.fit_options import (
+    ChatTemplateFile,
+    FitOptions,
+    FitSamples,
+    MaxPrunePoints,
+    Revision,
+    TrustRemoteCode,
+)
+from visprune.options import Option, documented
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.keep_all import KeepAll
 from visprune.pruning.registry import load_method, method_name
-from visprune.targets import DTYPES
+from visprune.targets import DTYPES, TARGETS
 
-__all__ = ["Asked", "ExportOptions", "Methods"]
+__all__ = ["ExportOptions", "MethodRequest", "Methods"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One method with the budget asked for: a ratio, a count, or neither."""
+class MethodRequest:
+    """One method and the budget that was asked for: a ratio, a number of tokens, or neither."""
 
     name: str
     ratio: float | None = None
@@ -29,56 +37,70 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """A method before the LLM, and perhaps one inside it, each with what was asked of it."""
+    """The method before the LLM, and the one inside it if there is one, each with its request."""
 
     before: VisionPruner
-    before_asked: Asked
+    before_asked: MethodRequest
     inside: LayerPruner | None = None
-    inside_asked: Asked | None = None
+    inside_asked: MethodRequest | None = None
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What to export, checked as far as that is possible without the model.
+    """Options of an export, checked as far as that is possible without the model.
 
-    Attributes:
-        method: Name of a pruning method, or an instance of one with its own knobs.
-        ratio: Fraction kept, in (0, 1]: of the visual tokens, or of the visual work for fitprune.
-        keep_tokens: Visual tokens kept of one image, instead of a ratio.
-        then: A method inside the LLM after one before it: its name, or "NAME:RATIO", or an instance. Its
-            ratio counts what the first one left.
-        recipe: A file that `visprune fit` wrote, for fitprune.
-        calibration: Samples to fit fitprune's recipe on, where none is given; a bundled set if None.
-        max_prune_points: Most layers that a fitted recipe may prune at.
-        anyres_scope: Where a picture is several tiles: "tile" keeps as many tokens of each, "global" chooses
-            among all of them.
-        segments: Parts to cut the decoder into where nothing is pruned inside it.
-        target: Platform, see `visprune.targets`.
-        dtype: "fp32" or "fp16"; the target's own if None.
-        verify: Whether to compare the graphs with PyTorch: all of the LLM if memory allows and else layer by
-            layer; "whole" or "layers" asks for one of the two.
-        force: Whether an existing bundle may be replaced.
-        revision: Branch, tag or commit, where the model is a hub id.
-        trust_remote_code: Whether transformers may run code that lies beside the weights.
-        chat_template: A file that takes the place of the checkpoint's chat template.
+    `method` and `then` may also be instances of a method, which have its own settings. The ratio of `then`
+    counts what the first method left. `verify` is True for a comparison of the whole LLM if memory allows it,
+    and else of its layers one by one; "whole" or "layers" asks for one of the two, False for none.
+
+    Raises:
+        UsageError: A value that makes no sense.
     """
 
-    method: str | VisionPruner | LayerPruner
-    ratio: float | None = None
-    keep_tokens: int | None = None
-    then: str | LayerPruner | None = None
-    recipe: str | Path | None = None
-    calibration: str | Path | None = None
-    max_prune_points: int | None = None
-    anyres_scope: Literal["tile", "global"] = "tile"
-    segments: int | None = None
-    target: str = "onnxruntime"
-    dtype: Literal["fp32", "fp16"] | None = None
-    verify: bool | Scope = True
-    force: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-    chat_template: str | Path | None = None
+    method: Annotated[
+        str | VisionPruner | LayerPruner,
+        Option("Pruning method, see `visprune methods`.", metavar="NAME", flags=("--method", "-m")),
+    ]
+    ratio: Annotated[
+        float | None,
+        Option(
+            "Fraction to KEEP, in (0, 1]: of the visual tokens, or of the visual work for fitprune.",
+            shows="1.0, or the method's own",
+        ),
+    ] = None
+    keep_tokens: Annotated[int | None, Option("Visual tokens to keep of one image, instead.")] = None
+    then: Annotated[
+        str | LayerPruner | None,
+        Option("A method inside the LLM after one before it: fastv:0.5.", metavar="NAME[:RATIO]"),
+    ] = None
+    recipe: Annotated[
+        str | Path | None, Option("For fitprune: what `visprune fit` wrote.", metavar="FILE")
+    ] = None
+    calibration: FitSamples = None
+    max_prune_points: MaxPrunePoints = None
+    anyres_scope: Annotated[
+        Literal["tile", "global"],
+        Option("Where a picture is several tiles: keep as many of each tile, or global.", metavar="SCOPE"),
+    ] = "tile"
+    segments: Annotated[
+        int | None, Option("Cut the decoder into N files, with nothing pruned inside.", metavar="N")
+    ] = None
+    target: Annotated[str, Option(f"Platform: {', '.join(TARGETS)}.", metavar="NAME")] = "onnxruntime"
+    dtype: Annotated[Literal["fp32", "fp16"] | None, Option("fp32 or fp16.", shows="the target's own")] = None
+    verify: Annotated[
+        bool | Literal["whole", "layers"],
+        Option(
+            "Compare the LLM with PyTorch as a whole, or layer by layer.",
+            metavar="whole|layers",
+            shows="whole if memory allows",
+            off="Compare nothing with PyTorch.",
+        ),
+    ] = True
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    chat_template: ChatTemplateFile = None
+    force: Annotated[bool, Option("Replace an existing bundle.")] = False
 
     def __post_init__(self) -> None:
         check_request(self.ratio, self.keep_tokens)
@@ -92,20 +114,20 @@ class ExportOptions:
             raise UsageError(f"There is no self-check {self.verify!r}.", "Use whole or layers.")
 
     def methods(self) -> Methods:
-        """The methods that `method` and `then` name.
+        """Return the methods that `method` and `then` name.
 
         Raises:
-            UsageError: They do not go together, or with the other options.
+            UsageError: A name is unknown, or the methods do not fit together or do not fit another option.
         """
         first = load_method(self.method)() if isinstance(self.method, str) else self.method
-        asked = Asked(_name(self.method), self.ratio, self.keep_tokens)
+        asked = MethodRequest(_name(self.method), self.ratio, self.keep_tokens)
         if isinstance(first, LayerPruner):
             if self.then is not None:
                 raise UsageError(
                     f"{asked.name} prunes inside the LLM, so no other method can follow it.",
                     "Give the method before the LLM as --method, and the one inside it as --then.",
                 )
-            found = Methods(KeepAll(), Asked("none"), first, asked)
+            found = Methods(KeepAll(), MethodRequest("none"), first, asked)
         elif self.then is None:
             found = Methods(first, asked)
         else:
@@ -113,6 +135,21 @@ class ExportOptions:
             found = Methods(first, asked, inside, inside_asked)
         self._check(found)
         return found
+
+    def needs_fit(self, methods: Methods) -> bool:
+        """Return whether a recipe must be fitted, because fitprune has no deletions yet."""
+        return isinstance(methods.inside, FitPrune) and not methods.inside.scheme and self.recipe is None
+
+    def fit_options(self, asked: MethodRequest) -> FitOptions:
+        """Return the options of the fit that this export needs for fitprune."""
+        return FitOptions(
+            ratio=1.0 if asked.ratio is None else asked.ratio,  # `methods` refuses None
+            data=self.calibration,
+            max_prune_points=self.max_prune_points,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            chat_template=self.chat_template,
+        )
 
     def _check(self, methods: Methods) -> None:
         if methods.inside is not None and self.segments is not None:
@@ -132,8 +169,8 @@ class ExportOptions:
                 f"{given[0]} belongs to fitprune.", f"Use --method fitprune, or leave {given[0]} out."
             )
 
-    def _check_recipe(self, pruner: FitPrune, asked: Asked, given: list[str]) -> None:
-        """FitPrune needs exactly one source of its scheme."""
+    def _check_recipe(self, pruner: FitPrune, asked: MethodRequest, given: list[str]) -> None:
+        """Check that fitprune gets its deletions from exactly one source: a recipe, or a ratio to fit for."""
         if asked.keep_tokens is not None:
             raise UsageError(
                 "fitprune keeps another number of visual tokens at each layer.",
@@ -155,8 +192,8 @@ class ExportOptions:
             )
 
 
-def _then(then: str | LayerPruner) -> tuple[LayerPruner, Asked]:
-    """The second method, which must prune inside the LLM."""
+def _then(then: str | LayerPruner) -> tuple[LayerPruner, MethodRequest]:
+    """Return the method that `then` names, which must prune inside the LLM, and its request."""
     ratio = None
     if isinstance(then, str):
         name, colon, text = then.partition(":")
@@ -174,7 +211,7 @@ def _then(then: str | LayerPruner) -> tuple[LayerPruner, Asked]:
             f"{name} prunes before the LLM, as --method does; two methods of one place cannot be combined.",
             "Give a method inside the LLM as --then (see `visprune methods`).",
         )
-    return pruner, Asked(name, ratio)
+    return pruner, MethodRequest(name, ratio)
 
 
 def _name(method: str | VisionPruner | LayerPruner) -> str:

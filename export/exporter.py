@@ -1,19 +1,21 @@
-"""The export, from a checkpoint to a bundle, in the order it happens.
+"""The export of a checkpoint to a bundle, in the order of its steps.
 
-Whatever can be refused is refused before the weights are read; everything is written in a staging
-directory; the last step is a rename.
+Everything is checked before the weights are read. The bundle is written in a staging directory, which is
+renamed when it is complete.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.export.checkpoint.resources import check_resources
-from visprune.export.export_job import Job
+from visprune.export.duration import expected
+from visprune.export.export_job import ExportJob
 from visprune.export.export_options import ExportOptions, Methods
 from visprune.manifest import MANIFEST
 from visprune.optional import require
@@ -24,7 +26,9 @@ from visprune.staging import check_destination, existing_parent, staged, tidy
 from visprune.targets import DTYPES
 from visprune.targets import target as find_target
 
-__all__ = ["ExportOptions", "export", "prepare"]
+__all__ = ["ExportOptions", "export", "prepare", "run"]
+
+Announce = Callable[[str], None]
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +48,7 @@ def export(
         method: Name of a pruning method, or an instance of one.
         output: The directory to make; by default named after model, method and budget.
         progress: Called as the work goes on.
-        **options: The other fields of `ExportOptions`: ratio, keep_tokens, then, recipe, calibration,
-            max_prune_points, anyres_scope, segments, target, dtype, verify, force,
-            revision, trust_remote_code, chat_template.
+        **options: The other fields of `ExportOptions`.
 
     Raises:
         UsageError: Options that make no sense, or an output that exists.
@@ -56,8 +58,26 @@ def export(
         ExportError: The disk is full.
         MissingExtraError: torch or another package of the `export` extra is missing.
     """
-    settings = ExportOptions(method=method, **options)
-    job, destination = prepare(model, output, settings, progress)
+    return run(model, output, ExportOptions(method=method, **options), progress)
+
+
+def run(
+    model: str | Path | None,
+    output: str | Path | None,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> Bundle:
+    """Do what `export` does, with its options as one value.
+
+    Args:
+        model: As `export` takes it.
+        output: As `export` takes it.
+        options: Everything else that a user may ask for.
+        progress: Called as the work goes on.
+        announce: Called once nothing is left to refuse, with a sentence on how long the export will take.
+    """
+    job, destination = prepare(model, output, options, progress, announce)
     with staged(destination) as folder:
         job.write(folder)
     return Bundle.open(destination)
@@ -68,18 +88,20 @@ def prepare(
     output: str | Path | None,
     settings: ExportOptions,
     progress: Progress | None = None,
+    announce: Announce | None = None,
     *,
     dry: bool = False,
-) -> tuple[Job, Path]:
-    """Decide all of an export, or refuse it; the job to do, and where.
+) -> tuple[ExportJob, Path]:
+    """Make every decision of an export, or refuse it; return what is left to do, and the directory to make.
 
     Args:
         model: As `export` takes it.
-        output: Likewise.
+        output: As `export` takes it.
         settings: The other options.
         progress: Called as the work goes on.
-        dry: Whether nothing may be written or downloaded and no weight read. A recipe is not fitted then, and
-            a lack of memory or space does not matter.
+        announce: As `run` takes it.
+        dry: For a dry run: nothing is written or downloaded and no weight is read. A recipe is not fitted
+            then, and a lack of memory or space is no error.
     """
     methods, target = settings.methods(), find_target(settings.target)
     if output is not None:
@@ -121,9 +143,11 @@ def prepare(
     scope = None
     if not dry:
         scope = check_resources(checkpoint, dtype, destination, settings.verify, text.model_type)
+        if announce is not None:
+            announce(expected(checkpoint, scope, fits=settings.needs_fit(methods)))
     tokens = keep + features.always_kept
     inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
-    job = Job(
+    job = ExportJob(
         checkpoint=checkpoint,
         config=config,
         features=features,
@@ -142,7 +166,7 @@ def prepare(
 
 
 def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, keep: int) -> str:
-    """The directory an export makes unless another is named: model, methods with their budgets, target."""
+    """Return the default name of the bundle: model, methods with their budgets, target."""
     parts = [checkpoint.short_name]
     if methods.inside is None or not isinstance(methods.before, KeepAll):
         parts.append(methods.before_asked.name)

@@ -1,4 +1,4 @@
-"""What an export does inside the LLM: where it cuts the decoder, and what it prunes there."""
+"""What an export does inside the LLM: the layers where it cuts the decoder, and the pruning between them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.export_options import Asked, ExportOptions, Methods
+from visprune.export.export_options import ExportOptions, MethodRequest, Methods
 from visprune.export.fitprune.fitting import check_fit, fit_checkpoint
 from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.segments import cuts_of, even_cuts
@@ -23,9 +23,13 @@ __all__ = ["Inside", "decide"]
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Where the decoder is cut, what is pruned there, and the recipe that says so, if one does.
+    """The cuts of a decoder and what is pruned at them.
 
-    `is_open` where none does so far: a recipe is to be fitted, which a dry run does not do.
+    Attributes:
+        cuts: Where the decoder is cut.
+        pruning: What is pruned there, for the manifest; None: nothing.
+        recipe: The FitPrune recipe that decided it.
+        is_open: Whether nothing is decided yet, because a recipe must be fitted and this is a dry run.
     """
 
     cuts: Cuts
@@ -42,7 +46,7 @@ def decide(
     tokens: int,
     progress: Progress | None,
 ) -> Inside:
-    """Work out what is asked for inside the LLM; a recipe is fitted here if none is given.
+    """Decide what happens inside the LLM, and fit a recipe if one is needed.
 
     Args:
         methods: The methods asked for.
@@ -50,7 +54,7 @@ def decide(
         checkpoint: The model.
         config: Its configuration.
         tokens: Visual tokens of one image that enter the LLM.
-        progress: Called as the work goes on; None where no weight may be read.
+        progress: Called as the work goes on; None in a dry run, which reads no weights.
 
     Raises:
         UsageError: More segments than layers, or a recipe of another model.
@@ -76,22 +80,18 @@ def decide(
 
 def _recipe(
     settings: ExportOptions,
-    asked: Asked,
+    asked: MethodRequest,
     checkpoint: Checkpoint,
     num_layers: int,
     progress: Progress | None,
 ) -> Recipe | None:
-    """The recipe of a file, or one fitted now; None where that is not allowed."""
+    """Return the recipe of a file or a newly fitted one; None in a dry run that would have to fit one."""
     if settings.recipe is None:
-        options = {
-            "data": settings.calibration,
-            "max_prune_points": settings.max_prune_points,
-            "chat_template": settings.chat_template,
-        }
+        options = settings.fit_options(asked)
         if progress is None:
-            check_fit(checkpoint, ratio=asked.ratio, **options)
+            check_fit(checkpoint, options)
             return None
-        recipe = fit_checkpoint(checkpoint, progress=progress, ratio=asked.ratio, **options)
+        recipe = fit_checkpoint(checkpoint, options, progress)
         free_memory()
         return recipe
     recipe = read_recipe(settings.recipe)

@@ -1,4 +1,4 @@
-"""What an export would write and need, told without reading a weight and without writing anything."""
+"""The dry run of an export: what it would write and need, found without reading weights or writing files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from visprune.export.checkpoint.resources import (
     layers_memory,
     memory,
 )
-from visprune.export.export_job import Job, untraceable
-from visprune.export.exporter import ExportOptions, prepare
+from visprune.export.export_job import ExportJob, untraceable
+from visprune.export.export_options import ExportOptions
+from visprune.export.exporter import prepare
 from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.runtime.vision.kept_tokens import Keep
@@ -26,18 +27,18 @@ from visprune.runtime.vision.kept_tokens import Keep
 if TYPE_CHECKING:
     from visprune.export.checkpoint.processors import Processor
 
-__all__ = ["GraphPreview", "Preview", "preview"]
+__all__ = ["GraphPreview", "Preview", "preview", "run"]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphPreview:
-    """One graph, with the weights that lie in it and beside it.
+    """One graph of a bundle and the size of its weights.
 
     Attributes:
         name: As in the manifest.
         file: Its path in the bundle.
         parameters: Numbers in its weights.
-        bytes: Of its weights, as they are written.
+        bytes: Bytes of its weights, as they are written.
     """
 
     name: str
@@ -48,28 +49,28 @@ class GraphPreview:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What an export would write and need.
+    """The result of a dry run: what an export would write and need.
 
     Attributes:
         output: The directory it would make.
         model: As it was given.
         revision: The commit of a hub id.
         method: Name of the pruning method, the one before the LLM first where there are two.
-        kept: How many visual tokens stay; None where a recipe is to be fitted first.
+        kept: How many visual tokens stay; None: a recipe must be fitted first.
         target: Platform.
-        flavour: How its graphs are spelled.
+        flavour: Form of its graphs, see `visprune.targets`.
         opset: ONNX operator set.
         dtype: Of the weights.
         graphs: In the order they run.
-        bytes: Of all weights, tokenizer and processor. The graphs' structure comes besides, some kilobytes a
-            layer.
-        free_bytes: On the disk that would hold them.
-        memory: Needed at the peak of each step.
-        available_memory: What this machine has free; None where it does not say.
-        self_check: How far the self-check goes; None where there is none, or no memory for it.
-        self_check_bytes: Memory that it needs.
-        notes: What a user should know, and what cannot be known before weights are read.
-        obstacle: Why this machine would refuse the export, and what to do; None if it would not.
+        bytes: Bytes of all weights, tokenizer and processor. The structure of the graphs adds some kilobytes
+            for each layer.
+        free_bytes: Bytes free on the disk that would hold them.
+        memory: Memory needed at the peak of each step.
+        available_memory: Bytes of free memory; None: the system does not say.
+        self_check: How far the self-check goes; None: not at all, or memory does not suffice for it.
+        self_check_bytes: Memory that the self-check needs.
+        notes: Notes on the checkpoint, and on what cannot be known before the weights are read.
+        obstacle: Why this machine could not do the export, and what to do; None: it could.
     """
 
     output: str
@@ -99,24 +100,28 @@ def preview(
     output: str | Path | None = None,
     **options: Any,
 ) -> Preview:
-    """Tell what `visprune.export` with the same arguments would write and need.
+    """Find what `visprune.export` with the same arguments would write and need.
 
-    Nothing is written or downloaded, and no weight is read. Whatever an export refuses by then is refused
-    here, except for a lack of memory or space, which is told.
+    Nothing is written or downloaded, and no weight is read. Everything that an export refuses before it reads
+    weights is refused here too, except a lack of memory or space, which becomes `Preview.obstacle`.
 
     Raises:
         VispruneError: As `visprune.export` does.
     """
-    settings = ExportOptions(method=method, **options)
-    job, destination = prepare(model, output, settings, dry=True)
+    return run(model, output, ExportOptions(method=method, **options))
+
+
+def run(model: str | Path | None, output: str | Path | None, options: ExportOptions) -> Preview:
+    """Do what `preview` does, with its options as one value."""
+    job, destination = prepare(model, output, options, dry=True)
     graphs = tuple(_graphs(job))
-    scope, obstacle = _self_check(job, destination, settings)
+    scope, obstacle = _self_check(job, destination, options)
     needed = memory(job.checkpoint, job.dtype)
     return Preview(
         output=str(destination),
         model=job.checkpoint.name,
         revision=job.checkpoint.revision,
-        method=_method(settings),
+        method=_method(options),
         kept=_kept(job),
         target=job.target.name,
         flavour=job.target.flavour,
@@ -134,22 +139,22 @@ def preview(
     )
 
 
-def _method(settings: ExportOptions) -> str:
-    methods = settings.methods()
+def _method(options: ExportOptions) -> str:
+    methods = options.methods()
     if methods.inside_asked is None:
         return methods.before_asked.name
     before = methods.before_asked.name
     return methods.inside_asked.name if before == "none" else f"{before}, then {methods.inside_asked.name}"
 
 
-def _kept(job: Job) -> str | None:
-    """The sentence that every command prints."""
+def _kept(job: ExportJob) -> str | None:
+    """Return the sentence on kept tokens that every command prints."""
     if job.inside.is_open:
         return None
     return Keep(job.pruning.keep_tokens).sentence(job.pruning, job.inside.pruning, job.features.tiling)
 
 
-def _notes(job: Job) -> list[str]:
+def _notes(job: ExportJob) -> list[str]:
     notes = [*job.processor.notes, *job.weights.notes]
     if job.inside.is_open:
         notes.append(
@@ -162,13 +167,13 @@ def _notes(job: Job) -> list[str]:
 
 
 def _self_check(
-    job: Job, destination: Path, settings: ExportOptions
+    job: ExportJob, destination: Path, options: ExportOptions
 ) -> tuple[Scope | None, tuple[str, str] | None]:
-    """How far the self-check will go, and what this machine lacks for the export, if anything."""
+    """Return how far the self-check will go, and what this machine lacks for the export, if anything."""
     scope: Scope | None = None
     try:
         text_type = job.config.text_config.model_type
-        scope = check_resources(job.checkpoint, job.dtype, destination, settings.verify, text_type)
+        scope = check_resources(job.checkpoint, job.dtype, destination, options.verify, text_type)
         if job.inside.is_open:
             check_memory(job.checkpoint, "fit", "fit a recipe where a GPU holds the model, with visprune fit")
     except ExportError as error:
@@ -177,19 +182,19 @@ def _self_check(
 
 
 def _before_decoder(graphs: Sequence[GraphPreview]) -> int:
-    """Numbers in the weights of the graphs before the decoder."""
+    """Return how many numbers the weights of the graphs before the decoder have."""
     return sum(graph.parameters for graph in graphs if not graph.name.startswith("decoder"))
 
 
 def _text_bytes(processor: Processor) -> int:
-    """Bytes of the files beside the graphs."""
+    """Return the bytes of the files beside the graphs."""
     from visprune.export.checkpoint.processors import processor_files
 
     return sum(len(text.encode()) for text in processor_files(processor).values())
 
 
-def _graphs(job: Job) -> list[GraphPreview]:
-    """Every graph with its weights, by the modules that would be traced."""
+def _graphs(job: ExportJob) -> list[GraphPreview]:
+    """Find the weights of every graph from the modules that would be traced."""
     import torch
 
     from visprune.export import models

@@ -1,6 +1,6 @@
-"""How methods count on a model, and what one must offer where a picture is several tiles.
+"""The budgets of methods on a model, and what a method must offer where a picture is several tiles.
 
-It needs no PyTorch: what an export decides of pruning can be told without one.
+This needs no PyTorch, so that a plan for a device can ask for the same budgets as an export.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from visprune.budget import Budget, no_count
 from visprune.errors import UnsupportedError, UsageError
-from visprune.export.export_options import Asked, Methods
+from visprune.export.export_options import MethodRequest, Methods
 from visprune.export.models.parts import Features
 from visprune.manifest import LayerPruning, Pruning
 from visprune.pruning.base import LayerPruner
@@ -21,16 +21,16 @@ from visprune.runtime.vision.kept_tokens import Keep, count_for
 
 __all__ = ["budget_for", "check_room", "layer_pruning_for", "pruning_for"]
 
-_QUESTION = 8  # tokens that even a short question takes with the words around it
+_QUESTION = 8  # tokens of a short question and the template's words around it
 
 
 def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "global"] = "tile") -> Pruning:
-    """What the method before the LLM does on a model, with what was asked of it.
+    """Return what the method before the LLM does on a model with the budget that was asked for.
 
     Args:
-        methods: Asked for.
+        methods: The methods and what was asked of each.
         features: Which tokens of the model are visual.
-        scope: Of the choice where a picture is several tiles.
+        scope: Where a picture is several tiles: whether tokens are chosen within each, or among all.
 
     Raises:
         UsageError: As `budget_for`, or a count that the method cannot keep.
@@ -61,13 +61,13 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
 
 
 def check_room(pruning: Pruning, features: Features, room: int, window: int | None) -> None:
-    """Refuse a bundle of which no prompt with a picture would ever fit into the decoder.
+    """Refuse a bundle whose decoder has no room for a picture and a short question.
 
     Args:
-        pruning: Of the method before the LLM.
+        pruning: What the method before the LLM keeps.
         features: Which tokens are visual.
-        room: Most tokens of a sequence.
-        window: The decoder's sliding window, if it has one.
+        room: The most tokens of a sequence.
+        window: The decoder's sliding window in tokens, if it has one.
 
     Raises:
         UnsupportedError: The smallest picture leaves no room for a question.
@@ -84,13 +84,15 @@ def check_room(pruning: Pruning, features: Features, room: int, window: int | No
         )
 
 
-def layer_pruning_for(pruner: LayerPruner, asked: Asked, num_layers: int, tokens: int) -> LayerPruning:
-    """What a method inside the LLM does in a decoder, with what was asked of it.
+def layer_pruning_for(
+    pruner: LayerPruner, asked: MethodRequest, num_layers: int, tokens: int
+) -> LayerPruning:
+    """Return what a method inside the LLM does in a decoder with the budget that was asked for.
 
     Args:
         pruner: The method; fitprune with its scheme.
-        asked: Its name and budget.
-        num_layers: Of the decoder.
+        asked: Its name, and the budget asked for.
+        num_layers: Layers of the decoder.
         tokens: Visual tokens of one image that enter the LLM.
 
     Raises:
@@ -120,20 +122,20 @@ def layer_pruning_for(pruner: LayerPruner, asked: Asked, num_layers: int, tokens
 
 
 def _knobs(pruner: Any) -> dict[str, Any]:
-    """The fields of a method's instance."""
+    """Return the settings of a method: the fields of its instance."""
     return {f.name: getattr(pruner, f.name) for f in fields(pruner)} if is_dataclass(pruner) else {}
 
 
 def budget_for(methods: Methods, features: Features, scope: Literal["tile", "global"]) -> Budget:
-    """The budget of the method before the LLM.
+    """Return the budget of the method before the LLM.
 
     Args:
-        methods: Asked for.
+        methods: The methods and what was asked of each.
         features: Which tokens of the model are visual.
-        scope: Of the choice where a picture is several tiles.
+        scope: As `pruning_for` takes it.
 
     Raises:
-        UsageError: A global choice, or a count inside the LLM, which this model cannot have.
+        UsageError: A global choice, or a count inside the LLM, which do not exist on this model.
         UnsupportedError: The method cannot work on this model, or not in this scope.
     """
     pruner, name = methods.before, methods.before_asked.name

@@ -1,11 +1,12 @@
-"""A process that holds one model and repeats on demand: what `rounds.py` drives over a pipe.
+"""A subprocess that holds one model and repeats on demand; `rounds.py` starts it and sends it requests.
 
     python measurements/contestant.py bundle PATH [--provider cuda] [--ratio 1.0]
     python measurements/contestant.py transformers PATH [--dtype float16] [--device cuda] [--compiled]
 
-It answers with a line of JSON once the model is loaded, and to every line it is sent: its memory, and the
-milliseconds of one repetition; to a line that says "answer" also what was answered. In between it is blocked
-on the pipe.
+Requests are lines on stdin, and replies are lines of JSON on stdout. The first reply, once the model is
+loaded, has the memory of the process. The reply to each request has its memory, and the milliseconds of one
+repetition; if the request is "answer", also the logits and the new tokens. Between requests the process waits
+for stdin.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from measure import Memory, pixels, prompt
 
 @dataclass(slots=True)
 class Repetition:
-    """A prefill and greedy decoding.
+    """Result of a prefill and greedy decoding.
 
     Attributes:
-        logits: Of the first new token, [V].
-        tokens: All new ones.
-        ms: Milliseconds to the first token, of its stages, and of each later token ("decode").
+        logits: Logits of the first new token, [V].
+        tokens: All new tokens.
+        ms: Milliseconds to the first token, of each stage until then, and of each later token ("decode").
     """
 
     logits: Any
@@ -40,16 +41,20 @@ class Repetition:
 
 Repeat = Callable[[], Repetition]
 
-_STAGES = {"vision_encoder": "vision", "token_pruner": "prune", "embedding": "embed"}  # others are prefill
+_STAGES = {
+    "vision_encoder": "vision",
+    "token_pruner": "prune",
+    "embedding": "embed",
+}  # other graphs are "prefill"
 
 
 def elapsed(start: float) -> float:
-    """Milliseconds."""
+    """Return the milliseconds since a reading of the clock."""
     return (time.perf_counter() - start) * 1e3
 
 
 def bundle(args: argparse.Namespace) -> Repeat:
-    """A bundle in the runtime, from pixels and token ids on; each repetition is a new conversation."""
+    """Load a bundle; a repetition is a new conversation that starts with pixels and token ids."""
     import visprune
     from visprune.runtime.backends.runner import to_numpy
     from visprune.runtime.pipeline import threads_for
@@ -59,7 +64,7 @@ def bundle(args: argparse.Namespace) -> Repeat:
 
     threads = threads_for(args.provider, args.threads)
     pipeline = visprune.load(args.path, provider=args.provider, threads=threads)
-    manifest, executor = pipeline.manifest, pipeline._model.executor
+    manifest, executor = pipeline.manifest, pipeline.loaded.executor
     keep, picture = keep_for(manifest, ratio=args.ratio), Picture(pixels())
 
     def repeat() -> Repetition:
@@ -82,7 +87,7 @@ def bundle(args: argparse.Namespace) -> Repeat:
 
 
 def transformers_model(args: argparse.Namespace) -> Repeat:
-    """The checkpoint in transformers, with all of its visual tokens; the same stages, by their modules."""
+    """Load a checkpoint in transformers; it sees all visual tokens, and its modules give the same stages."""
     import torch
     import transformers
 
@@ -124,12 +129,12 @@ def transformers_model(args: argparse.Namespace) -> Repeat:
 
 
 def _compiled(model: Any, inputs: dict[str, Any], stages: Stages, steps: int) -> Repeat:
-    """`generate` with a static cache, whose decoding transformers compiles; a streamer reads the clock."""
+    """Use `generate` with a static cache, whose decoding transformers compiles; a streamer takes times."""
     import transformers
 
-    model.generation_config.eos_token_id = None  # as many tokens as asked for
+    model.generation_config.eos_token_id = None  # so that it gives all tokens that are asked for
     compiling = transformers.CompileConfig()
-    compiling._compile_all_devices = True  # for a CPU it does not by itself
+    compiling._compile_all_devices = True  # by default it does not compile for a CPU
     times: list[float] = []
 
     class Clock(transformers.generation.BaseStreamer):
@@ -163,10 +168,10 @@ def _compiled(model: Any, inputs: dict[str, Any], stages: Stages, steps: int) ->
 
 
 class Stages:
-    """The milliseconds spent in the modules of each stage, while it is entered.
+    """Milliseconds spent in the modules of each stage while the block runs.
 
     Args:
-        wait: Returns when the device has done what it was given.
+        wait: Returns when the device has finished its work.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:
@@ -184,11 +189,11 @@ class Stages:
         self.stop()
 
     def stop(self) -> None:
-        """Let modules run as if they were not watched."""
+        """Stop the measurement of the modules."""
         self._on = False
 
     def watch(self, stage: str, *modules: Any) -> None:
-        """Add the time that these take to a stage."""
+        """Count the time of these modules to a stage."""
 
         def begin(*_: object) -> None:
             if self._on:
@@ -206,7 +211,7 @@ class Stages:
 
 
 def main() -> None:
-    """Load, then repeat until the pipe is closed."""
+    """Load the model, then repeat until stdin is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=("bundle", "transformers"))
     parser.add_argument("path")
@@ -219,7 +224,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     args = parser.parse_args()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)  # what a library prints is no reply
+        os.dup2(2, 1)  # so that text that a library prints is no reply
         repeat = bundle(args) if args.kind == "bundle" else transformers_model(args)
         gc.collect()
         print(json.dumps({"memory": asdict(Memory.of())}), file=replies, flush=True)

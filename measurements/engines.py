@@ -1,14 +1,15 @@
-"""Every kind of engine, built with TensorRT-RTX for three kinds of GPU, in one run; no GPU is needed.
+"""Size, build time and host memory of TensorRT-RTX engines for three kinds of GPU; no GPU is needed.
 
     python measurements/engines.py --work /tmp/visprune-bench [--only demo qwen2-0.5b llava-7b]
 
-The demo model, CLIP ViT-L/14-336 with Qwen2-0.5B's shapes, and the same tower with four layers of
-LLaVA-1.5-7B's width, the two with random weights: in float16, int8 and fp8, with one decoder and in segments.
-Every engine is built, none taken from a cache. A second run goes on where the first ended: figures are in
-WORK/engines.json. What is made, by arithmetic 15 GB at most beside the checkpoints, is removed when measured.
+Models: the demo model; CLIP ViT-L/14-336 with Qwen2-0.5B's shapes; and the same tower with four layers of
+LLaVA-1.5-7B's width. The last two have random weights. Each is built in float16, int8 and fp8, with one
+decoder and with a decoder in segments. Every engine is built; none is taken from a cache. Figures are kept in
+WORK/engines.json, and a second run continues where the first ended. Bundles and engines are removed when they
+are measured; by arithmetic they take at most 15 GB besides the checkpoints.
 
-Seconds and the peak of host memory are those of the process that builds an engine, read from /proc every
-20 ms (Linux). The exit code is 1 where something was not built.
+Seconds and peak host memory are those of the process that builds an engine, read from /proc every 20 ms
+(Linux). The exit code is 1 if something was not built.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import model
 from measure import Memory, polling, processor
 
 import visprune
-from visprune.demo import CALIBRATION
+from visprune.bundled import CALIBRATION
 from visprune.pruning.fitprune import FitPrune
 
 FLOAT = "fp16"
@@ -42,7 +43,7 @@ SMS = {FLOAT: (86, 89, 120), "int8": (86, 89, 120), "fp8": (89, 120)}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model, and what it is exported with."""
+    """A model, and the export options of each of its methods."""
 
     checkpoint: Callable[[Path], Path | None]
     methods: dict[str, dict[str, Any]]
@@ -62,13 +63,18 @@ CASES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An engine, or why a bundle has none.
+    """Figures of one engine, or the failure of a bundle.
 
     Attributes:
-        size: In MB.
-        seconds: That its process took.
-        peak: Of host memory, in MB.
-        failure: What was said; empty where it was built.
+        case: Name of the model.
+        method: Name of the method.
+        precision: Precision of the bundle.
+        sm: SM of the GPU that the engine is for.
+        graph: Name of the graph; empty for a failure.
+        size: Size of the engine in MB.
+        seconds: Seconds that the process took that built it.
+        peak: Peak host memory of that process in MB.
+        failure: Error message; empty if the engine was built.
     """
 
     case: str
@@ -83,15 +89,15 @@ class Row:
 
     @property
     def bundle(self) -> tuple[str, str, str, int]:
-        """What it was built from, and for what."""
+        """The bundle that it was built from, and the SM that it is for."""
         return self.case, self.method, self.precision, self.sm
 
 
 class Watch:
-    """The processes that this thread starts while a bundle's engines are built.
+    """Watch over the processes that this thread starts while it builds a bundle's engines.
 
     Attributes:
-        found: Seconds of each graph, and MB of host memory.
+        found: Seconds and MB of peak host memory, by graph.
     """
 
     def __init__(self) -> None:
@@ -101,20 +107,23 @@ class Watch:
         self._graph = ""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Which graph is next, as `visprune.build` tells it."""
+        """Note which graph is built next, from the progress of `visprune.build`."""
         if what.startswith("building "):
             self._graph = what.split()[1]
 
     def read(self) -> None:
-        """The last reading counts: until it runs its own program, a process has its parent's peak."""
+        """Read time and memory of the processes; of each, the last reading counts.
+
+        Until a new process runs its own program, it has the peak of its parent.
+        """
         for child in self._children.read_text().split():
-            with suppress(OSError, KeyError):  # it has just ended
+            with suppress(OSError, KeyError):  # the process has just ended
                 now = time.perf_counter()
                 self.found[self._graph] = (now - self._starts.setdefault(child, now), Memory.of(child).peak)
 
 
 class Matrix:
-    """The figures, kept in a file as they come, and the folders they come from."""
+    """All figures, written to a file after each bundle, and the temporary folders."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
@@ -123,8 +132,8 @@ class Matrix:
         self.rows = [row for row in (Row(**values) for values in content) if not row.failure]
 
     def run(self, case: str) -> None:
-        """All engines of one model that have no figures yet."""
-        self._remove("built", "cache", "float", "quantized")  # a killed run left them
+        """Measure all engines of one model that have no figures yet."""
+        self._remove("built", "cache", "float", "quantized")  # a killed run may have left them
         for method in CASES[case].methods:
             for precision, sms in SMS.items():
                 for sm in sms:
@@ -157,14 +166,14 @@ class Matrix:
         return made
 
     def _source(self, wanted: Row) -> visprune.Bundle:
-        """The bundle to build from, exported and quantized unless it is there."""
+        """Return the bundle to build from; export and quantize it unless that was done."""
         whole, quantized = self._work / "float", self._work / "quantized"
         if not whole.is_dir():
             case = CASES[wanted.case]
             options = case.methods[wanted.method]
             visprune.export(case.checkpoint(self._work), target="rtx", output=whole, verify=False, **options)
         if wanted.precision != FLOAT and not quantized.is_dir():
-            # As quick as can be, and whatever the error: it says nothing where weights are random.
+            # As fast as possible, with any error: with random weights, the error has no meaning.
             visprune.quantize(
                 whole,
                 quantized,
@@ -184,7 +193,7 @@ class Matrix:
 
 
 def show(rows: list[Row]) -> None:
-    """A line for each graph, and one for each bundle: sums, and the highest peak."""
+    """Print a line for each graph, and one for each bundle with sums and the highest peak."""
     title = "MB, seconds, peak of host memory in MB"
     print(f"{title:68s}" + "".join(f"{f'SM{sm}':>22s}" for sm in SMS[FLOAT]))
     bundles: dict[str, dict[str, dict[int, list[Row]]]] = {}
@@ -206,13 +215,13 @@ def _cell(engines: list[Row]) -> str:
 
 
 def main() -> None:
-    """Build what has no figures yet, print the table and what failed."""
+    """Build the engines that have no figures yet; print the table and the failures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    os.environ["XDG_CACHE_HOME"] = str(args.work / "cache")  # of its own, so that it can be removed
+    os.environ["XDG_CACHE_HOME"] = str(args.work / "cache")  # a cache of its own, so that it can be removed
     matrix = Matrix(args.work)
     for case in args.only:
         matrix.run(case)

@@ -1,9 +1,9 @@
-"""Time, memory and size of an export against transformers' own ONNX exporter, in one run.
+"""Time, memory and size of an export against transformers' own ONNX exporter.
 
     python measurements/export.py --work /tmp/visprune-bench
 
-Each side runs in a process of its own, from the checkpoint on disk to finished files; memory is that
-process's peak resident set, mapped weight files included.
+Each side runs in a subprocess, from the checkpoint on disk to finished files. Memory is the peak resident set
+of the subprocess, mapped weight files included.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from child import run
+from in_child import run
 from model import make
 from PIL import Image
 
@@ -21,14 +21,14 @@ _SIDES = ("visprune", "visprune, no self-check", "transformers OnnxExporter")
 
 
 def visprune_side(checkpoint: Path, output: Path, *, verify: bool) -> None:
-    """Our export."""
+    """Export with visprune."""
     from visprune.export import export
 
     export(checkpoint, method="fopru-rank", ratio=0.25, output=output, verify=verify)
 
 
 def transformers_side(checkpoint: Path, output: Path) -> None:
-    """Transformers' exporter for generation: vision encoder, prefill and decode graphs."""
+    """Export the vision encoder, prefill and decode graphs with transformers' exporter for generation."""
     import torch
     import transformers
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -42,7 +42,7 @@ def transformers_side(checkpoint: Path, output: Path) -> None:
 
 
 def main() -> None:
-    """Run every side in a child process and print a table."""
+    """Run every side in a subprocess; print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--side", type=int)

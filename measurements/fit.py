@@ -1,11 +1,12 @@
-"""Time to fit a FitPrune recipe, in forward passes of the whole model, in one run.
+"""Time to fit a FitPrune recipe, in forward passes of the whole model.
 
     python measurements/fit.py --work /tmp/visprune-bench
 
-A pass is transformers' own prefill of an image and a prompt (sdpa, logits of the last position). A fit is
-`visprune.fit` from the first picture on, the weights being loaded. The plain side reruns the model for each
-alpha: images encoded anew, transformers' eager attention in every layer, no evaluation cut short. Its time is
-proportional to the samples, so it may take fewer; the recipe of as many is compared with it.
+A pass is transformers' own prefill of an image and a prompt (sdpa, logits of the last position). The time of
+a fit is that of `visprune.fit` from the first image on, without loading the weights. It is compared with a
+plain fit, which reruns the model for each alpha: it encodes the images anew, uses transformers' eager
+attention in every layer, and cuts no evaluation short. The plain fit's time is proportional to the samples,
+so it may take fewer; its scheme is compared with that of `visprune.fit` on the same samples.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import transformers
 from model import THREADS, make
 
 import visprune
-from visprune.demo import CALIBRATION
+from visprune.bundled import CALIBRATION
 from visprune.runtime.vision.images import decode
 from visprune.work import LayerWork
 
@@ -30,30 +31,30 @@ _HALVINGS = 7
 
 
 class Seconds(NamedTuple):
-    """Of the clock, and of all cores together, which other programs disturb less."""
+    """Seconds of wall-clock time, and of processor time over all cores, which other programs affect less."""
 
     wall: float
     cpu: float
 
     def passes(self, one: Seconds, samples: int) -> str:
-        """In forward passes for each sample."""
+        """Return a text with the time in seconds, and in forward passes for each sample."""
         wall, cpu = (mine / theirs / samples for mine, theirs in zip(self, one, strict=True))
         return f"{self.wall:6.1f} s = {wall:5.2f} passes a sample (by processor time {cpu:5.2f})"
 
 
 def now() -> Seconds:
-    """Both clocks."""
+    """Read both clocks."""
     return Seconds(time.perf_counter(), time.process_time())
 
 
 def since(start: Seconds) -> Seconds:
-    """What has passed on them."""
+    """Return the seconds since an earlier reading of both clocks."""
     end = now()
     return Seconds(end.wall - start.wall, end.cpu - start.cpu)
 
 
 def prompts(checkpoint: Path, count: int) -> list[Any]:
-    """The bundled samples as the model takes them."""
+    """Return the inputs of the model for the first bundled samples."""
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
     made = []
     for line in CALIBRATION.read_text(encoding="utf-8").splitlines()[:count]:
@@ -73,14 +74,14 @@ def prompts(checkpoint: Path, count: int) -> list[Any]:
 
 
 def load(checkpoint: Path, attention: str) -> Any:
-    """The model in float32."""
+    """Load the model in float32."""
     auto = transformers.LlavaForConditionalGeneration
     return auto.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 @torch.no_grad()
 def forward_seconds(checkpoint: Path, repeats: int) -> Seconds:
-    """Median times of a prefill."""
+    """Return the median times of a prefill."""
     model = load(checkpoint, "sdpa")
     (sample,) = prompts(checkpoint, 1)
     times = []
@@ -92,7 +93,7 @@ def forward_seconds(checkpoint: Path, repeats: int) -> Seconds:
 
 
 def visprune_side(checkpoint: Path, ratio: float, samples: Path) -> tuple[Any, Seconds]:
-    """The recipe, and the time of the fit."""
+    """Fit with visprune; return the recipe and the time."""
     first: list[Seconds] = []
 
     def progress(what: str, done: int, total: int) -> None:
@@ -104,7 +105,7 @@ def visprune_side(checkpoint: Path, ratio: float, samples: Path) -> tuple[Any, S
 
 
 class Plain:
-    """The definition as one would write it down first."""
+    """A plain fit that follows the definition literally."""
 
     def __init__(self, checkpoint: Path, count: int) -> None:
         self.model = load(checkpoint, "eager")
@@ -115,7 +116,7 @@ class Plain:
 
     @torch.no_grad()
     def run(self, alpha: float | None, totals: Any, ratio: float) -> tuple[Any, bool, list[int]]:
-        """All samples through all layers: totals of each layer, whether the budget is met, the scheme."""
+        """Run all samples through all layers: totals by layer, whether the budget is met, and the scheme."""
         layers = len(self.decoder.layers)
         states = [self._embedded(sample) for sample in self.samples]
         full = layers * self.work.layer(len(states[0]["visual"]))
@@ -143,7 +144,7 @@ class Plain:
         return found, met or sum(spent) / len(states) <= ratio * full, scheme
 
     def search(self, ratio: float) -> list[int]:
-        """The scheme."""
+        """Return the scheme."""
         totals, _, scheme = self.run(None, None, ratio)
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
@@ -177,7 +178,7 @@ class Plain:
         sets = []
         for values, total in zip(stats, totals, strict=True):
             ascending, order = values.sort()
-            rest = float(values.sum()) - ascending.cumsum(0)  # [k - 1]: what is kept if k go
+            rest = float(values.sum()) - ascending.cumsum(0)  # [k - 1]: kept if k tokens go
             sets.append(set(order[:-1][rest[:-1] >= (1 - alpha) * total].tolist()))
         gone = sorted(sets[0] & sets[1])
         keep = torch.ones(state["hidden"].shape[1], dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""A process of its own for each thing that is measured, so that nothing is left over from the one before.
+"""Measurement of a script in a subprocess of its own, so that an earlier one cannot affect it.
 
-Linux counts as a process's peak also what the process that started it had reached. So a measured one is
-started from here, by a Python that has imported nothing large.
+On Linux, the peak memory of a process includes what its parent had reached when it started the process. So
+the measured process is started by this script, a Python that has imported nothing large.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Run", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a process took.
+    """Time, memory and output of a process.
 
     Attributes:
-        seconds: From its start to its end.
-        peak: Its peak resident set in GB, mapped files included.
-        said: What it wrote to stdout.
-        failure: The last line it wrote to stderr where it failed.
+        seconds: Time from its start to its end.
+        peak: Peak resident set in GB, mapped files included.
+        said: Text that it wrote to stdout.
+        failure: Last line that it wrote to stderr if it failed; else empty.
     """
 
     seconds: float
@@ -35,12 +35,13 @@ class Run:
 
 
 def run(script: str, *arguments: str, errors: Path) -> Run:
-    """Run a script with this Python; what it writes to stderr goes to a file."""
+    """Run a script with this Python and measure it; its stderr goes to a file."""
     command = [sys.executable, __file__, str(errors), script, *arguments]
     return Run(**json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
 
 def _measure(errors: Path, *arguments: str) -> Run:
+    """Run this Python with arguments, and measure it; called in the small process between."""
     start = time.perf_counter()
     with errors.open("wb") as stderr:
         child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=stderr)

@@ -1,10 +1,11 @@
-"""Export and run a model of LLaVA-1.5-7B's shapes on a small machine, in one run.
+"""Time and memory of exporting and running a model of LLaVA-1.5-7B's shapes on a small machine.
 
     python measurements/large.py --work /tmp/visprune-bench
 
-Makes the checkpoint (random float16 weights, shards of 2 GB, the names that llava-hf/llava-1.5-7b-hf has),
-copies it, exports it and answers a question with it, each in a process of its own; memory is that
-process's peak resident set, mapped files included. It needs 30 GB of disk; `--layers 2` is a rehearsal.
+Makes the checkpoint (random float16 weights in shards of 2 GB, with the tensor names of
+llava-hf/llava-1.5-7b-hf) and copies it. Then exports it and answers a question with the bundle, each in a
+subprocess. Memory is the peak resident set of the subprocess, mapped files included. It needs 30 GB of disk;
+`--layers 2` is a rehearsal.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from child import run
+from in_child import run
 from model import clip_large, tokenizer, write_processor
 from PIL import Image
 from safetensors.torch import save_file
 
 _SHARD_BYTES = 2 * 10**9
-_POOL = 3 * 10**8  # numbers; the largest tensor has 131e6
+_POOL = 3 * 10**8  # random numbers; the largest tensor has 131e6
 _OLD_NAMES = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -37,7 +38,7 @@ _OLD_NAMES = {
 
 
 def make(path: Path, layers: int) -> Path:
-    """Write the checkpoint shard by shard, unless it is there already; weights have seed 0."""
+    """Write the checkpoint shard by shard unless it exists, and return its path; weights have seed 0."""
     if (path / "config.json").is_file():
         return path
     text = transformers.LlamaConfig(
@@ -76,14 +77,14 @@ def make(path: Path, layers: int) -> Path:
     index_file = path / "model.safetensors.index.json"
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     write_processor(path)
-    config.save_pretrained(path)  # last: the sign that all is there
+    config.save_pretrained(path)  # last, because its presence means that the checkpoint is complete
     return path
 
 
 def _values(name: str, shape: tuple[int, ...], pool: torch.Tensor, offsets: random.Random) -> torch.Tensor:
-    """Random numbers of a size that lets a signal through many layers; norms do not change it much.
+    """Return random numbers of a size with which a signal passes many layers; norms are near 1.
 
-    A piece of the pool from anywhere: to draw 7e9 numbers anew takes minutes.
+    They are a piece of the pool at a random offset, because drawing 7e9 numbers takes minutes.
     """
     count = math.prod(shape)
     begin = offsets.randrange(_POOL - count)
@@ -92,14 +93,14 @@ def _values(name: str, shape: tuple[int, ...], pool: torch.Tensor, offsets: rand
 
 
 def export_side(checkpoint: Path, output: Path) -> None:
-    """From the checkpoint to a bundle, compared layer by layer, as a rehearsal would not be by itself."""
+    """Export with a self-check layer by layer, which the export of a rehearsal would not choose itself."""
     from visprune.export import export
 
     export(checkpoint, method="fopru-rank", ratio=0.25, dtype="fp16", output=output, verify="layers")
 
 
 def generate_side(output: Path) -> None:
-    """The first answer after an export: files hashed once, an image, a few tokens."""
+    """Give the first answer after an export: hash the files, and answer a few tokens about an image."""
     import visprune
 
     picture = Image.linear_gradient("L").convert("RGB")
@@ -110,12 +111,12 @@ def generate_side(output: Path) -> None:
 
 
 def size_of(folder: Path, pattern: str) -> int:
-    """Bytes of some files."""
+    """Return the bytes of the files of a folder that match a pattern."""
     return sum(path.stat().st_size for path in folder.rglob(pattern))
 
 
 def copied(checkpoint: Path, to: Path) -> float:
-    """Seconds that a plain copy of the checkpoint takes, until it is on the disk."""
+    """Copy the checkpoint, and return the seconds until the copy is on the disk."""
     start = time.perf_counter()
     shutil.copytree(checkpoint, to)
     os.sync()
@@ -125,7 +126,7 @@ def copied(checkpoint: Path, to: Path) -> float:
 
 
 def main() -> None:
-    """Run every side in a child process and print a table."""
+    """Run every side in a subprocess; print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--layers", type=int, default=32)

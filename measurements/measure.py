@@ -1,6 +1,7 @@
-"""What the measurements share: the prompt, the picture, what is said of repetitions, a process's memory.
+"""Shared parts of the measurements: the prompt, the image, summaries of repetitions, memory of a process.
 
-It imports neither PyTorch nor visprune, so that it can be used in any process whose memory is measured.
+This module imports neither PyTorch nor visprune, so that it can be used in a process whose memory is
+measured.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TEXT_TOKENS", "Memory", "Middle", "pixels", "polling", "processor", "prompt", "ratio"]
+__all__ = ["TEXT_TOKENS", "Memory", "Summary", "pixels", "polling", "processor", "prompt", "ratio"]
 
 TEXT_TOKENS = 64
-"""Tokens of a prompt beside those of its image."""
+"""Text tokens of a prompt, besides the tokens of its image."""
 
-# x86-64, then aarch64
+# Instructions that make a dtype fast, on x86-64 and then on aarch64.
 _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-_IDS = range(10, 400)  # of tokens that every tokenizer here has, special ones left out
+_IDS = range(10, 400)  # ids that every tokenizer here has, without special tokens
 
 
 def prompt(image_token_id: int, visual_tokens: int) -> list[int]:
-    """Half of the text, the placeholders of the image, the other half."""
+    """Return token ids: half of the text, the placeholders of the image, the other half of the text."""
     known = [token for token in _IDS if token != image_token_id]
     words = np.random.default_rng(0).choice(known, TEXT_TOKENS).tolist()
     half = TEXT_TOKENS // 2
@@ -37,31 +38,31 @@ def prompt(image_token_id: int, visual_tokens: int) -> list[int]:
 
 
 def pixels() -> NDArray[np.float32]:
-    """One image as CLIP ViT-L/14-336 takes it, [1, 3, 336, 336]."""
+    """Return random pixels of one image for CLIP ViT-L/14-336, [1, 3, 336, 336]."""
     return np.random.default_rng(0).normal(size=(1, 3, 336, 336)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Middle:
-    """What is said of repetitions.
+class Summary:
+    """Median and spread of repetitions.
 
     Attributes:
-        median: In the unit of the values.
-        spread: The interquartile range as a share of the median; 0 where the median is.
+        median: Median, in the unit of the values.
+        spread: Interquartile range as a share of the median; 0 if the median is 0.
     """
 
     median: float
     spread: float
 
     @staticmethod
-    def of(values: Sequence[float]) -> Middle:
-        """Of at least two values."""
+    def of(values: Sequence[float]) -> Summary:
+        """Summarize at least two values."""
         low, median, high = statistics.quantiles(values, n=4)
-        return Middle(median, (high - low) / median if median else 0.0)
+        return Summary(median, (high - low) / median if median else 0.0)
 
 
 def processor() -> str:
-    """Its name and which instructions it has that make a dtype fast, on Linux."""
+    """Return the name of the processor, and its instructions that make a dtype fast; Linux only."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     lines = [line.split(":", 1) for line in text.splitlines() if ":" in line]
     found = {name.strip(): value.strip() for name, value in lines}
@@ -70,19 +71,19 @@ def processor() -> str:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Median over rounds of value / other, so that drift between rounds cancels."""
+    """Return the median over rounds of value / other. Drift from round to round cancels in the quotients."""
     return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of a process, in MB.
+    """Memory of a process in MB.
 
     Attributes:
-        resident: Its resident set, VmRSS.
-        anonymous: The part of it that is the process's own.
-        mapped: The part of it that is in files: weights that are mapped, libraries.
-        peak: The largest resident set so far, VmHWM.
+        resident: Resident set, VmRSS.
+        anonymous: Part of the resident set that is private to the process.
+        mapped: Part of the resident set that is in files: mapped weights, libraries.
+        peak: Largest resident set so far, VmHWM.
     """
 
     resident: float
@@ -92,10 +93,10 @@ class Memory:
 
     @staticmethod
     def of(process: str = "self") -> Memory:
-        """Of a process by its number, or of this one, on Linux.
+        """Read the memory of a process by its id, or of this process; Linux only.
 
         Raises:
-            OSError, KeyError: It has ended.
+            OSError, KeyError: The process has ended.
         """
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         found = dict(line.split(":", 1) for line in lines)
@@ -105,7 +106,7 @@ class Memory:
 
 @contextmanager
 def polling(read: Callable[[], None], seconds: float) -> Iterator[None]:
-    """While this is entered, `read` is called in a thread, with so long a pause between."""
+    """Call `read` in a thread while the block runs, with a pause of some seconds between the calls."""
     over = threading.Event()
 
     def poll() -> None:

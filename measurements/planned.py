@@ -1,12 +1,13 @@
-"""Does a plan that was calibrated on one model predict others? On this CPU, in float32, random weights.
+"""Error of plans: rates are calibrated on one model, and the times of other models are predicted with them.
 
     python measurements/planned.py --work /tmp/visprune-bench
 
-Three models with an image and 64 text tokens, at 576 and at 144 visual tokens, through the runtime: the one
-nearly every benchmark here uses, one that is wide and shallow, and one without shared keys. All are loaded at
-once and take turns, so that what else the machine does hits them alike; medians over rounds, with the
-interquartile range as a share. Rates are fitted to the first model alone
-(`visprune.estimate.measured_rates`), and `visprune.estimate.roofline` predicts all.
+On this CPU, in float32, with random weights. Three models run an image and 64 text tokens through the
+runtime, at 576 and at 144 visual tokens: the model of most measurements here, a wide and shallow model, and a
+model whose heads share no keys. All are loaded at once and take turns, so that other load on the machine
+affects them alike. Figures are medians over rounds, with the interquartile range as a share of the median.
+Rates are fitted to the first model alone (`visprune.estimate.measured_rates`); `visprune.estimate.roofline`
+predicts all.
 """
 
 from __future__ import annotations
@@ -16,17 +17,15 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
-from measure import TEXT_TOKENS, Middle, pixels, processor, prompt
-from model import THREADS, clip_large, make, tokenizer, write_processor
+from measure import TEXT_TOKENS, Summary, pixels, processor, prompt
+from model import THREADS, clip_large, make, write
 
 import visprune
 from visprune.estimate.measured_rates import Observation, fit
-from visprune.estimate.planned_model import of_bundle
-from visprune.estimate.roofline import Stage, Work, estimate, works
+from visprune.estimate.planned_model import bundle_model
+from visprune.estimate.roofline import Stage, StageWork, estimate, stage_works
 from visprune.export import export
 from visprune.runtime.session import Session
 from visprune.runtime.vision.kept_tokens import Keep
@@ -38,31 +37,15 @@ _STAGES: dict[str, Stage] = {"vision_encoder": "vision", "decoder_model_merged":
 
 
 def clip(width: int, layers: int, heads: int) -> transformers.CLIPVisionConfig:
-    """A tower for the pictures of CLIP ViT-L/14-336."""
+    """Return the configuration of a vision tower that takes the images of CLIP ViT-L/14-336."""
     config = clip_large()
     config.update({"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers})
     config.num_attention_heads = heads
     return config
 
 
-def write(path: Path, vision: Any, text: Any) -> Path:
-    """Write a checkpoint unless it is there already; weights have seed 0."""
-    if (path / "config.json").is_file():
-        return path
-    config = transformers.LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer().convert_tokens_to_ids("<image>"),
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
-    write_processor(path)
-    return path
-
-
 def checkpoints(work: Path) -> dict[str, Path]:
-    """The three models, the first of which is calibrated on."""
+    """Make the three models that do not exist yet; the calibration uses the first."""
     wide = transformers.Qwen2Config(
         hidden_size=1536,
         intermediate_size=8960,
@@ -88,7 +71,7 @@ def checkpoints(work: Path) -> dict[str, Path]:
 
 
 def bundle(checkpoint: Path) -> Path:
-    """Its export, unless it is there already."""
+    """Export a checkpoint unless that was done, and return the path of the bundle."""
     path = checkpoint.with_name(f"{checkpoint.name}-uniform")
     if not path.is_dir():
         export(checkpoint, method="uniform", output=path, verify=False)
@@ -96,8 +79,8 @@ def bundle(checkpoint: Path) -> Path:
 
 
 def repeat(pipeline: visprune.Pipeline, kept: int) -> dict[Stage, float]:
-    """Seconds of each stage; of decoding, of a token."""
-    manifest, executor = pipeline.manifest, pipeline._model.executor
+    """Run a prefill and some decoding; return the seconds of each stage, for decoding of one token."""
+    manifest, executor = pipeline.manifest, pipeline.loaded.executor
     session, picture = Session(executor, manifest, Keep(kept)), Picture(pixels())
     done = session.prefill(prompt(manifest.text.image_token_id, session.image_length(picture)), [picture])
     seconds = {_STAGES[graph]: ms / 1e3 for graph, ms in done.timings_ms.items() if graph in _STAGES}
@@ -109,16 +92,16 @@ def repeat(pipeline: visprune.Pipeline, kept: int) -> dict[Stage, float]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One stage of one model with one number of tokens."""
+    """Measurement of one stage of one model with one number of tokens."""
 
     model: str
     kept: int
-    work: Work
-    seconds: Middle
+    work: StageWork
+    seconds: Summary
 
 
 def measure(pipelines: dict[str, visprune.Pipeline], rounds: int) -> list[Line]:
-    """All of them in turns, after a round to warm up."""
+    """Measure all models in turns, after a warm-up round."""
     spent: dict[tuple[str, int, Stage], list[float]] = {}
     for number in range(1 + rounds):
         for name, pipeline in pipelines.items():
@@ -128,20 +111,20 @@ def measure(pipelines: dict[str, visprune.Pipeline], rounds: int) -> list[Line]:
                         spent.setdefault((name, kept, stage), []).append(seconds)
     lines = []
     for (name, kept, stage), seconds in spent.items():
-        subject = of_bundle(pipelines[name].manifest, name, keep_tokens=kept)
-        done = works(subject, subject.tokens(TEXT_TOKENS), STEPS, "fp32", 4)
-        lines += [Line(name, kept, work, Middle.of(seconds)) for work in done if work.stage == stage]
+        model = bundle_model(pipelines[name].manifest, name, keep_tokens=kept)
+        done = stage_works(model.sizes, model.tokens(TEXT_TOKENS), STEPS, "fp32", 4)
+        lines += [Line(name, kept, work, Summary.of(seconds)) for work in done if work.stage == stage]
     return lines
 
 
 def main() -> None:
-    """Export, measure, fit, predict; print a table and a JSON line."""
+    """Export, measure, fit and predict; print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     if args.rounds < 2:
-        parser.error("--rounds must be at least 2: one has no spread")
+        parser.error("--rounds must be at least 2: one round has no spread")
     bundles = {name: bundle(path) for name, path in checkpoints(args.work).items()}
     pipelines = {name: visprune.load(path, threads=THREADS) for name, path in bundles.items()}
     lines = measure(pipelines, args.rounds)

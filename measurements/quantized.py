@@ -1,15 +1,16 @@
-"""Bundles of the benchmark's model against transformers in bfloat16 and float32, in one run.
+"""Time and memory of bundles against transformers in bfloat16 and float32, on a CPU.
 
     python measurements/quantized.py --work /tmp/visprune-bench BUNDLE...
 
-One image and 64 text tokens on two threads; transformers (sdpa) sees all 576 visual tokens, a bundle keeps
-those it was exported for. transformers reads a checkpoint of the dtype it runs, as converting one would be
-its peak. Each contestant lives in a process of its own, so that memory is its own; a round is one repetition
-of each in turn while the others wait, so that what else the machine does hits all alike.
+The bundles are exports of the checkpoint that `model.py` makes. The prompt is one image and 64 text tokens,
+on two threads. transformers (sdpa) sees all 576 visual tokens; a bundle keeps the number that it was exported
+for. transformers reads a checkpoint of the dtype that it runs, because converting one would set its peak
+memory. Each contestant is a subprocess with memory of its own. A round is one repetition of each in turn
+while the others wait, so that other load on the machine affects all alike.
 
-The stage "prune" is choosing tokens and the projector; transformers has only the latter. Figures are medians
-over rounds, with the interquartile range as a share of the median; ratios are medians over rounds of the
-ratio in a round.
+The stage "prune" is the selection of tokens and the projector; transformers has only the projector. Figures
+are medians over rounds, with the interquartile range as a share of the median. Ratios are medians over rounds
+of the ratio in a round.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ DTYPES = ("bfloat16", "float32")
 
 
 def checkpoint(work: Path, dtype: str) -> Path:
-    """The model, made if it is not there yet."""
+    """Make the checkpoint if it does not exist, and return its path."""
     path = work / ("checkpoint" if dtype == "float32" else f"checkpoint-{dtype}")
     if not (path / "config.json").is_file():
-        from model import make  # imports PyTorch, which is not needed here otherwise
+        from model import make  # here, because it imports PyTorch, which nothing else needs
 
         make(path, dtype)
     return path
 
 
 def names(bundles: list[Path]) -> list[str]:
-    """Of folders; whole paths where two folders have one name."""
+    """Return names for bundles: those of their folders, or whole paths if two folders have the same name."""
     short = [path.resolve().name for path in bundles]
     return short if len({*short, *DTYPES}) == len(short) + len(DTYPES) else list(map(str, bundles))
 
 
 def started(stack: ExitStack, args: argparse.Namespace) -> list[Contestant]:
-    """All contestants, loaded one after another."""
+    """Start all contestants one after another."""
     entries = [
         (f"transformers {dtype}", ["transformers", str(checkpoint(args.work, dtype)), "--dtype", dtype])
         for dtype in DTYPES
@@ -61,10 +62,10 @@ def started(stack: ExitStack, args: argparse.Namespace) -> list[Contestant]:
 
 
 def ratios(mine: Contestant, theirs: dict[str, Contestant]) -> dict[str, float]:
-    """The ratios that the targets are stated in: time as a speed-up, memory as a share."""
+    """Return the ratios that the goals are stated in: time as a speed-up, memory as a share."""
     found = {}
     for metric in ("first token", "decode"):
-        best = min(theirs, key=lambda dtype: theirs[dtype].middles[metric].median)
+        best = min(theirs, key=lambda dtype: theirs[dtype].summaries[metric].median)
         for dtype, name in ((best, f"transformers' best, {best}"), ("float32", "float32")):
             found[f"{metric}, {name} / ours"] = ratio(theirs[dtype].ms[metric], mine.ms[metric])
     for dtype, other in theirs.items():
@@ -74,7 +75,7 @@ def ratios(mine: Contestant, theirs: dict[str, Contestant]) -> dict[str, float]:
 
 
 def show(contestants: list[Contestant], found: dict[str, dict[str, float]]) -> None:
-    """The tables."""
+    """Print the tables."""
     times(contestants)
     width = max(len(contestant.name) for contestant in contestants)
     print(f"\n{'MB (own + mapped)':{width}s}{'after load':>24s}{'after generation':>24s}{'peak':>8s}")
@@ -92,7 +93,7 @@ def show(contestants: list[Contestant], found: dict[str, dict[str, float]]) -> N
 
 
 def main() -> None:
-    """Measure, print tables and a JSON line."""
+    """Measure; print tables and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.rounds < 2:
-        parser.error("--rounds must be at least 2: one has no spread")
+        parser.error("--rounds must be at least 2: one round has no spread")
     args.work.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
@@ -117,7 +118,7 @@ def main() -> None:
     show(contestants, found)
     figures = {
         contestant.name: {
-            "ms": {metric: asdict(middle) for metric, middle in contestant.middles.items()},
+            "ms": {metric: asdict(summary) for metric, summary in contestant.summaries.items()},
             "rounds": contestant.ms,
             "after load": asdict(contestant.loaded),
             "after generation": asdict(contestant.memory),

@@ -1,7 +1,7 @@
-"""Contestants in processes of their own, driven in turn over pipes; see `contestant.py`.
+"""Rounds of contestants: each holds its model in a subprocess and repeats on demand; see `contestant.py`.
 
-Memory is each one's own that way, and a round is one repetition of each while the others wait, so that what
-else the machine does hits all alike.
+Memory can be told apart this way. A round is one repetition of each contestant while the others wait, so that
+other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from measure import Memory, Middle
+from measure import Memory, Summary
 
 __all__ = ["METRICS", "WARM_UP", "Contestant", "ContestantError", "times"]
 
 METRICS = ("first token", "vision", "prune", "embed", "prefill", "decode")
-WARM_UP = 2
+WARM_UP = 2  # rounds
 
 
 class ContestantError(Exception):
-    """A contestant has ended; says why."""
+    """A contestant has ended; the text says why."""
 
 
 class Contestant:
-    """A process that holds one model, and what it has said.
+    """A subprocess that holds one model, and the times and memory that it reported.
 
     Args:
-        name: For tables.
-        arguments: Of `contestant.py`.
-        errors: The file that it writes stderr to.
+        name: Name in tables.
+        arguments: Arguments of `contestant.py`.
+        errors: File for its stderr.
 
     Raises:
-        ContestantError: It could not load its model.
+        ContestantError: The subprocess could not load its model.
     """
 
     def __init__(self, name: str, arguments: list[str], errors: Path) -> None:
@@ -53,31 +53,31 @@ class Contestant:
         self.ms: dict[str, list[float]] = {metric: [] for metric in METRICS}
 
     def repeat(self, *, counts: bool) -> None:
-        """One repetition; its times are kept if it counts.
+        """Run one repetition, and keep its times if it counts.
 
         Raises:
-            ContestantError: The process has ended.
+            ContestantError: The subprocess has ended.
         """
         reply = self._ask("")
         for metric in METRICS if counts else ():
             self.ms[metric].append(reply["ms"].get(metric, 0.0))
 
     def answer(self) -> tuple[list[float], list[int]]:
-        """One repetition that does not count: logits of the first new token, and all new tokens.
+        """Run one repetition that does not count; return the first new token's logits, and all new tokens.
 
         Raises:
-            ContestantError: The process has ended.
+            ContestantError: The subprocess has ended.
         """
         reply = self._ask("answer")
         return reply["logits"], reply["tokens"]
 
     def close(self) -> None:
-        """End the process, as the end of its pipe does."""
+        """Close the pipe, which ends the subprocess."""
         self._process.communicate()
 
     def _ask(self, text: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, and the reply says why
+        with suppress(BrokenPipeError):  # it has ended; `_reply` finds out why
             print(text, file=self._process.stdin, flush=True)
         reply = self._reply()
         self.memory = Memory(**reply["memory"])
@@ -94,9 +94,9 @@ class Contestant:
         raise ContestantError(f"{self.name} failed: {said[-1] if said else f'status {status}'}")
 
     @property
-    def middles(self) -> dict[str, Middle]:
-        """Of the times, in milliseconds."""
-        return {metric: Middle.of(values) for metric, values in self.ms.items()}
+    def summaries(self) -> dict[str, Summary]:
+        """Summary of the times of each stage, in milliseconds."""
+        return {metric: Summary.of(values) for metric, values in self.ms.items()}
 
 
 def times(contestants: list[Contestant]) -> None:
@@ -104,6 +104,6 @@ def times(contestants: list[Contestant]) -> None:
     width = max(len(contestant.name) for contestant in contestants)
     print(f"{'ms':{width}s}" + "".join(f"{metric:>18s}" for metric in METRICS))
     for contestant in contestants:
-        middles = contestant.middles
-        cells = [f"{middles[m].median:10.1f} ({100 * middles[m].spread:3.0f}%)" for m in METRICS]
+        found = contestant.summaries
+        cells = [f"{found[m].median:10.1f} ({100 * found[m].spread:3.0f}%)" for m in METRICS]
         print(f"{contestant.name:{width}s}" + "".join(f"{cell:>18s}" for cell in cells))

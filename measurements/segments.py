@@ -1,10 +1,11 @@
-"""What pruning inside the LLM costs and saves: a merged decoder, six segments, and a FitPrune recipe.
+"""Cost and gain of pruning inside the LLM: a merged decoder, six segments, and a FitPrune recipe, on a CPU.
 
     python measurements/segments.py --work /tmp/visprune-bench
 
-One image (576 tokens) and 64 text tokens go through the runtime's own program, on the same threads, bundles
-in turns, so that what else the machine does hits all alike. Two ratios are the result: prefill time
-with the recipe against what its FLOPs promise, and decoding through six segments against the merged decoder.
+One image (576 tokens) and 64 text tokens go through the runtime's own program. The bundles take turns on the
+same threads, so that other load on the machine affects all alike. The results are two ratios: the time of the
+prefill with the recipe against what its FLOPs promise, and decoding through six segments against decoding
+through the merged decoder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import TEXT_TOKENS, Middle, pixels, prompt, ratio
+from measure import TEXT_TOKENS, Summary, pixels, prompt, ratio
 from model import THREADS, make
 
 import visprune
@@ -30,7 +31,7 @@ STEPS, TURNS, RATIO, POINTS = 8, 4, 0.4, 5
 
 
 def bundles(work: Path) -> dict[str, Path]:
-    """Export what is not there yet; nothing is verified, which has nothing to do with speed."""
+    """Export the bundles that do not exist; without self-check, which does not affect speed."""
     checkpoint = make(work / "checkpoint")
     recipe = work / "recipe.json"
     if not recipe.is_file():
@@ -48,12 +49,12 @@ def bundles(work: Path) -> dict[str, Path]:
 
 
 def decoder_ms(timings: dict[str, float]) -> float:
-    """What the decoder's own stages took, the pruning between them included."""
+    """Return the milliseconds of the decoder's stages, the pruning between them included."""
     return sum(ms for name, ms in timings.items() if name.startswith(("decoder", "segment_pruner")))
 
 
 def main() -> None:
-    """Measure, print a table and a JSON line."""
+    """Measure; print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--repeats", type=int, default=7)
@@ -62,10 +63,10 @@ def main() -> None:
     pipelines = {name: visprune.load(path, threads=THREADS) for name, path in bundles(args.work).items()}
     prefill: dict[str, list[float]] = {name: [] for name in pipelines}
     decode: dict[str, list[float]] = {name: [] for name in pipelines}
-    for repeat in range(args.repeats + 1):  # the first round warms up
+    for repeat in range(args.repeats + 1):  # the first round is the warm-up
         sessions = {}
         for name, pipeline in pipelines.items():
-            session = Session(pipeline._model.executor, pipeline.manifest, keep_for(pipeline.manifest))
+            session = Session(pipeline.loaded.executor, pipeline.manifest, keep_for(pipeline.manifest))
             ids = prompt(pipeline.manifest.text.image_token_id, session.image_length(picture))
             done = session.prefill(ids, [picture])
             prefill[name].append(decoder_ms(done.timings_ms))
@@ -80,8 +81,8 @@ def main() -> None:
                 decode[name][repeat] += (time.perf_counter() - start) * 1e3
     for what, values in (("prefill", prefill), (f"decode {TURNS * STEPS}", decode)):
         for name, ms in values.items():
-            middle = Middle.of(ms[1:])
-            print(f"{what:10s} {name:14s} {middle.median:9.1f} ms   spread {100 * middle.spread:3.0f}%")
+            summary = Summary.of(ms[1:])
+            print(f"{what:10s} {name:14s} {summary.median:9.1f} ms   spread {100 * summary.spread:3.0f}%")
 
     def to_merged(values: dict[str, list[float]], name: str) -> float:
         return ratio(values[name][1:], values["merged"][1:])
@@ -89,7 +90,7 @@ def main() -> None:
     found = savings(pipelines["fitprune"].manifest, text_tokens=TEXT_TOKENS)
     assert found is not None
     promised = found.sequence.pruned / found.sequence.unpruned
-    summary = {
+    results = {
         "promised prefill, fitprune / merged (F3, whole sequence)": promised,
         "prefill, fitprune / merged": to_merged(prefill, "fitprune"),
         "prefill, measured / promised": to_merged(prefill, "fitprune") / promised,
@@ -97,9 +98,9 @@ def main() -> None:
         "decode, six segments / merged": to_merged(decode, "six segments"),
         "decode, fitprune / merged": to_merged(decode, "fitprune"),
     }
-    for name, value in summary.items():
+    for name, value in results.items():
         print(f"{name:58s} {value:.3f}")
-    print(json.dumps({"threads": THREADS, "summary": summary}))
+    print(json.dumps({"threads": THREADS, "summary": results}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Speed on a CPU against transformers (sdpa, float32), side by side in one run.
+"""Speed of graphs on a CPU against transformers (sdpa, float32).
 
     python measurements/speed.py --work /tmp/visprune-bench
 
-Every figure is a median over interleaved repetitions on the same threads, so that what else the
-machine does hits all sides alike; the spread is the interquartile range as a share of the median.
+Every figure is a median over repetitions. All cases take turns on the same threads, so that other load on the
+machine affects all alike. The spread is the interquartile range as a share of the median.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from measure import TEXT_TOKENS, Middle, pixels
+from measure import TEXT_TOKENS, Summary, pixels
 from model import THREADS, make
 from numpy.typing import NDArray
 
@@ -33,12 +33,12 @@ VISUAL, KEPT, STEPS = 576, 144, 16
 
 
 def load(bundle: Bundle, graph: str) -> Runner:
-    """One graph on the CPU, on the threads PyTorch has too."""
+    """Load one graph on the CPU, with as many threads as PyTorch has."""
     return backend("cpu")(bundle, graph, BackendOptions("cpu", THREADS))
 
 
-def time_all(cases: Cases, repeats: int) -> dict[str, Middle]:
-    """Seconds of each case; one round of all cases after another."""
+def time_all(cases: Cases, repeats: int) -> dict[str, Summary]:
+    """Return the seconds of each case, measured in rounds of all cases after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -47,13 +47,13 @@ def time_all(cases: Cases, repeats: int) -> dict[str, Middle]:
             start = time.perf_counter()
             case()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Middle.of(values) for name, values in seconds.items()}
+    return {name: Summary.of(values) for name, values in seconds.items()}
 
 
 def decoder_feeds(
     bundle: Bundle, embeds: Value, start: int, past: dict[str, Value] | None
 ) -> dict[str, Value]:
-    """Inputs of one decoder call."""
+    """Return the inputs of one call of the decoder."""
     facts = bundle.manifest.decoder
     empty = np.zeros((1, facts.num_kv_heads, 0, facts.head_dim), np.float32)
     length = embeds.shape[1] if isinstance(embeds, np.ndarray) else 1
@@ -68,7 +68,7 @@ def decoder_feeds(
 
 
 def vision_cases(whole: Bundle, pruned: Bundle, model: Any, picture: NDArray[np.float32]) -> Cases:
-    """The tower and the projector, with and without scores."""
+    """Return the cases of the vision tower and the projector, with and without scores."""
     encoder, scored_encoder = load(whole, "vision_encoder"), load(pruned, "vision_encoder")
     projector, pruner = load(whole, "token_pruner"), load(pruned, "token_pruner")
     scored = scored_encoder.infer({"pixel_values": picture})
@@ -86,7 +86,7 @@ def vision_cases(whole: Bundle, pruned: Bundle, model: Any, picture: NDArray[np.
 
 
 def decoder_cases(whole: Bundle, model: Any) -> Cases:
-    """Prefill with all and with a quarter of the visual tokens, and decoding after the longer one."""
+    """Return the cases of the decoder: prefill with all and a quarter of the visual tokens, and decoding."""
     decoder = load(whole, "decoder_model_merged")
     rng = np.random.default_rng(0)
     width = model.config.text_config.hidden_size
@@ -129,7 +129,7 @@ def decoder_cases(whole: Bundle, model: Any) -> Cases:
 
 
 def summarise(seconds: dict[str, float]) -> dict[str, float]:
-    """The ratios that the targets are stated in."""
+    """Return the ratios that the goals are stated in."""
     full, short = f"prefill {VISUAL}+{TEXT_TOKENS}", f"prefill {KEPT}+{TEXT_TOKENS}"
     decode = f"decode {STEPS} tokens"
     ours = seconds["vision"] + seconds["projector at 576"]
@@ -146,7 +146,7 @@ def summarise(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Export, measure, print a table and a JSON line."""
+    """Export and measure; print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("/tmp/visprune-bench"))
     parser.add_argument("--repeats", type=int, default=7)

@@ -1,4 +1,4 @@
-"""Visual-token pruning methods, one file each.
+"""Visual-token pruning methods, one file for each.
 
-Method modules import torch only inside functions, so that listing them needs no torch.
+Modules of methods import torch only inside functions, so that listing the methods needs no torch.
 """

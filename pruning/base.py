@@ -1,8 +1,8 @@
-"""The two protocols of a pruning method: before the LLM, and inside it.
+"""Protocols of a pruning method, before the LLM and inside it, and the defaults of one that counts tokens.
 
-A method knows scores, indices and counts. It does not know models, graphs or files: the exporter
-gives it the signals or the attention it names, and gathers the tokens it selects. They are protocols,
-and not base classes, so that another package's method need not import visprune.
+A method knows scores, indices and counts. It does not know models, graphs or files: the exporter gives it the
+signals or the attention that it names, and gathers the tokens that it selects. What the exporter relies on
+are protocols and not base classes, so that a method of another package need not import visprune.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["LayerPruner", "Layout", "VisionPruner", "need_cls"]
+__all__ = ["LayerPruner", "Layout", "TokenPruner", "VisionPruner", "need_cls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Layout:
     """The visual tokens of one image, as a method sees them.
 
     Attributes:
-        visual_tokens: N.
-        grid: Rows and columns, or None where the tokens are not a whole grid of patches.
-        has_cls: Whether the tower has a CLS token.
+        visual_tokens: N, the number of visual tokens.
+        grid: Rows and columns of patches; None if the tokens are not a whole grid.
+        has_cls: Whether the vision tower has a CLS token.
     """
 
     visual_tokens: int
@@ -38,10 +38,10 @@ class Layout:
 
 
 def need_cls(layout: Layout, method: str) -> None:
-    """Refuse a tower without a CLS token, for a method that scores with it.
+    """Refuse a vision tower without a CLS token, for a method that scores with it.
 
     Raises:
-        UnsupportedError: There is none.
+        UnsupportedError: The tower has no CLS token.
     """
     if not layout.has_cls:
         raise UnsupportedError(
@@ -52,19 +52,22 @@ def need_cls(layout: Layout, method: str) -> None:
 
 @runtime_checkable
 class VisionPruner(Protocol):
-    """What a pruning method before the LLM offers. Implement it as a frozen dataclass of knobs.
+    """Protocol of a pruning method before the LLM. Implement it as a frozen dataclass of knobs.
 
-    A method may also have `projected: ClassVar[bool] = True`: then all tokens go through the projector
-    before it selects, and it sees them projected. And `chained: ClassVar[bool] = True` where it picks step by
-    step, so that rounding which changes one pick changes later ones: the self-check then allows larger
-    differences between kept sets. And `across_tiles: ClassVar[bool] = True` where it scores single tokens,
-    alike in every tile, so that it can choose among all tiles of a picture at once. They are no members here,
-    because a method without them keeps the protocol.
+    Three class variables are optional. They are not members here, because a method without them keeps the
+    protocol.
+
+    - `projected = True`: all tokens go through the projector before the method selects, and it sees them
+      projected.
+    - `chained = True`: the method picks step by step, so rounding that changes one pick changes later ones.
+      The self-check then allows larger differences between kept sets.
+    - `across_tiles = True`: the method scores single tokens, alike in every tile, so it can choose among all
+      tiles of a picture at once.
 
     Attributes:
-        place: Where it prunes, for people.
-        paper: Where the definition comes from.
-        positions: How survivors are numbered for the LLM.
+        place: Where the method prunes, for people.
+        paper: Source of the definition.
+        positions: How kept tokens are numbered for the LLM.
     """
 
     place: ClassVar[str]
@@ -76,14 +79,14 @@ class VisionPruner(Protocol):
         """Names from `pruning.signals.SIGNALS` that the vision encoder must put out."""
 
     def budget(self, layout: Layout) -> Budget:
-        """How this method counts for such images.
+        """Return how the method counts the tokens of such images.
 
         Raises:
             UnsupportedError: The method cannot work on this layout.
         """
 
     def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """Arrays to bake into the graph; they reach `select` beside the signals."""
+        """Return arrays to bake into the graph, by name; `select` gets them together with the signals."""
 
     def select(
         self,
@@ -93,34 +96,60 @@ class VisionPruner(Protocol):
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Choose the tokens to keep; traced into the graph, so `keep_tokens` may be symbolic.
+        """Choose the tokens to keep. It is traced into the graph, so `keep_tokens` may be symbolic.
 
         Args:
             features: [T, N, Dv], the visual tokens without any CLS; [T, N, D] for a `projected` method.
-            signals: Each [T, N], or [T, N, N] for a matrix, in float32; constants in the shape given.
-            keep_tokens: K.
-            layout: What N stands for.
-            valid: [T, N] bool, False where a tile shows only the padding around a picture; None where nothing
-                is padded. Padding is taken only where a tile has fewer than K tokens, and leaves afterwards.
+            signals: Each [T, N], or [T, N, N] for a matrix, in float32; constants in their own shape.
+            keep_tokens: K, the number of tokens to keep.
+            layout: Meaning of the N tokens.
+            valid: [T, N] bool, False where a tile shows only the padding around a picture; None if nothing is
+                padded. Padding is kept only in a tile with fewer than K tokens, and is removed afterwards.
 
         Returns:
             [T, K] int64, ascending, distinct, in [0, N).
         """
 
 
+class TokenPruner:
+    """Defaults of a method before the LLM that counts single tokens, and needs no signals and no constants.
+
+    A method that derives from it defines `paper` and `select`, and overrides what differs.
+    """
+
+    __slots__ = ()
+
+    place: ClassVar[str] = "before the LLM"
+    positions: ClassVar[Literal["contiguous"]] = "contiguous"
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that the vision encoder must put out: none."""
+        return ()
+
+    def budget(self, layout: Layout) -> Budget:
+        """Count single tokens."""
+        return Budget(layout.visual_tokens)
+
+    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
+        """Return no arrays."""
+        return {}
+
+
 @runtime_checkable
 class LayerPruner(Protocol):
-    """What a pruning method inside the LLM offers. Implement it as a frozen dataclass of knobs.
+    """Protocol of a pruning method inside the LLM. Implement it as a frozen dataclass of knobs.
 
     Attributes:
-        place: Where it prunes, for people.
-        paper: Where the definition comes from.
-        positions: Whether survivors keep their original positions or are numbered anew.
-        boundary: Where tokens leave: after the attention block of a prune layer and before its MLP, scored
-            by that layer's attention; or between it and the next layer, scored by the next one's.
-        rows: The queries whose attention is wanted: all new tokens, or the last one. A method that asks
-            for the last row never has a square matrix computed.
-        heads: How the heads' probabilities become one.
+        place: Where the method prunes, for people.
+        paper: Source of the definition.
+        positions: Whether kept tokens keep their original positions or are numbered anew.
+        boundary: Where tokens leave. "attention": after the attention block of a prune layer and before its
+            MLP, scored by that layer's attention. "layer": between a prune layer and the next, scored by the
+            next layer's attention.
+        rows: The queries whose attention is needed: all new tokens, or the last one. A method that needs the
+            last row alone never has a square matrix computed.
+        heads: How the probabilities of the heads are combined.
     """
 
     place: ClassVar[str]
@@ -131,17 +160,17 @@ class LayerPruner(Protocol):
     heads: ClassVar[Literal["mean", "max"]]
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The prune layers, 0-based and ascending.
+        """Return the prune layers, 0-based and ascending.
 
         Raises:
-            UnsupportedError: The method cannot work on a decoder of so many layers.
+            UnsupportedError: The method cannot work on a decoder with this number of layers.
         """
 
     def budget(self, points: int) -> LayerBudget:
-        """How this method counts at its prune points."""
+        """Return how the method counts at its prune points."""
 
     def score(self, attention: Tensor, is_visual: Tensor) -> Tensor:
-        """How much each new token matters; those of text are not looked at. Traced into the graph.
+        """Score each new token by how much it matters. Scores of text tokens are ignored. Traced.
 
         Args:
             attention: [B, S, S] float32, probabilities among the new tokens; [B, 1, S] for the last row.

@@ -1,59 +1,41 @@
-"""DivPrune: the tokens that are least alike (arXiv 2503.02175).
+"""DivPrune: keep the tokens that are least alike (arXiv 2503.02175).
 
 Before the LLM, on the *projected* tokens: all N are projected, then K are chosen. With
 
     d(i, j) = 1 - cosine of projected tokens i and j
 
-the smallest distance within the kept set is made large, greedily:
+the picks make the smallest distance within the kept set large, greedily:
 
     first pick   argmax over j of min over i != j of d(i, j)
     next pick    argmax over j not picked of min over picked p of d(p, j)      K - 1 times
 
-The pick order does not depend on K: a graph computes the whole order, N steps of O(N), and keeps the first K
-picks. Of equal distances the first token in reading order wins; two tokens that are each
-other's nearest tie by definition, so distances are made exactly symmetric.
+The order of the picks does not depend on K. A graph computes the whole order, N steps of O(N), and keeps the
+first K picks. Among equal distances the first token in reading order wins. Two tokens that are each other's
+nearest tie by definition, so distances are made exactly symmetric.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
-from visprune.pruning.base import Layout
+from visprune.pruning.base import Layout, TokenPruner
 from visprune.pruning.select import ascending, last, repeat
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["DivPrune"]
 
 
 @dataclass(frozen=True, slots=True)
-class DivPrune:
+class DivPrune(TokenPruner):
     """Keep the tokens that differ most from each other."""
 
-    place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "DivPrune, arXiv 2503.02175"
-    positions: ClassVar[Literal["contiguous"]] = "contiguous"
     chained: ClassVar[bool] = True
     projected: ClassVar[bool] = True
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """None: it looks at the tokens themselves."""
-        return ()
-
-    def budget(self, layout: Layout) -> Budget:
-        """Counts single tokens."""
-        return Budget(layout.visual_tokens)
-
-    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """None."""
-        return {}
 
     def select(
         self,
@@ -63,7 +45,7 @@ class DivPrune:
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the first K picks, in ascending order of position; `features` are projected, [T, N, D]."""
+        """Return the first K picks in order of position, [T, K]; `features` are projected, [T, N, D]."""
         import torch
 
         tiles, count = features.shape[:2]
@@ -77,8 +59,8 @@ class DivPrune:
             apart = apart.masked_fill(~valid.unsqueeze(1), 3.0)
             distance = distance.masked_fill(~valid.unsqueeze(1), -0.5)
         first = last(apart.amin(dim=-1), valid).argmax(dim=-1)  # [T]
-        # Distances are in [0, 2]: with -1 to itself a token is never picked twice, and with -0.5 padding is
-        # never picked before a token.
+        # Distances are in [0, 2]. A token's distance to itself is set to -1, so that no token is picked
+        # twice, and that to padding to -0.5, so that padding is never picked before a token.
         rows = distance.masked_fill(itself, -1.0).flatten(0, 1)  # [T * N, N]
         start = torch.arange(tiles) * count
 
@@ -86,7 +68,7 @@ class DivPrune:
             index = nearest.argmax(dim=-1)  # [T]
             return nearest.minimum(rows.index_select(0, index + start)), index.float()
 
-        # The step after the last pick is one too many, and saves a special case for a single token.
+        # This runs one step more than needed, which saves a special case for a single token.
         _, rest = repeat(
             pick, rows.index_select(0, first + start), count
         )  # [N, T] float32, as a Scan wants it

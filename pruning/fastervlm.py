@@ -1,4 +1,4 @@
-"""FasterVLM: the tokens the CLS token looks at most (arXiv 2412.01818, version 1).
+"""FasterVLM: keep the tokens that the CLS token attends to most (arXiv 2412.01818, version 1).
 
 Before the LLM, from the vision layer whose output the projector takes. With P the softmax
 probabilities of that layer [H, n, n] and c the row of the CLS token:
@@ -12,27 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from visprune.budget import Budget
-from visprune.pruning.base import Layout, need_cls
+from visprune.pruning.base import Layout, TokenPruner, need_cls
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["FasterVLM"]
 
 
 @dataclass(frozen=True, slots=True)
-class FasterVLM:
+class FasterVLM(TokenPruner):
     """Keep the tokens that the CLS token gives most attention to."""
 
-    place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"
-    positions: ClassVar[Literal["contiguous"]] = "contiguous"
     across_tiles: ClassVar[bool] = True
 
     @property
@@ -41,17 +37,13 @@ class FasterVLM:
         return ("cls_attention",)
 
     def budget(self, layout: Layout) -> Budget:
-        """Counts single tokens.
+        """Count single tokens.
 
         Raises:
             UnsupportedError: The tower has no CLS token.
         """
         need_cls(layout, "fastervlm")
         return Budget(layout.visual_tokens)
-
-    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """None."""
-        return {}
 
     def select(
         self,
@@ -61,5 +53,5 @@ class FasterVLM:
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the K largest scores, in ascending order of position."""
+        """Return the tokens of the K largest scores in order of position, [T, K]."""
         return top_indices(last(signals["cls_attention"], valid), keep_tokens)

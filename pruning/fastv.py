@@ -1,12 +1,15 @@
-"""FastV: drop early what the last prompt token looks at least (arXiv 2403.06764).
+"""FastV: drop, in an early layer, the visual tokens that the last prompt token attends to least.
+
+Source: arXiv 2403.06764.
 
 Inside the LLM, with P the softmax probabilities of layer K - 1 (0-based, K = 2 by default):
 
     score[j] = mean over heads of P[h, last prompt token, j]
 
-The round(N r) visual tokens of largest score stay, and keep their original positions. The published form
-drops between layers K - 1 and K. Here they leave before the MLP of layer K - 1 already, which treats every
-token by itself: what survives is computed the same, and the dropped tokens skip one more MLP.
+The round(N r) visual tokens with the largest scores stay, and keep their original positions. The published
+form drops the others between layers K - 1 and K. Here they leave already before the MLP of layer K - 1. An
+MLP treats every token by itself, so the kept tokens are computed the same, and the dropped ones skip one more
+MLP.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class FastV:
     """Drop the visual tokens that the last prompt token attends to least, early in the LLM.
 
     Attributes:
-        first_pruned_layer: K, the first layer that sees the survivors only.
+        first_pruned_layer: K, the first layer that sees only the kept tokens.
     """
 
     place: ClassVar[str] = "inside the LLM"
@@ -48,7 +51,7 @@ class FastV:
             )
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layer that scores: K - 1.
+        """Return the layer that scores: K - 1.
 
         Raises:
             UnsupportedError: No layer follows it.
@@ -61,9 +64,9 @@ class FastV:
         return (self.first_pruned_layer - 1,)
 
     def budget(self, points: int) -> LayerBudget:
-        """Half of the tokens unless another ratio is asked for, rounded to the nearest count."""
+        """Keep half of the tokens unless another ratio is asked for, rounded to the nearest count."""
         return LayerBudget(points, ratio=0.5, rounding="nearest")
 
     def score(self, attention: Tensor, is_visual: Tensor) -> Tensor:
-        """The last token's attention: [B, 1, S] -> [B, S]."""
+        """Return the attention of the last token: [B, 1, S] -> [B, S]."""
         return attention[:, 0]

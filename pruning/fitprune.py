@@ -1,18 +1,19 @@
-"""FitPrune: delete at each layer what a fitted recipe says can go (arXiv 2409.10197).
+"""FitPrune: delete at each layer as many visual tokens as a fitted recipe says (arXiv 2409.10197).
 
-Inside the LLM. A recipe, fitted beforehand on samples (`recipe_search.py`), says how many visual tokens
-each layer deletes. With P the softmax probabilities of such a layer [H, n, n]:
+Inside the LLM. The recipe is fitted beforehand on samples (`recipe_search.py`) and has the number of visual
+tokens that each layer deletes. With P the softmax probabilities of a layer that deletes [H, n, n]:
 
     M        = max over heads of P
     self[j]  = sum over visual i of M[i, j]
     cross[j] = sum over text i of M[i, j]        (causal, so text before the image adds nothing)
     score[j] = self[j] * cross[j]
 
-The lowest scores leave after the layer's attention block, before its MLP: its cache still holds them,
-those of later layers do not. Survivors keep their original positions. The means of the definition are
-sums here, as a common factor changes no ranking; they are float32, because the product underflows float16.
+The tokens with the lowest scores leave after the layer's attention block and before its MLP. The layer's
+cache still holds them; the caches of later layers do not. Kept tokens keep their original positions. The
+definition has means where this has sums, because a common factor does not change the ranking. The sums are
+float32, because their product underflows float16.
 
-A deletion at the last layer would change nothing that follows, so none is made there.
+A deletion at the last layer would save nothing, because nothing follows, so none is made there.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class FitPrune:
     """Delete at each layer as many visual tokens as a fitted recipe says.
 
     Attributes:
-        scheme: Deletions of each layer, for a prompt with `visual_tokens` visual tokens.
-        visual_tokens: What the recipe was fitted on.
+        scheme: Number of tokens that each layer deletes, for a prompt with `visual_tokens` visual tokens.
+        visual_tokens: Visual tokens of the samples that the recipe was fitted on.
         work: Fraction of the visual work that is left.
     """
 
@@ -58,10 +59,10 @@ class FitPrune:
             )
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers that delete.
+        """Return the layers that delete tokens.
 
         Raises:
-            UnsupportedError: The recipe is for another decoder, or deletes nothing that matters.
+            UnsupportedError: The recipe is for another decoder, or deletes nothing before the last layer.
         """
         if len(self.scheme) != num_layers:
             raise UnsupportedError(
@@ -77,14 +78,14 @@ class FitPrune:
         return found
 
     def budget(self, points: int) -> LayerBudget:
-        """The recipe's own counts; no other ratio can be had."""
+        """Return the counts of the recipe; no other ratio can be asked for."""
         deletions = tuple(count for count in self.scheme[:-1] if count)
         return LayerBudget(
             points, ratio=self.work, deletions=deletions, recipe_tokens=max(1, self.visual_tokens)
         )
 
     def score(self, attention: Tensor, is_visual: Tensor) -> Tensor:
-        """[B, S, S] -> [B, S]: looked at by visual tokens, times looked at by text."""
+        """Multiply the attention from visual tokens by the attention from text: [B, S, S] -> [B, S]."""
         visual = is_visual.to(attention.dtype).unsqueeze(1)  # [B, 1, S]
         received: Tensor = (visual @ attention) * ((1 - visual) @ attention)
         return received.squeeze(1)

@@ -1,19 +1,19 @@
-"""FoPru: focal pruning by the attention a visual token receives (arXiv 2411.14164).
+"""FoPru: focal pruning by the attention that a visual token receives (arXiv 2411.14164).
 
 Before the LLM, from the vision layer whose output the projector takes (`vision_feature_layer`; later
-layers are never run). With P the softmax probabilities of that layer [H, n, n]:
+layers never run). With P the softmax probabilities of that layer [H, n, n]:
 
     A        = mean over heads of P, without the CLS row and column
     s_key[j] = mean_i A[i, j]       attention received
     s_qry[i] = mean_j A[i, j]       attention given
-    score    = the one of larger variance over the image
+    score    = the vector with the larger variance over the image
 
-The rows of a softmax sum to one, so s_qry is almost constant and the rule nearly always means
-s_key. That is the default and needs one vector; `direction="variance"` applies the rule itself.
-A public implementation scores logits instead of probabilities: `scores="logits"`.
+The rows of a softmax sum to one, so s_qry is almost constant, and the rule nearly always chooses s_key. So
+s_key alone is the default, and needs one vector; `direction="variance"` applies the rule itself. A public
+implementation scores with logits instead of probabilities: `scores="logits"`.
 
-Rank keeps the K = floor(N r) largest scores. Row sums the scores of each row of the patch grid and
-keeps the floor(side r) best rows whole. Kept indices are sorted, gathered, then projected.
+Rank keeps the K = floor(N r) largest scores. Row sums the scores of each row of the patch grid and keeps the
+floor(side r) best rows whole. The kept indices are sorted, and their tokens are gathered, then projected.
 """
 
 from __future__ import annotations
@@ -24,29 +24,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
 from visprune.errors import UnsupportedError, UsageError
-from visprune.pruning.base import Layout
+from visprune.pruning.base import Layout, TokenPruner
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["FoPruRank", "FoPruRow"]
 
 
 @dataclass(frozen=True, slots=True)
-class _FoPru:
-    """What rank and row share: the scores.
+class _FoPru(TokenPruner):
+    """The scores, which rank and row share.
 
     Attributes:
-        scores: Softmax probabilities, as the paper's words say, or the logits before it.
-        direction: Attention received, or whichever of received and given varies more.
+        scores: "probabilities" of the softmax, as the paper says, or the "logits" before it.
+        direction: Attention "received", or by "variance" the one of received and given that varies more.
     """
 
-    place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "FoPru, arXiv 2411.14164"
-    positions: ClassVar[Literal["contiguous"]] = "contiguous"
 
     scores: Literal["probabilities", "logits"] = "probabilities"
     direction: Literal["received", "variance"] = "received"
@@ -65,7 +61,7 @@ class _FoPru:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The vectors `score` reads."""
+        """The vectors that `score` reads."""
         if self.scores == "logits":
             return ("logits_received",)
         return (
@@ -74,19 +70,15 @@ class _FoPru:
             else ("attention_received", "attention_given")
         )
 
-    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """None."""
-        return {}
-
     def score(self, signals: Mapping[str, Tensor]) -> Tensor:
-        """The score of each visual token: [T, N] float32."""
+        """Return the score of each visual token, [T, N] float32."""
         if self.scores == "logits":
             return signals["logits_received"]
         received = signals["attention_received"]
         if self.direction == "received":
             return received
         given = signals["attention_given"]
-        # Decided per tile, so the choice is a Where and not a branch: [T, 1].
+        # The choice is made for each tile, so it is a Where and not a branch: [T, 1].
         wider = received.var(dim=-1, keepdim=True) >= given.var(dim=-1, keepdim=True)
         return received.where(wider, given)
 
@@ -97,10 +89,6 @@ class FoPruRank(_FoPru):
 
     across_tiles: ClassVar[bool] = True
 
-    def budget(self, layout: Layout) -> Budget:
-        """Counts single tokens."""
-        return Budget(layout.visual_tokens)
-
     def select(
         self,
         features: Tensor,
@@ -109,16 +97,16 @@ class FoPruRank(_FoPru):
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the K largest scores, in ascending order of position."""
+        """Return the tokens of the K largest scores in order of position, [T, K]."""
         return top_indices(last(self.score(signals), valid), keep_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class FoPruRow(_FoPru):
-    """Keep the rows of the patch grid that receive most attention, whole."""
+    """Keep whole rows of the patch grid: those that receive most attention."""
 
     def budget(self, layout: Layout) -> Budget:
-        """Counts whole rows.
+        """Count whole rows.
 
         Raises:
             UnsupportedError: The visual tokens are not a square grid.
@@ -139,7 +127,7 @@ class FoPruRow(_FoPru):
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the tokens of the K / side best rows, in ascending order of position."""
+        """Return the tokens of the K / side best rows in order of position, [T, K]."""
         import torch
 
         side = self.budget(layout).unit_tokens

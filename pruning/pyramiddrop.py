@@ -1,15 +1,16 @@
 """PyramidDrop: drop a share of the visual tokens before each later stage of layers (arXiv 2410.17247).
 
-Inside the LLM. The L layers make `stages` equal parts; before the first layer l of each part but the
-first (8, 16, 24 of 32), visual tokens are ranked with that layer's own projections:
+Inside the LLM. The L layers are divided into `stages` equal parts. Before the first layer l of each part
+except the first one (l = 8, 16, 24 of 32), visual tokens are ranked with that layer's own projections:
 
     score[j] = mean over heads of softmax(q_last k_j / sqrt(Dh))     q_last: the last prompt token
 
-The best half stays, by default: 0.5, 0.25, 0.125 of N in the end. Survivors are numbered anew after each
-drop. Another ratio is reached in equal steps: with r left after P drops, each keeps r^(1/P).
+By default the best half stays at each drop: 0.5, then 0.25, then 0.125 of N. Kept tokens are numbered anew
+after each drop. Another ratio is reached in equal steps: for r left after P drops, each drop keeps r^(1/P).
 
-One query and no square matrix makes it the cheapest score there is; its price is that the scoring layer's
-query and key weights stand in two graphs. In a later turn the softmax runs over the new tokens alone.
+The score needs one query and no square matrix, so it is the cheapest there is. Its price is that the query
+and key weights of the scoring layer are in two graphs. In a later turn of a conversation, the softmax runs
+over the new tokens alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class PyramidDrop:
     """Drop visual tokens in stages, by the attention of the last prompt token.
 
     Attributes:
-        stages: Parts of the decoder, with one drop between each and the next.
+        stages: Number of parts of the decoder, with one drop between each and the next.
     """
 
     place: ClassVar[str] = "inside the LLM"
@@ -50,7 +51,7 @@ class PyramidDrop:
             )
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The last layer of each stage but the last.
+        """Return the last layer of each stage except the last stage.
 
         Raises:
             UnsupportedError: The decoder has one layer.
@@ -64,9 +65,9 @@ class PyramidDrop:
         return found
 
     def budget(self, points: int) -> LayerBudget:
-        """Half of the tokens at each drop unless another ratio is asked for."""
+        """Keep half of the tokens at each drop unless another ratio is asked for."""
         return LayerBudget(points, ratio=0.5**points)
 
     def score(self, attention: Tensor, is_visual: Tensor) -> Tensor:
-        """The last token's attention: [B, 1, S] -> [B, S]."""
+        """Return the attention of the last token: [B, 1, S] -> [B, S]."""
         return attention[:, 0]

@@ -1,17 +1,16 @@
-"""Random: the baseline every method must beat; it is stronger than it looks.
+"""Random: a baseline that every method must beat, and that is stronger than it looks.
 
-One seeded draw for each number of visual tokens, the same for every image, so that an exported
-graph repeats itself exactly. A study averages over seeds.
+There is one seeded draw for each number of visual tokens, the same for every image, so that an exported graph
+always gives the same tokens. A study averages over seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
-from visprune.pruning.base import Layout
+from visprune.pruning.base import Layout, TokenPruner
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -23,30 +22,19 @@ __all__ = ["Random"]
 
 
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(TokenPruner):
     """Keep a seeded random choice of tokens.
 
     Attributes:
-        seed: Of NumPy's default generator.
+        seed: Seed of NumPy's default generator.
     """
 
-    place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "baseline"
-    positions: ClassVar[Literal["contiguous"]] = "contiguous"
 
     seed: int = 0
 
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def budget(self, layout: Layout) -> Budget:
-        """Counts single tokens."""
-        return Budget(layout.visual_tokens)
-
     def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """`order` [N]: a random permutation of 0 to N - 1."""
+        """Return `order` [N]: a random permutation of 0 to N - 1."""
         import numpy as np
 
         order = np.random.default_rng(self.seed).permutation(layout.visual_tokens)
@@ -60,7 +48,7 @@ class Random:
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the first K of the permutation, the same for each tile."""
+        """Return the tokens with the K largest numbers of the permutation, the same for each tile, [T, K]."""
         order = signals["order"].unsqueeze(0)  # [1, N]
         if valid is not None:
             order = order.expand(features.shape[0], -1)

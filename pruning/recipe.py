@@ -1,20 +1,19 @@
 """FitPrune recipes: how many visual tokens each layer deletes, and how that was found (arXiv 2409.10197).
 
 A recipe is a small JSON file that `visprune fit` writes and `visprune export` reads. It is bound to the
-weights it was fitted on: another model attends elsewhere, so its counts would mean nothing there.
+weights that it was fitted on: another model attends to other tokens, so the numbers would mean nothing there.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from visprune.errors import BundleError, UsageError
+from visprune.outputs import check_file, write_file
 from visprune.records import from_json
 from visprune.work import LayerWork
 
@@ -31,14 +30,14 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 CONVENTION: Final = "F3, MAC, visual tokens only"
-"""How all work in a recipe is counted, see `visprune.work`."""
+"""How all work in a recipe is counted; see `visprune.work`."""
 
 _REFIT = "Fit another recipe with `visprune fit`."
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a search found; fields as in `Recipe`."""
+    """Result of a search; fields as in `Recipe`."""
 
     scheme: tuple[int, ...]
     alpha: float
@@ -50,30 +49,31 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A fitted scheme of deletions, and what it was fitted on.
+    """A fitted scheme of deletions, and the model and samples that it was fitted on.
 
     Attributes:
-        schema_version: Of this record.
-        method: The method that uses it.
+        schema_version: Version of this record.
+        method: The method that uses the recipe.
         model: Name of the model.
-        weights_sha256: Of its weights.
-        num_layers: L.
-        hidden_size: d.
-        intermediate_size: m.
-        visual_tokens: N, of every sample.
+        weights_sha256: SHA-256 of the model's weights.
+        num_layers: L, layers of the decoder.
+        hidden_size: d, its hidden size.
+        intermediate_size: m, the size of its MLPs.
+        visual_tokens: N, visual tokens of every sample.
         scheme: Visual tokens deleted in each layer, after its attention and before its MLP.
         alpha: Share of attention that a deletion may cost a layer, as the search found it.
         convention: How work is counted.
         ratio: Fraction of the visual work to keep, as asked for.
-        ratio_on_samples: The fraction that the search's budget test saw: each sample deletes its own count.
-        ratio_reached: The fraction that the scheme keeps. Counts are rounded down, so it is a little more.
-        samples: How many were fitted on.
-        seed: With which they were drawn.
-        max_prune_points: The most layers that may delete; None where that was left open.
+        ratio_on_samples: Fraction that the search compared with `ratio`; there, each sample deletes its own
+            count.
+        ratio_reached: Fraction that the scheme keeps. Counts are rounded down, so it is a little more.
+        samples: Number of samples.
+        seed: Seed with which the samples were drawn.
+        max_prune_points: The most layers that may delete; None if there was no limit.
         lost_self: For each layer, the share of the visual tokens' attention that is lost, mean over the
-            samples. Layers that follow a deletion may lose more than alpha, or gain.
+            samples. Layers after a deletion may lose more than alpha, or gain.
         lost_cross: The same for the attention of the text after the image.
-        unconstrained: What would have been reached without `max_prune_points`.
+        unconstrained: Result of the search without `max_prune_points`.
 
     Raises:
         UsageError: The fields contradict each other.
@@ -139,32 +139,32 @@ class Recipe:
 
     @property
     def prune_points(self) -> tuple[int, ...]:
-        """The layers that delete."""
+        """The layers that delete tokens."""
         return tuple(layer for layer, count in enumerate(self.scheme) if count)
 
     @property
     def work(self) -> LayerWork:
-        """The work of one layer."""
+        """Work of one layer."""
         return LayerWork(self.hidden_size, self.intermediate_size)
 
     def true_ratio(self) -> float:
-        """The fraction of the visual work that the scheme keeps, counted anew."""
+        """Compute the fraction of the visual work that the scheme keeps."""
         return scheme_ratio(self.scheme, self.visual_tokens, self.work)
 
     def exported_ratio(self, scheme: tuple[int, ...]) -> float:
-        """The same of a scheme as exported: without a deletion at the last layer, which nothing follows."""
+        """Compute the fraction that a scheme keeps as exported: without deletions at the last layer."""
         return scheme_ratio((*scheme[:-1], 0), self.visual_tokens, self.work)
 
     def check_model(self, *, weights_sha256: str, num_layers: int, name: str) -> None:
-        """Refuse the recipe for any model but its own.
+        """Refuse the recipe for any model except its own.
 
         Args:
-            weights_sha256: Of the model's weights, as `Checkpoint.weights_sha256` gives it.
-            num_layers: Of its decoder.
-            name: What to call it.
+            weights_sha256: SHA-256 of the model's weights, as `Checkpoint.weights_sha256` gives it.
+            num_layers: Layers of the model's decoder.
+            name: Name of the model, for messages.
 
         Raises:
-            UsageError: It was fitted on another model.
+            UsageError: The recipe was fitted on another model.
         """
         hint = f"Fit one for this model: visprune fit MODEL --ratio {self.ratio:g}"
         if num_layers != self.num_layers:
@@ -179,12 +179,12 @@ class Recipe:
             )
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the text of the recipe's file."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
 
 def scheme_ratio(scheme: tuple[int, ...], visual_tokens: int, work: LayerWork) -> float:
-    """The fraction of the visual work that a scheme keeps."""
+    """Compute the fraction of the visual work that a scheme keeps."""
     left, spent = visual_tokens, 0
     for count in scheme:
         spent += work.before_deletion(left) + work.after_deletion(left - count)
@@ -196,8 +196,8 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        UsageError: There is no such file.
-        BundleError: It is no recipe, was altered into nonsense, or comes from a newer visprune.
+        UsageError: The file cannot be read.
+        BundleError: It is no recipe, its fields contradict each other, or a newer visprune wrote it.
     """
     path = Path(path)
     hint = "Give a file that `visprune fit` wrote."
@@ -219,46 +219,37 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuse a place to write a recipe to, before any work is done.
+    """Refuse a path that a recipe cannot be written to, before any work is done.
+
+    Args:
+        path: The file.
+        force: Whether an earlier recipe may be replaced.
 
     Raises:
-        UsageError: Something is there and may not be replaced, or there is no such directory.
+        UsageError: The file exists and may not be replaced, or its directory is missing or not writable.
     """
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory.", "Name a file with -o.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists.", "Choose another file with -o, or replace it with --force.")
+    check_file(path, force=force)
     if path.exists() and not _holds_recipe(path):
         raise UsageError(
             f"{path} exists and is not a recipe, so --force will not replace it.",
             "Choose another file with -o.",
         )
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"There is no directory {path.parent}.", "Create it first.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path.parent} cannot be written to.", "Choose another place with -o.")
 
 
 def write_recipe(recipe: Recipe, path: str | Path, *, force: bool = False) -> None:
     """Write a recipe, whole or not at all.
 
     Args:
-        recipe: What to write.
+        recipe: The recipe.
         path: The file.
         force: Whether an earlier recipe may be replaced.
 
     Raises:
-        UsageError: `path` exists and may not be replaced.
+        UsageError: As `check_output`.
     """
     path = Path(path)
     check_output(path, force=force)
-    stage = path.with_name(f".visprune-partial-{secrets.token_hex(4)}")
-    try:
-        stage.write_text(recipe.to_json(), encoding="utf-8")
-        stage.replace(path)
-    finally:
-        stage.unlink(missing_ok=True)
+    write_file(path, recipe.to_json())
 
 
 def _is_recipe(data: object) -> bool:

@@ -1,9 +1,10 @@
-"""Where to delete when only a few layers may: the layers of a constrained FitPrune recipe.
+"""Choice of the layers that delete tokens, for a FitPrune recipe with few prune points.
 
-Each prune point is a cut of the decoder, and each segment costs start-up and memory, so a board may want
-few. Which layers serve best is decided on the attention of the *unpruned* model, kept from the first pass
-over the samples: a deletion is taken to cost each later layer what its tokens had there. So thousands of
-evaluations take seconds, and no model. The scheme itself is then fitted with true attention.
+Each prune point cuts the decoder, and each segment costs start-up time and memory, so a board may need few.
+The layers are chosen by the attention of the *unpruned* model, which is known from the first pass over the
+samples: a deletion is assumed to cost each later layer the attention that the deleted tokens had there. This
+needs no model, so thousands of evaluations take seconds. The scheme itself is then fitted with true
+attention.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from visprune.errors import UnsupportedError
 from visprune.pruning.recipe import Fit
 from visprune.pruning.recipe_search import Search
-from visprune.pruning.recipe_task import Step, Task, Unpruned
+from visprune.pruning.recipe_task import Step, Task, Unpruned, no_step
 
 __all__ = ["choose_layers", "fit_constrained"]
 
@@ -25,23 +26,23 @@ _HALVINGS = 12
 _STRONGEST = 1.0 - 2.0**-_HALVINGS
 
 Cost = tuple[float, float]
-"""The smallest alpha that reaches the ratio and the mass lost there; alpha is 2 where none does, and then
-the work that is left takes the second place. Less is better."""
+"""The smallest alpha that reaches the ratio, and the attention lost with it; less is better. If no alpha
+reaches the ratio: 2, and the fraction of the work that is left."""
 
 
 def choose_layers(task: Task, unpruned: Unpruned, points: int) -> tuple[int, ...]:
-    """The layers that reach a ratio with the smallest alpha, ties by lost mass.
+    """Choose the layers that reach a ratio with the smallest alpha; ties are decided by the lost attention.
 
-    Layers are added one by one, each time the one that helps most; then single ones are exchanged for as
-    long as that helps. The last layer is never one of them, as nothing follows it.
+    Layers are added one by one, each time the one that helps most. Then single layers are exchanged as long
+    as that helps. The last layer is never chosen, because nothing follows it.
 
     Args:
-        task: What is searched for.
-        unpruned: The statistics.
+        task: The task of the search.
+        unpruned: Statistics of the unpruned model.
         points: G, the most layers.
 
     Returns:
-        At most G layers, ascending; the first G where no choice reaches the ratio on these statistics.
+        At most G layers, ascending; the first G layers if no choice reaches the ratio on these statistics.
     """
     table = _Table(task, unpruned)
     candidates = range(task.num_layers - 1)
@@ -67,19 +68,17 @@ def _with(layers: tuple[int, ...], new: int) -> tuple[int, ...]:
     return tuple(sorted((*layers, new)))
 
 
-def fit_constrained(
-    search: Search, unconstrained: Fit, points: int, step: Step = lambda done, total: None
-) -> Fit:
-    """A fit with few prune points.
+def fit_constrained(search: Search, unconstrained: Fit, points: int, step: Step = no_step) -> Fit:
+    """Fit a scheme with few prune points.
 
     Args:
-        search: Has the statistics of the unpruned model.
-        unconstrained: What it found with all layers; taken as it is where it has few enough already.
+        search: The search, which has the statistics of the unpruned model.
+        unconstrained: The scheme that it found with all layers. It is returned if it has few enough points.
         points: G, the most layers that may delete.
-        step: Told how far the search is.
+        step: Called with the progress of the search.
 
     Raises:
-        UnsupportedError: The ratio cannot be reached with so few.
+        UnsupportedError: The ratio cannot be reached with so few layers.
     """
     last = search.task.num_layers - 1
     if sum(map(bool, unconstrained.scheme)) <= points and not unconstrained.scheme[last]:
@@ -89,15 +88,15 @@ def fit_constrained(
     chosen = choose_layers(search.task, search.unpruned, points)
     earliest = tuple(range(min(points, last)))
     if chosen != earliest:
-        # Attention moves to the survivors, so what the unpruned model promises may not come true. The
-        # first layers save most.
+        # Attention moves to the kept tokens, so the choice made on the unpruned model may fail. The first
+        # layers save most.
         with suppress(UnsupportedError):
             return search.fit(chosen, step)
     return search.fit(earliest, step)
 
 
 class _Table:
-    """The statistics, sorted once; arrays are [S, N] for each layer."""
+    """The statistics of the unpruned model, sorted once; arrays are [S, N] for each layer."""
 
     def __init__(self, task: Task, unpruned: Unpruned) -> None:
         self.task = task
@@ -109,7 +108,10 @@ class _Table:
     def best(
         self, sets: Iterable[tuple[int, ...]], found: tuple[tuple[int, ...], Cost] | None = None
     ) -> tuple[tuple[int, ...], Cost]:
-        """The set of least cost; most are refused by one evaluation at the best alpha so far."""
+        """Return the set of layers with the least cost.
+
+        One evaluation at the best alpha so far refuses most sets.
+        """
         best, cost = found or ((), (3.0, 0.0))
         for layers in sets:
             if cost[0] <= 1.0 and self.at(layers, cost[0])[0] > self.task.ratio:
@@ -120,7 +122,7 @@ class _Table:
         return best, cost
 
     def cost(self, layers: tuple[int, ...]) -> Cost:
-        """By halving, as in the search proper, and finer."""
+        """Compute the cost of a set of layers, by bisection as in `Search.fit` but finer."""
         ratio, _ = self.at(layers, _STRONGEST)
         if ratio > self.task.ratio:
             return (2.0, ratio)
@@ -134,7 +136,7 @@ class _Table:
         return (high, self.at(layers, high)[1])
 
     def at(self, layers: tuple[int, ...], alpha: float) -> tuple[float, float]:
-        """One alpha: the fraction of the work kept, and the mass lost, summed over layers."""
+        """Evaluate one alpha: the fraction of the work kept, and the attention lost, summed over layers."""
         task = self.task
         alive = np.ones(self.values[0].shape[1:], bool)  # [S, N]
         spent, done, lost = 0.0, 0, 0.0
@@ -149,22 +151,23 @@ class _Table:
             alive &= ~gone
             spent += _mean(task.work.after_deletion, alive.sum(-1))
             done = layer + 1
-            lost += sum(self._gone(side, layer, gone) for side in range(2))
+            lost += sum(self._lost(side, layer, gone) for side in range(2))
         spent += (task.num_layers - done) * _mean_work(task, alive.sum(-1))
         return spent / full, lost
 
     def _within(self, side: int, layer: int, alive: NDArray[np.bool_], alpha: float) -> NDArray[np.bool_]:
-        """The tokens that may go by one of the two statistics; those gone before count as lost."""
+        """Return the tokens that one of the two statistics lets go; tokens deleted before count as lost."""
         order = self.orders[side][layer]
         values = np.where(np.take_along_axis(alive, order, -1), self.values[side][layer], 0.0)
-        after = np.cumsum(values[:, ::-1], axis=-1)[:, ::-1] - values  # what is kept if all up to here go
+        after = np.cumsum(values[:, ::-1], axis=-1)[:, ::-1] - values  # kept if all tokens up to this one go
         enough: NDArray[np.bool_] = after >= (1.0 - alpha) * self.totals[side][layer]
         enough[:, -1] = False
         may = np.empty_like(enough)
         np.put_along_axis(may, order, enough, -1)
         return may
 
-    def _gone(self, side: int, layer: int, gone: NDArray[np.bool_]) -> float:
+    def _lost(self, side: int, layer: int, gone: NDArray[np.bool_]) -> float:
+        """Return the share of one of the two statistics that deleted tokens had, mean over the samples."""
         values = np.where(
             np.take_along_axis(gone, self.orders[side][layer], -1), self.values[side][layer], 0.0
         )

@@ -1,21 +1,21 @@
-"""FitPrune's search for a recipe, on the attention that samples show (arXiv 2409.10197).
+"""FitPrune's search for a recipe, on the attention of samples (arXiv 2409.10197).
 
-Notation: L layers, N visual tokens, n of them left, S samples. For each layer and sample W_self and W_cross
+Notation: L layers, N visual tokens, n of them left, S samples. For each layer and sample, W_self and W_cross
 are the sums of the statistics `Attention` on the unpruned model. One evaluation of an alpha takes all samples
-through the decoder, layer by layer, each with its own deletions in the layers before:
+through the decoder, layer by layer; each sample has its own deletions in the layers before:
 
-    1. Before each layer, and once after the last: if the visual work spent, and what the layers to come
-       cost if nothing more is deleted, is within ratio * full work (mean over samples), the alpha is
-       feasible, and the layers to come delete nothing.
+    1. Before each layer, and once after the last, forecast the visual work: the work spent, and the cost of
+       the remaining layers if nothing more is deleted. If it is within ratio * full work (mean over samples),
+       the alpha is feasible, and the remaining layers delete nothing.
     2. D_cross is the longest prefix of the tokens, ascending by cross, such that the rest keeps at least
-       (1 - alpha) W_cross, and one token at least; D_self likewise. Their intersection is deleted.
+       (1 - alpha) W_cross, and at least one token; D_self likewise. Their intersection is deleted.
     3. scheme[l] = floor(mean over samples of the number deleted).
 
-The search halves [0, 1] seven times and takes the last feasible scheme. Two shortcuts change no result. An
-evaluation ends where it can no longer succeed: not even with one token left from there on. And what comes
-before the first deletion is the same for every alpha, so it is computed once.
+The search bisects [0, 1] seven times and returns the last feasible scheme. Two shortcuts change no result. An
+evaluation ends as soon as it can no longer succeed, even with one token left from there on. The layers before
+the first deletion are the same for every alpha, so they are computed once.
 
-This module knows no model and no torch: a `recipe_task.Sample` says where attention comes from.
+This module knows no model and no torch: attention comes from a `recipe_task.FitSample`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,29 @@ from numpy.typing import NDArray
 
 from visprune.errors import UnsupportedError
 from visprune.pruning.recipe import Fit, scheme_ratio
-from visprune.pruning.recipe_task import Attention, Floats, Pass, Sample, Step, Task, Unpruned, rounded_up
+from visprune.pruning.recipe_task import (
+    Attention,
+    FitSample,
+    Floats,
+    Pass,
+    Step,
+    Task,
+    Unpruned,
+    no_step,
+    rounded_up,
+)
 
 __all__ = ["HALVINGS", "Search", "deletable"]
 
 HALVINGS = 7
-"""Evaluations of one search: alpha is found to 1/128."""
+"""Number of bisections of one search, so alpha is found to 1/128."""
 
 _NONE = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
 class _Start:
-    """The samples at the attention of the first layer that may delete; shared by all evaluations."""
+    """The samples at the attention of the first layer that may delete, which all evaluations share."""
 
     layer: int
     passes: list[Pass]
@@ -50,7 +60,7 @@ class _Start:
 
 @dataclass(slots=True)
 class _Progress:
-    """An evaluation so far: lists have an entry a sample, arrays are [L, S]."""
+    """State of an evaluation: lists have an entry for each sample, arrays are [L, S]."""
 
     layer: int  # the next one
     passes: list[Pass]
@@ -62,18 +72,18 @@ class _Progress:
 
 
 class Search:
-    """Fits schemes for one task on one set of samples.
+    """A search for schemes, for one task on one set of samples.
 
     Args:
-        task: What is searched for.
-        samples: With as many visual tokens as the task says.
-        step: Told how far the statistics of the unpruned model are, [L * S] steps.
+        task: The task.
+        samples: Samples, with the number of visual tokens that the task has.
+        step: Called with the progress of the statistics of the unpruned model, L * S steps.
 
     Raises:
         UnsupportedError: The ratio cannot be reached whatever is deleted.
     """
 
-    def __init__(self, task: Task, samples: Sequence[Sample], step: Step = lambda done, total: None) -> None:
+    def __init__(self, task: Task, samples: Sequence[FitSample], step: Step = no_step) -> None:
         self.task = task
         self.samples = len(samples)
         task.check_possible(range(task.num_layers))
@@ -93,15 +103,15 @@ class Search:
         self._start = _Start(0, start, attention)
         self._totals = (self.unpruned.self_.sum(-1), self.unpruned.cross.sum(-1))  # W, [L, S]
 
-    def fit(self, allowed: Collection[int] | None = None, step: Step = lambda done, total: None) -> Fit:
-        """Search the smallest alpha.
+    def fit(self, allowed: Collection[int] | None = None, step: Step = no_step) -> Fit:
+        """Search the smallest alpha that reaches the ratio.
 
         Args:
             allowed: The layers that may delete; None for all.
-            step: Told how far the search is.
+            step: Called with the progress of the search.
 
         Raises:
-            UnsupportedError: No alpha reaches the ratio; says what can be reached.
+            UnsupportedError: No alpha reaches the ratio; the message names the ratio that can be reached.
         """
         layers = frozenset(range(self.task.num_layers) if allowed is None else allowed)
         self.task.check_possible(layers)
@@ -132,7 +142,7 @@ class Search:
         *,
         abandon: bool = True,
     ) -> _Progress:
-        """One alpha, as far as it takes to see whether the budget is met; to that point, or to the end."""
+        """Evaluate one alpha, until the budget is met, cannot be met, or the last layer is done."""
         task = self.task
         shape = (task.num_layers, self.samples)
         now = _Progress(
@@ -154,7 +164,7 @@ class Search:
         return now
 
     def _layer(self, now: _Progress, alpha: float | None, start: _Start) -> None:
-        """One layer of every sample, with deletions unless `alpha` is None."""
+        """Run one layer of every sample, with deletions unless `alpha` is None."""
         layer, work = now.layer, self.task.work
         for index, one in enumerate(now.passes):
             entered = now.left[index]
@@ -179,14 +189,15 @@ class Search:
         return self._forecast(now) <= self._budget
 
     def _forecast(self, now: _Progress) -> int:
-        """The work of all samples, if nothing more is deleted."""
+        """Return the work of all samples if nothing more is deleted."""
         return sum(now.spent) + sum(self.task.forecast(tokens, now.layer) for tokens in now.left)
 
     def _least(self, now: _Progress, layers: frozenset[int]) -> int:
+        """Return the work of all samples if the next layer that may delete leaves one token."""
         return sum(now.spent) + sum(self.task.least(tokens, now.layer, layers) for tokens in now.left)
 
     def _started(self, layer: int) -> _Start:
-        """The samples at the attention of `layer`, nothing deleted."""
+        """Return the samples at the attention of `layer`, with nothing deleted."""
         passes = [one.copy() for one in self._start.passes]
         attention = self._start.attention
         for index in range(1, layer + 1):
@@ -194,7 +205,7 @@ class Search:
         return _Start(layer, passes, attention)
 
     def _finished(self, best: _Progress, alpha: float, start: _Start) -> Fit:
-        """Measure the layers to come, whose few tokens cost little, and put the result together."""
+        """Measure the remaining layers, whose few tokens cost little, and put the result together."""
         task = self.task
         on_samples = self._forecast(best) / (task.full * self.samples)
         while best.layer < task.num_layers and best.deleted.any():
@@ -226,10 +237,10 @@ def _advance(step: Step, done: int, total: int, layer: int) -> None:
 
 
 def deletable(attention: Attention, totals: tuple[float, float], alpha: float) -> NDArray[np.int64]:
-    """The tokens that may go, ascending: little looked at by visual tokens and by text.
+    """Return the tokens that may be deleted, ascending: those that visual tokens and text attend to least.
 
     Args:
-        attention: Of the n tokens left.
+        attention: Statistics of the n tokens left.
         totals: W_self and W_cross.
         alpha: Share of either total that may be lost.
     """
@@ -239,14 +250,14 @@ def deletable(attention: Attention, totals: tuple[float, float], alpha: float) -
 
 
 def _prefix(values: Floats, total: float, alpha: float) -> NDArray[np.int64]:
-    """The longest prefix in ascending order whose rest, of one token at least, keeps its share."""
+    """Return the longest prefix, ascending by value, whose rest keeps its share and at least one token."""
     order = np.argsort(values, kind="stable")
-    rest = np.cumsum(values[order][::-1])[::-1]  # rest[k] is kept where k tokens go, k = 0 .. n - 1
+    rest = np.cumsum(values[order][::-1])[::-1]  # rest[k] is kept if k tokens go, k = 0 .. n - 1
     enough = int(np.count_nonzero(rest >= (1.0 - alpha) * total))
     return order[: max(0, enough - 1)]
 
 
 def _lost(values: Floats, gone: NDArray[np.int64], total: float) -> float:
-    """1 - rest / W."""
+    """Return the share of attention that is lost: 1 - rest / W."""
     rest = float(values.sum() - values[gone].sum())
     return 1.0 - rest / total if total > 0 else 0.0

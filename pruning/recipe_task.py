@@ -1,4 +1,4 @@
-"""What a FitPrune search works on: samples, their attention, and the work it is to save."""
+"""Input of a FitPrune search: samples, their attention, and the work to save."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from visprune.errors import UnsupportedError
 from visprune.work import LayerWork
 
-__all__ = ["Attention", "Floats", "Pass", "Sample", "Step", "Task", "Unpruned", "rounded_up"]
+__all__ = ["Attention", "FitSample", "Floats", "Pass", "Step", "Task", "Unpruned", "no_step", "rounded_up"]
 
 Floats = NDArray[np.float64]
 Step = Callable[[int, int], None]
-"""Called with the steps done and all of them; a search may need fewer."""
+"""Called with the steps done and their total; a search may need fewer."""
+
+
+def no_step(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 class Attention(NamedTuple):
-    """What one layer's attention says of the n visual tokens left; M is the maximum over heads, [S, S].
+    """Statistics of one layer's attention to the n visual tokens left; M [S, S] is the maximum over heads.
 
     Attributes:
         self_: [n], the mean of M[i, j] over the n visual tokens i.
@@ -32,33 +36,33 @@ class Attention(NamedTuple):
 
 
 class Pass(Protocol):
-    """One sample on its way through the decoder. A protocol, so that tests need no model."""
+    """Protocol of one sample on its way through the decoder; as a protocol, tests need no model."""
 
     def attend(self, layer: int) -> Attention:
-        """Go on to the attention of `layer`, which is the next one."""
+        """Go on to `layer`, which must be the next layer, and return its attention."""
 
     def delete(self, indices: NDArray[np.int64]) -> None:
-        """Drop visual tokens after that attention; the indices count those left."""
+        """Drop visual tokens after that attention; the indices count the tokens left."""
 
     def copy(self) -> Pass:
-        """The same place, from where to go on differently."""
+        """Return an independent pass at the same place."""
 
 
-class Sample(Protocol):
-    """An image and a prompt."""
+class FitSample(Protocol):
+    """Protocol of an image and a prompt that a recipe is fitted on."""
 
     def start(self) -> Pass:
-        """A pass before the first layer."""
+        """Return a pass before the first layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is searched for.
+    """Sizes of the decoder, and the work that a scheme may keep.
 
     Attributes:
-        num_layers: L.
-        visual_tokens: N.
-        work: Of one layer.
+        num_layers: L, layers of the decoder.
+        visual_tokens: N, visual tokens of a sample.
+        work: Work of one layer.
         ratio: Fraction of the visual work to keep.
     """
 
@@ -69,15 +73,15 @@ class Task:
 
     @property
     def full(self) -> int:
-        """The visual work of one unpruned sample."""
+        """Visual work of one unpruned sample."""
         return self.num_layers * self.work.layer(self.visual_tokens)
 
     def forecast(self, tokens: int, layer: int) -> int:
-        """The work from `layer` on, if nothing more is deleted."""
+        """Return the work from `layer` on if nothing more is deleted."""
         return (self.num_layers - layer) * self.work.layer(tokens)
 
     def least(self, tokens: int, layer: int, allowed: Collection[int]) -> int:
-        """The least work from `layer` on: at the next layer that may delete, all tokens but one go."""
+        """Return the least work from `layer` on: the next layer that may delete leaves one token."""
         following = [index for index in allowed if index >= layer]
         if not following:
             return self.forecast(tokens, layer)
@@ -89,7 +93,7 @@ class Task:
         """Refuse a ratio that no deletion at these layers reaches.
 
         Raises:
-            UnsupportedError: It is too small.
+            UnsupportedError: The ratio is too small.
         """
         least = self.least(self.visual_tokens, 0, allowed)
         if self.ratio * self.full < least:
@@ -102,12 +106,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Unpruned:
-    """The statistics of the unpruned model, [L, S, N] each."""
+    """Statistics of the unpruned model, [L, S, N] each; see `Attention`."""
 
     self_: Floats
     cross: Floats
 
 
 def rounded_up(ratio: float) -> float:
-    """To three places, so that it can be asked for."""
+    """Round a ratio up to three places, so that it can be asked for and reached."""
     return float(np.ceil(ratio * 1000) / 1000)

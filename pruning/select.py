@@ -1,7 +1,7 @@
-"""From scores to kept tokens: the operations every method shares.
+"""Operations that turn scores into kept tokens, which the methods share.
 
-Only operators that TensorRT builds are used: TopK with K as an input, Gather; no NonZero, no
-data-dependent shape. Indices are sorted as float32, which holds them exactly up to 2**24, because
+They use only operators that TensorRT can build: TopK with K as an input, and Gather. They use no NonZero, and
+no shape depends on data. Indices are sorted as float32, which holds them exactly up to 2**24, because
 TensorRT 10.3 has no TopK for int64. Counts that depend on K are tensors, so they are float32 too.
 """
 
@@ -18,11 +18,11 @@ __all__ = ["ascending", "gather_tokens", "last", "part", "ranks", "repeat", "top
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
-    """The `count` largest scores of each row, as ascending indices.
+    """Return the indices of the `count` largest scores of each row, ascending.
 
     Args:
         scores: [T, N] float32.
-        count: How many; may be symbolic.
+        count: Number of scores; may be symbolic.
 
     Returns:
         [T, count] int64, ascending.
@@ -31,11 +31,11 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 
 
 def last(scores: Tensor, valid: Tensor | None) -> Tensor:
-    """The scores, with padding behind every token: it is taken only where no token is left.
+    """Return the scores with padding ranked last, so that it is taken only when no token is left.
 
     Args:
         scores: [T, N] float32.
-        valid: [T, N] bool, False for padding; None where there is none.
+        valid: [T, N] bool, False for padding; None if there is none.
     """
     import torch
 
@@ -48,9 +48,10 @@ def ascending(indices: Tensor) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The place of each score in its row: 0 for the largest, equal ones by position.
+    """Return the rank of each score in its row: 0 for the largest; equal scores rank by position.
 
-    `ranks(scores) < count` selects by a count that is a tensor, may be 0, and breaks ties alike everywhere.
+    Unlike TopK, `ranks(scores) < count` takes a count that is a tensor and may be 0, and breaks ties the same
+    way in every backend.
 
     Args:
         scores: [T, N] float32.
@@ -68,11 +69,11 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def part(count: int, share: float) -> Tensor:
-    """round(share * count), halves up, at least 1 and at most `count`: [1, 1] float32.
+    """Return round(share * count), halves rounded up, at least 1 and at most `count`: [1, 1] float32.
 
     Args:
-        count: May be symbolic.
-        share: In (0, 1]; taken as the nearest fraction with a denominator of at most 100.
+        count: A number that may be symbolic.
+        share: In (0, 1]; replaced by the nearest fraction with a denominator of at most 100.
     """
     import torch
 
@@ -85,12 +86,12 @@ def part(count: int, share: float) -> Tensor:
 def repeat(
     step: Callable[[Tensor], tuple[Tensor, Tensor]], state: Tensor, times: int
 ) -> tuple[Tensor, Tensor]:
-    """Apply a step again and again; in an exported graph this is one Scan, however many times it is.
+    """Apply a step a number of times. In an exported graph this is one Scan, whatever the number.
 
     Args:
-        step: From a state to the next one, of equal shape, and an output.
-        state: Before the first step.
-        times: At least 1, and static.
+        step: Maps a state to the next state, of the same shape, and an output.
+        state: The state before the first step.
+        times: Number of steps; at least 1, and static.
 
     Returns:
         The last state, and the outputs [times, ...].
@@ -110,11 +111,11 @@ def repeat(
 
 
 def gather_tokens(features: Tensor, indices: Tensor, always_kept: int) -> Tensor:
-    """Gather kept tokens of each tile, in order, flat over tiles.
+    """Gather the kept tokens of each tile in order, and flatten the tiles.
 
     Args:
-        features: [T, A + N, Dv]; the first A tokens are kept in any case.
-        indices: [T, K] int64 into the N others.
+        features: [T, A + N, Dv]; the first A tokens are always kept.
+        indices: [T, K] int64, indices into the N other tokens.
         always_kept: A.
 
     Returns:

@@ -1,8 +1,8 @@
-"""What a vision encoder can tell a pruning method: a vector over the visual tokens, or a matrix.
+"""Signals that a vision encoder can give a pruning method: a vector over the visual tokens, or a matrix.
 
-A signal is computed in float32 from the attention of one layer: the one whose output the projector
-takes, or an earlier one. `SIGNALS` is the literal table of them; a method names those it needs, and
-the exported vision encoder puts out these and no others.
+A signal is computed in float32 from the attention of one layer: the layer whose output the projector takes,
+or an earlier one. `SIGNALS` is the table of all signals. A method names those that it needs, and the exported
+vision encoder puts out these and no others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["SIGNALS", "LayerAttention", "Signal"]
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """One layer's attention.
+    """Attention of one layer of the vision tower.
 
     Attributes:
-        logits: [T, H, rows, n] float32, scaled, before the softmax; the rows are all n queries or the first.
+        logits: [T, H, rows, n] float32, scaled, before the softmax. The rows are all n queries, or the first.
         prefix_tokens: Tokens before the patches (1 for a CLS).
         skipped_patches: Patches before visual token 0, which the projector does not take.
     """
@@ -33,24 +33,24 @@ class LayerAttention:
     skipped_patches: int
 
     def over_patches(self, attention: Tensor) -> Tensor:
-        """Mean over heads, without the prefix's rows and columns: [T, H, n, n] -> [T, patches, patches]."""
+        """Average over heads, without the prefix: [T, H, n, n] -> [T, patches, patches]."""
         mean: Tensor = attention.mean(dim=1)
         return mean[:, self.prefix_tokens :, self.prefix_tokens :]
 
     def visual(self, vector: Tensor) -> Tensor:
-        """The entries of the visual tokens: [T, patches] -> [T, N]."""
+        """Return the entries of the visual tokens: [T, patches] -> [T, N]."""
         return vector[:, self.skipped_patches :]
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One entry of the table.
+    """One signal: how it is computed, and from which layer.
 
     Attributes:
-        compute: From a layer's attention to [T, N], or [T, N, N] for a matrix, in float32.
-        rows: The queries it reads; with the first alone no square matrix is computed for it.
-        depth: Which layer, as a fraction of those up to the feature layer; 1 is the feature layer.
-        matrix: Whether it is a matrix.
+        compute: Maps a layer's attention to [T, N], or to [T, N, N] for a matrix, in float32.
+        rows: Queries that it reads. For the first query alone, no square matrix is computed.
+        depth: The layer, as a fraction of the layers up to the feature layer; 1 is the feature layer.
+        matrix: Whether the signal is a matrix.
     """
 
     compute: Callable[[LayerAttention], Tensor]
@@ -59,16 +59,16 @@ class Signal:
     matrix: bool = False
 
     def layer(self, layers: int) -> int:
-        """The 0-based layer it reads, of so many up to the feature layer; the first one at least."""
+        """Return the 0-based layer that it reads, of a number of layers up to the feature layer."""
         return max(1, int(layers * self.depth)) - 1
 
     def shape(self, visual_tokens: int) -> tuple[int, ...]:
-        """Its shape for one tile."""
+        """Return the shape of the signal for one tile."""
         return (visual_tokens, visual_tokens) if self.matrix else (visual_tokens,)
 
 
 def _attention_received(layer: LayerAttention) -> Tensor:
-    """Mean attention probability each visual token receives from the patches (FoPru, s_key).
+    """Return the mean attention probability that each visual token receives from the patches (FoPru, s_key).
 
     s[j] = mean_i mean_h softmax(logits)[h, i, j], CLS rows and columns dropped.
 
@@ -79,23 +79,27 @@ def _attention_received(layer: LayerAttention) -> Tensor:
 
 
 def _attention_given(layer: LayerAttention) -> Tensor:
-    """Mean attention probability each visual token gives to the patches (FoPru, s_qry): [T, N] float32."""
+    """Return the mean attention probability that each visual token gives to the patches (FoPru, s_qry).
+
+    Returns:
+        [T, N] float32.
+    """
     return layer.visual(layer.over_patches(layer.logits.softmax(dim=-1)).mean(dim=2))
 
 
 def _logits_received(layer: LayerAttention) -> Tensor:
-    """As attention received, from the logits before the softmax: [T, N] float32."""
+    """Return the attention received, from the logits before the softmax: [T, N] float32."""
     return layer.visual(layer.over_patches(layer.logits).mean(dim=1))
 
 
 def _attention_map(layer: LayerAttention) -> Tensor:
-    """Mean over heads of the probabilities among visual tokens: [T, N, N] float32, rows are queries."""
+    """Average the probabilities among visual tokens over heads: [T, N, N] float32, rows are queries."""
     patches = layer.over_patches(layer.logits.softmax(dim=-1))
     return patches[:, layer.skipped_patches :, layer.skipped_patches :]
 
 
 def _cls_attention(layer: LayerAttention) -> Tensor:
-    """Mean over heads of the probabilities the CLS token gives to each visual token: [T, N] float32."""
+    """Average the probabilities that the CLS token gives to visual tokens over heads: [T, N] float32."""
     given = layer.logits[:, :, 0].softmax(dim=-1).mean(dim=1)  # [T, n]
     return layer.visual(given[:, layer.prefix_tokens :])
 

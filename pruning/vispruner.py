@@ -1,18 +1,18 @@
-"""VisPruner: some tokens for their importance, the others for being no duplicates (arXiv 2412.01818v2).
+"""VisPruner: keep some tokens for their importance, and others that are no duplicates (arXiv 2412.01818v2).
 
 Before the LLM. K tokens are kept, in two groups:
 
-    important   the Ki largest of the CLS token's attention (as FasterVLM), Ki = round(important_share K)
-    diverse     of the N - Ki others, K - Ki are left by rounds of removal, in each of which
+    important   the Ki tokens that the CLS token attends to most (as FasterVLM), Ki = round(important_share K)
+    diverse     rounds of removal leave K - Ki of the N - Ki others. In each round,
                 - the a tokens still alive are numbered 0 .. a - 1 in reading order,
-                - each even one gets s = max over the odd ones of the cosine of their vision features,
-                - the d even ones of largest s are dropped.
+                - each even token gets s = max over the odd tokens of the cosine of their vision features,
+                - the d even tokens with the largest s are dropped.
 
-The published form drops a few tokens at a time until the count is met. A graph needs a fixed number
-of rounds, so here a round drops d = min(a - (K - Ki), ceil(drop_share a)) and there are as many rounds as it
-takes to come from N tokens to one; those that have nothing left to drop change nothing. This is our
-reading; a smaller `drop_share` is nearer to the published form, and costs rounds (19 for 1/4 and N = 576).
-`drop_share` is at most 1/2, because only even tokens go: ceil(a / 2) of a are even.
+The published form drops a few tokens at a time until the count is met. A graph needs a fixed number of
+rounds, so here a round drops d = min(a - (K - Ki), ceil(drop_share a)), and there are as many rounds as lead
+from N tokens to one; a round with nothing left to drop changes nothing. This is our reading. A smaller
+`drop_share` is nearer to the published form, and costs more rounds (1/4 costs 19 for N = 576). `drop_share`
+is at most 1/2, because only even tokens are dropped, and ceil(a / 2) of a tokens are even.
 """
 
 from __future__ import annotations
@@ -20,33 +20,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, need_cls
+from visprune.pruning.base import Layout, TokenPruner, need_cls
 from visprune.pruning.select import last, part, ranks, repeat, top_indices
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["VisPruner"]
 
 
 @dataclass(frozen=True, slots=True)
-class VisPruner:
-    """Keep what the CLS token looks at, and of the rest what is least alike.
+class VisPruner(TokenPruner):
+    """Keep the tokens that the CLS token attends to, and those of the rest that are least alike.
 
     Attributes:
-        important_share: Of the kept tokens, the share chosen by attention; in (0, 1].
-        drop_share: Of the tokens alive, the largest share a round of removal drops; in [1/100, 1/2].
+        important_share: Share of the kept tokens that is chosen by attention; in (0, 1].
+        drop_share: The largest share of the tokens alive that a round of removal drops; in [1/100, 1/2].
     """
 
-    place: ClassVar[str] = "before the LLM"
     paper: ClassVar[str] = "VisPruner, arXiv 2412.01818v2"
-    positions: ClassVar[Literal["contiguous"]] = "contiguous"
     chained: ClassVar[bool] = True
 
     important_share: float = 0.5
@@ -66,7 +62,7 @@ class VisPruner:
         return ("cls_attention",)
 
     def budget(self, layout: Layout) -> Budget:
-        """Counts single tokens.
+        """Count single tokens.
 
         Raises:
             UnsupportedError: The tower has no CLS token.
@@ -74,12 +70,8 @@ class VisPruner:
         need_cls(layout, "vispruner")
         return Budget(layout.visual_tokens)
 
-    def constants(self, layout: Layout) -> dict[str, NDArray[np.float32]]:
-        """None."""
-        return {}
-
     def rounds(self, tokens: int) -> int:
-        """How many rounds of removal lead from so many tokens to a single one."""
+        """Return how many rounds of removal lead from a number of tokens to a single one."""
         share, count = self._share, 0
         while tokens > 1:
             tokens -= -(-tokens * share.numerator // share.denominator)
@@ -94,7 +86,7 @@ class VisPruner:
         layout: Layout,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """[T, K]: the important and the diverse tokens, in ascending order of position."""
+        """Return the important and the diverse tokens in order of position, [T, K]."""
         import torch
 
         important = part(keep_tokens, self.important_share)  # [1, 1]
@@ -111,7 +103,7 @@ class VisPruner:
             half = (alive @ before) / 2
             is_odd = (alive > 0) & (half != half.floor())  # [T, N]
             nearest = cosine.where(is_odd.unsqueeze(1), -2.0).amax(dim=-1)
-            nearest = nearest.where((alive > 0) & ~is_odd, -3.0)  # of the even ones; cosines end at -1
+            nearest = nearest.where((alive > 0) & ~is_odd, -3.0)  # only even tokens go; a cosine is >= -1
             most = ((count * share.numerator + (share.denominator - 1)) / share.denominator).floor()
             dropped = ranks(nearest) < (count - diverse).minimum(most)
             return alive.masked_fill(dropped, 0.0), count

@@ -1,7 +1,7 @@
-"""Quantize bundles: INT8, FP8 and INT4 for the linear layers, with a report of what that costs and gains.
+"""Quantization of bundles: INT8, FP8 and INT4 for the linear layers, with a report of its cost and its gain.
 
-Knows graphs and bundles, and no model family; needs neither PyTorch nor transformers. Like `visprune.export`
-this package can be called: it is then the function `quantize`.
+The package knows graphs and bundles, and no model family; it needs neither PyTorch nor transformers. Like
+`visprune.export` it can be called: it is then the function `quantize`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Run a bundle on samples and keep what its linear layers see.
+"""Calibration: run a bundle on samples, and collect statistics of the inputs of its linear layers.
 
-The whole pipeline runs, so the language model sees the visual tokens that pruning leaves, and a few decoded
-ones. Weights stay mapped from their files. What is kept is cached, by the hashes of bundle and data.
+The whole pipeline runs, so the statistics are of the visual tokens that pruning keeps, and of a few decoded
+tokens. Weights stay mapped from their files. Statistics are cached by the hashes of the bundle and the
+samples.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from visprune.caches import cache_dir, keep
 from visprune.cores import usable_cores
 from visprune.errors import BundleError, InputError
 from visprune.progress import Progress
-from visprune.quantize.loading import load_graph, serialize
-from visprune.quantize.observe import Observation, Observer, Sink, add_observations
+from visprune.quantize.bundle_graphs import load_graph, serialize
+from visprune.quantize.observe import ObservedValue, Observer, Sink, add_observations
 from visprune.records import sha256
 from visprune.runtime.backends.ort import open_cpu, open_model
 from visprune.runtime.backends.runner import BackendOptions, Runner
@@ -31,29 +32,37 @@ from visprune.runtime.pipeline import Pipeline
 from visprune.runtime.samples import Sample
 from visprune.version import __version__
 
-__all__ = ["Statistics", "Watched", "ask", "calibrate", "calm", "observed", "observed_pipeline"]
+__all__ = [
+    "Statistics",
+    "ValueWidths",
+    "answer_sample",
+    "calibrate",
+    "low_memory_options",
+    "observed_graph",
+    "observed_pipeline",
+]
 
 Array = NDArray[np.float32]
 
-Watched = Mapping[str, Mapping[str, int]]
-"""For each graph the values to observe, and the width of each."""
+ValueWidths = Mapping[str, Mapping[str, int]]
+"""Values to observe: by the name of a graph, the name of each value and its number of channels."""
 
-NEW_TOKENS = 8
-"""Decoded after each prompt, so that statistics are not only those of a prefill."""
+CALIBRATION_TOKENS = 8
+"""Tokens decoded after each prompt, so that statistics are not only those of a prefill."""
 
-_ROWS = 256
-_FORMAT = 1  # of what is remembered
+_ROWS = 256  # rows sampled of each value, over all samples
+_FORMAT = 1  # of the cache entries
 _PARTS = ("amax", "mean", "rows")
 
 
 @dataclass(slots=True)
 class Statistics:
-    """What was seen of one activation over all samples.
+    """Statistics of one activation over all samples.
 
     Attributes:
         amax: Largest magnitude of each channel, over every token, [K].
         mean: Mean magnitude of each channel, over every token, [K].
-        rows: Some tokens, [R, K].
+        rows: Sampled tokens, [R, K].
     """
 
     amax: Array
@@ -63,7 +72,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Tally:
-    """Adds up what is seen of one value."""
+    """Running totals of one observed value, over the runs so far."""
 
     amax: Array
     total: NDArray[np.float64]
@@ -72,33 +81,37 @@ class _Tally:
 
 
 def calibrate(
-    bundle: Bundle, samples: Sequence[Sample], watched: Watched, progress: Progress
+    bundle: Bundle, samples: Sequence[Sample], widths: ValueWidths, progress: Progress
 ) -> dict[str, Statistics]:
-    """Statistics of values, by "graph/value".
+    """Return statistics of some values, from the cache or by running the bundle.
 
     Args:
         bundle: The float bundle.
-        samples: To run it on.
-        watched: The values.
+        samples: Images and prompts to run it on.
+        widths: The values to observe.
         progress: Called as the work goes on.
+
+    Returns:
+        The statistics of each value, by "graph/value".
 
     Raises:
         BundleError: An activation is not finite.
         InputError: A prompt is too long, or contains the image token.
     """
-    memory = cache_dir("calibration") / f"{_key(bundle, samples, watched)}.npz"
-    known = _read(memory)
+    entry = cache_dir("calibration") / f"{_key(bundle, samples, widths)}.npz"
+    known = _read(entry)
     if known is not None:
         progress("calibrating (remembered)", 1, 1)
         return known
     tallies: dict[str, _Tally] = {}
-    at = samples[0]
+    current = samples[0]
 
-    def sink(graph: str, seen: Mapping[str, Observation]) -> None:
+    def sink(graph: str, seen: Mapping[str, ObservedValue]) -> None:
         for name, one in seen.items():
             if not (np.isfinite(one.total).all() and np.isfinite(one.amax).all()):
                 raise BundleError(
-                    f"{graph} computes numbers that are not finite ({name}) on the sample at {at.where}.",
+                    f"{graph} computes numbers that are not finite ({name}) on the sample at "
+                    f"{current.where}.",
                     "Check the checkpoint; a model in fp16 may need an export with --dtype fp32.",
                 )
             tally = tallies.setdefault(
@@ -110,10 +123,10 @@ def calibrate(
             tally.rows.append(one.rows)
 
     progress("calibrating", 0, len(samples))
-    with observed_pipeline(bundle, watched, -(-_ROWS // len(samples)), sink) as pipeline:
+    with observed_pipeline(bundle, widths, -(-_ROWS // len(samples)), sink) as pipeline:
         for index, sample in enumerate(samples):
-            at = sample
-            ask(pipeline, sample, NEW_TOKENS)
+            current = sample
+            answer_sample(pipeline, sample, CALIBRATION_TOKENS)
             progress("calibrating", index + 1, len(samples))
     found = {
         name: Statistics(
@@ -121,15 +134,15 @@ def calibrate(
         )
         for name, tally in tallies.items()
     }
-    _write(memory, found)
+    _write(entry, found)
     return found
 
 
-def ask(pipeline: Pipeline, sample: Sample, new_tokens: int) -> Generation:
-    """What a bundle answers to a sample.
+def answer_sample(pipeline: Pipeline, sample: Sample, new_tokens: int) -> Generation:
+    """Generate the greedy answer of a pipeline to a sample.
 
     Raises:
-        InputError: The prompt is too long, or contains the image token; the line is named.
+        InputError: The prompt is too long, or contains the image token; the message names the line.
     """
     try:
         return pipeline.generate(sample.image, sample.prompt, max_new_tokens=new_tokens)
@@ -139,37 +152,37 @@ def ask(pipeline: Pipeline, sample: Sample, new_tokens: int) -> Generation:
 
 def observed_pipeline(
     bundle: Bundle,
-    watched: Watched,
+    widths: ValueWidths,
     most_rows: int,
     sink: Sink,
     wrap: Callable[[str, Runner], Runner] = lambda _, runner: runner,
 ) -> Pipeline:
-    """The bundle's pipeline on the CPU, with some values of its graphs observed.
+    """Open a bundle's pipeline on the CPU, with some values of its graphs observed.
 
     Args:
         bundle: The bundle.
-        watched: The values.
-        most_rows: About how many rows of each value are taken in one run of its graph.
-        sink: Takes what is seen.
-        wrap: What goes around the runner of each graph, by its name.
+        widths: The values to observe.
+        most_rows: About how many rows of each value are sampled in one run of its graph.
+        sink: Called with the observed values after each run of a graph.
+        wrap: Called with the name and the runner of each graph; the pipeline uses the runner it returns.
     """
-    options = calm()
+    options = low_memory_options()
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
         for name in {stage.graph: None for stage in bundle.manifest.stages}:
-            widths = watched.get(name)
+            observed = widths.get(name)
             opened: Runner
-            if widths:
-                opened = observed(bundle, name, widths, most_rows, sink, options)
+            if observed:
+                opened = observed_graph(bundle, name, observed, most_rows, sink, options)
             else:
                 opened = open_cpu(bundle, name, options)
             runners[name] = wrap(name, stack.enter_context(opened))
         pipeline = Pipeline(bundle, runners, options)
-        stack.pop_all()  # the pipeline closes them
+        stack.pop_all()  # the pipeline closes the runners
     return pipeline
 
 
-def observed(
+def observed_graph(
     bundle: Bundle,
     graph: str,
     widths: Mapping[str, int],
@@ -177,20 +190,23 @@ def observed(
     sink: Sink,
     options: BackendOptions,
 ) -> Runner:
-    """One graph of a bundle, with some of its values observed."""
+    """Open one graph of a bundle, with some of its values observed; see `observed_pipeline`."""
     model = load_graph(bundle, graph)
     add_observations(model, widths, most_rows)
     return Observer(open_model(*serialize(model), graph, options), graph, list(widths), sink)
 
 
-def calm() -> BackendOptions:
-    """All cores, weights mapped from their files: what is measured is numbers, and not time."""
+def low_memory_options() -> BackendOptions:
+    """Return options with all cores and with weights mapped from their files.
+
+    Mapped weights are slower. That does not matter here, because values are measured and not time.
+    """
     return BackendOptions("cpu", usable_cores(), low_memory=True)
 
 
-def _key(bundle: Bundle, samples: Sequence[Sample], watched: Watched) -> str:
-    """Of everything that statistics depend on."""
-    counts = f"{__version__} {_FORMAT} {NEW_TOKENS} {_ROWS}"
+def _key(bundle: Bundle, samples: Sequence[Sample], widths: ValueWidths) -> str:
+    """Return a hash of everything that the statistics depend on."""
+    counts = f"{__version__} {_FORMAT} {CALIBRATION_TOKENS} {_ROWS}"
     digest = hashlib.sha256(f"{counts} {bundle.manifest.pruning}".encode())
     for name, record in sorted(bundle.manifest.files.items()):
         digest.update(f"{name} {record.sha256}\n".encode())
@@ -198,14 +214,15 @@ def _key(bundle: Bundle, samples: Sequence[Sample], watched: Watched) -> str:
         image = sample.image
         seen = hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else sha256(image)
         digest.update(f"{seen} {sample.prompt}\n".encode())
-    for graph, widths in watched.items():
-        digest.update(f"{graph} {sorted(widths)}\n".encode())
+    for graph, observed in widths.items():
+        digest.update(f"{graph} {sorted(observed)}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _read(memory: Path) -> dict[str, Statistics] | None:
+def _read(entry: Path) -> dict[str, Statistics] | None:
+    """Read a cache entry; None if there is none, or it is damaged."""
     try:
-        with np.load(memory, allow_pickle=False) as file:
+        with np.load(entry, allow_pickle=False) as file:
             arrays = dict(file)
         names = {key.rpartition("|")[0] for key in arrays}
         return {n: Statistics(*(arrays[f"{n}|{part}"] for part in _PARTS)) for n in names}
@@ -213,10 +230,6 @@ def _read(memory: Path) -> dict[str, Statistics] | None:
         return None
 
 
-def _write(memory: Path, found: Mapping[str, Statistics]) -> None:
-    arrays = {
-        f"{name}|{part}": getattr(one, part)
-        for name, one in found.items()
-        for part in ("amax", "mean", "rows")
-    }
-    keep(memory, lambda file: np.savez(file, **arrays))
+def _write(entry: Path, found: Mapping[str, Statistics]) -> None:
+    arrays = {f"{name}|{part}": getattr(one, part) for name, one in found.items() for part in _PARTS}
+    keep(entry, lambda file: np.savez(file, **arrays))

@@ -1,12 +1,12 @@
-"""How a quantized linear layer is spelled in a graph: a function for each precision.
+"""The nodes that compute a quantized linear layer: one function for each precision.
 
     int8, fp8       x -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear <- W
-    int8-dynamic    DynamicQuantizeMatMul, of ONNX Runtime: the range of x is found as it comes
-    int4            MatMulNBits, of ONNX Runtime; for TensorRT a blocked DequantizeLinear before the MatMul
+    int8-dynamic    DynamicQuantizeMatMul of ONNX Runtime, which finds the range of x at run time
+    int4            MatMulNBits of ONNX Runtime; for TensorRT a blocked DequantizeLinear before the MatMul
 
-ONNX Runtime makes an integer kernel of the first form only where each linear layer has a QuantizeLinear of
-its own, and merges equal ones. So layers that share an activation get scales that differ in the last bit. For
-TensorRT they share it, and are multiplied at once.
+ONNX Runtime uses an integer kernel for the first form only if each linear layer has a QuantizeLinear of its
+own, and it merges equal ones. So layers that read the same activation get scales that differ in the last bit.
+For TensorRT they share one QuantizeLinear, so that it can fuse their products into one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ from visprune.quantize.numerics import Fp8, Int4, Int8, NumberFormat
 __all__ = ["FORMS", "MICROSOFT", "Builder", "Weight", "number_format"]
 
 MICROSOFT = "com.microsoft"
-Lazy = Callable[[], NDArray[Any]]
+"""The domain of ONNX Runtime's own operators."""
+
+MakeArray = Callable[[], NDArray[Any]]
 
 
 def number_format(precision: str, block: int) -> NumberFormat:
-    """The numbers that a precision stores weights in."""
+    """Return the number format that a precision stores weights in.
+
+    Args:
+        precision: Name of the precision.
+        block: Inputs that share a scale; used by int4 only.
+    """
     if precision == "int4":
         return Int4(block)
     return Fp8() if precision == "fp8" else Int8()
@@ -38,30 +45,30 @@ def number_format(precision: str, block: int) -> NumberFormat:
 
 @dataclass(slots=True)
 class Weight:
-    """A linear layer's weight as it will be stored; read, changed and rounded when it is asked for.
+    """The weight of a linear layer in its quantized form; it is read and rounded when it is first needed.
 
     Attributes:
-        load: W [K, N] float32, smoothing included.
-        form: Its numbers.
-        dtype: The float type of the graph.
+        load: Returns W, [K, N] float32, with the factors of its channels applied.
+        form: The number format to store it in.
+        dtype: The float type of the graph, which is that of the scales.
     """
 
-    load: Lazy
+    load: MakeArray
     form: NumberFormat
     dtype: np.dtype
     _last: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     def scales(self) -> NDArray[Any]:
-        """Its scales."""
-        return self._both()[1]
+        """Return the scales, in the shape that the number format gives them."""
+        return self._quantized()[1]
 
     def stored(self) -> NDArray[Any]:
-        """Its numbers, [K, N]. They are asked for last, and forgotten with that."""
-        numbers = self._both()[0]
+        """Return the stored numbers, [K, N], and free them here: they are written after the scales."""
+        numbers = self._quantized()[0]
         self._last = None
         return numbers
 
-    def _both(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _quantized(self) -> tuple[NDArray[Any], NDArray[Any]]:
         if self._last is None:
             weight = self.load()
             scales = self.form.weight_scales(weight, self.dtype)
@@ -71,13 +78,14 @@ class Weight:
 
 @dataclass(slots=True)
 class Builder:
-    """Puts nodes and weights into a graph.
+    """Adds nodes and weights to a graph.
 
     Attributes:
         graph: The graph.
-        dtype: Its float type.
-        shares: Whether layers that read one activation share its quantization.
-        block: Inputs to a scale, for int4.
+        dtype: Float type of the graph.
+        shares: Whether layers that read the same activation share one QuantizeLinear, as TensorRT wants it.
+        block: Inputs that share a scale, for int4.
+        nodes: The nodes made so far, which the caller inserts into the graph.
     """
 
     graph: ir.Graph
@@ -89,11 +97,11 @@ class Builder:
     _steps: dict[ir.Value, int] = field(default_factory=dict)
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """A small initialiser."""
+        """Return an initializer that holds a small array."""
         return self.lazy(name, ir.DataType.from_numpy(array.dtype), array.shape, lambda: array)
 
-    def lazy(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], make: Lazy) -> ir.Value:
-        """An initialiser that is made as it is written, and kept by nobody."""
+    def lazy(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], make: MakeArray) -> ir.Value:
+        """Return an initializer whose array is made when the graph is saved, and freed after that."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
         tensor = ir.LazyTensor(
@@ -104,13 +112,19 @@ class Builder:
         return value
 
     def node(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: int) -> ir.Value:
-        """A node with one output."""
+        """Make a node with one output, and return the output."""
         made = ir.node(op, inputs, attributes=attributes or None, domain=domain)
         self.nodes.append(made)
         return made.outputs[0]
 
     def quantized(self, x: ir.Value, scale: float, zero: NDArray[Any]) -> ir.Value:
-        """X after rounding, as floats again."""
+        """Return an activation after QuantizeLinear and DequantizeLinear.
+
+        Args:
+            x: The activation.
+            scale: Its scale.
+            zero: Its zero point, whose type is the one to quantize to.
+        """
         key = (x, zero.dtype.name)
         if self.shares and key in self._quantized:
             return self._quantized[key]
@@ -126,8 +140,8 @@ class Builder:
         self._quantized[key] = self.node("DequantizeLinear", rounded, factor, zero_point)
         return self._quantized[key]
 
-    def biased(self, product: ir.Value, linear: Linear, bias: ir.Value | None, add: str = "Add") -> ir.Value:
-        """A product with its layer's bias."""
+    def biased(self, product: ir.Value, bias: ir.Value | None, add: str = "Add") -> ir.Value:
+        """Return a product with a bias added to it, if there is one; `add` is the operator that adds."""
         return product if bias is None else self.node(add, product, bias)
 
 
@@ -150,13 +164,14 @@ def _quantize_dequantize(
     scales = _scales(to, linear, weight, (linear.shape[1],))
     kind = ir.DataType.from_numpy(zero.dtype)
     stored = to.lazy(f"{linear.name}.quantized", kind, linear.shape, weight.stored)
-    # ONNX Runtime's optimizers take a missing zero point for a single one, and stumble over a shared one.
+    # ONNX Runtime's optimizers take a missing zero point for a scalar one, and fail on one that layers share.
     zeros = to.constant(f"{linear.name}.zeros", np.zeros(linear.shape[1], zero.dtype))
     unrounded = to.node("DequantizeLinear", stored, scales, zeros, axis=1)
-    # ONNX Runtime makes a float Gemm of a flat product and an Add before it looks for quantized products.
+    # ONNX Runtime fuses a two-dimensional product and an Add into a float Gemm before it looks for quantized
+    # products. It does not fuse a Sum.
     flat = linear.nodes[0].op_type == "Gemm" or len(linear.x.shape or ()) == 2
     add = "Sum" if flat and not to.shares else "Add"
-    return to.biased(to.node("MatMul", to.quantized(linear.x, scale, zero), unrounded), linear, bias, add)
+    return to.biased(to.node("MatMul", to.quantized(linear.x, scale, zero), unrounded), bias, add)
 
 
 def _int8_dynamic(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:
@@ -177,7 +192,7 @@ def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float 
             lambda: weight.stored().astype(ml_dtypes.int4),
         )
         unrounded = to.node("DequantizeLinear", stored, scales, axis=0, block_size=to.block)
-        return to.biased(to.node("MatMul", linear.x, unrounded), linear, bias)
+        return to.biased(to.node("MatMul", linear.x, unrounded), bias)
     scales = to.lazy(
         f"{linear.name}.scales",
         _kind(to.dtype),
@@ -203,17 +218,22 @@ def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float 
         N=columns,
         bits=4,
         block_size=to.block,
-        accuracy_level=4,  # activations are rounded to int8 in blocks: integer arithmetic
+        accuracy_level=4,  # rounds activations to int8 in blocks, so that the arithmetic is in integers
     )
 
 
 FORMS: dict[str, Form] = {"int8": _int8, "int8-dynamic": _int8_dynamic, "fp8": _fp8, "int4": _int4}
-"""What spells a linear layer in each precision. It takes the builder, the layer, its weight, its bias and the
-scale of its activation, and gives the layer's output."""
+"""By precision, the function that adds the nodes of a quantized linear layer and returns its output.
+
+Its arguments are the builder, the layer, its weight, its bias and the scale of its activation, which is None
+for precisions without a fixed one."""
 
 
 def pack(stored: NDArray[Any], block: int) -> NDArray[np.uint8]:
-    """Four-bit integers [K, N] as `MatMulNBits` takes them: [N, K / block, block / 2], two to a byte, + 8."""
+    """Pack four-bit integers [K, N] as `MatMulNBits` reads them: [N, K / block, block / 2] uint8.
+
+    Each byte holds two numbers, the first in its low bits, and 8 is added to each number.
+    """
     rows, columns = stored.shape
     padded = np.pad(stored.astype(np.int8) + 8, ((0, -rows % block), (0, 0)), constant_values=8)
     blocks = padded.T.astype(np.uint8).reshape(columns, -1, block)

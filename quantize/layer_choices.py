@@ -1,7 +1,8 @@
-"""Decide how each linear layer of a graph is quantized: factors, range, and the error that comes of it.
+"""The choices for the linear layers of a graph: precision, factors of channels, range of the activation.
 
-Layers that read one activation are decided for together. First the factors (see `carriers`), by how much the
-layers' outputs change on sampled tokens; then the range of the activation, likewise (see `ranges`).
+Layers that read the same activation get the same choices. The factors are chosen first (see `carriers`):
+those that change the outputs of the layers least on sampled tokens. The range of the activation is chosen
+next, by the same measure (see `ranges`).
 """
 
 from __future__ import annotations
@@ -19,29 +20,31 @@ from visprune.quantize.carriers import find_carrier
 from visprune.quantize.forms import number_format
 from visprune.quantize.linears import Linear, find_linears, part_of
 from visprune.quantize.numerics import Fp8, Int8, NumberFormat, fake_weight, relative_error
-from visprune.quantize.quantize_options import FLOAT, Settings
+from visprune.quantize.quantize_options import FLOAT, ResolvedOptions
 from visprune.quantize.ranges import candidates
 
-__all__ = ["GraphPlan", "LayerPlan", "plan_graph"]
+__all__ = ["GraphChoices", "LayerChoice", "choose_layers"]
 
 Array = NDArray[np.float32]
 
-# SmoothQuant's and AWQ's exponents; 0 is no factors at all.
+# Exponents tried for SmoothQuant and for AWQ; 0 stands for no factors.
 _SMOOTH = (0.0, 0.3, 0.5, 0.65, 0.8)
 _AWQ = tuple(step / 10 for step in range(10))
-# Output channels and tokens that errors are measured on: enough for a choice.
+# Output channels and tokens that errors are measured on; so many are enough to choose by.
 _COLUMNS, _TOKENS = 256, 128
 
 
 @dataclass(frozen=True, slots=True)
-class LayerPlan:
+class LayerChoice:
     """How one linear layer is quantized.
 
     Attributes:
-        precision: Of its weight, and of its activation where both are rounded; "float" where it is left.
-        scale: Of its activation; None where that is not rounded, or as it comes.
-        error: Relative error of its output on calibration samples; None where there are none.
-        note: Why it is left, if it is.
+        precision: Precision of its weight, and of its activation if both are rounded; "float" if the layer is
+            left float.
+        scale: Scale of its activation; None if the activation is not rounded, or its range is found at run
+            time.
+        error: Relative error of its output on calibration samples; None if there are none.
+        note: Why it is left float, if it is.
     """
 
     precision: str
@@ -51,94 +54,94 @@ class LayerPlan:
 
 
 @dataclass(slots=True)
-class GraphPlan:
+class GraphChoices:
     """How a graph is quantized.
 
     Attributes:
-        layers: The plan of each linear layer, by its name.
-        rows: Factors that the rows of a layer's weight are multiplied with, [K], by its name.
-        columns: Factors that its columns and bias are divided by, [N].
-        norms: Factors that the weights of a norm are divided by, by the name of what the norm puts out.
+        layers: The choice for each linear layer, by its name.
+        rows: By the name of a layer, the factors that the rows of its weight are multiplied by, [K].
+        columns: By the name of a layer, the factors that its columns and bias are divided by, [N].
+        norms: By the name of a norm's output, the factors that the weights of the norm are divided by, [K].
     """
 
-    layers: dict[str, LayerPlan] = field(default_factory=dict)
+    layers: dict[str, LayerChoice] = field(default_factory=dict)
     rows: dict[str, Array] = field(default_factory=dict)
     columns: dict[str, Array] = field(default_factory=dict)
     norms: dict[str, Array] = field(default_factory=dict)
 
 
-def plan_graph(
+def choose_layers(
     name: str,
     graph: ir.Graph,
     statistics: Mapping[str, Statistics],
-    settings: Settings,
+    resolved: ResolvedOptions,
     *,
     products: bool = True,
-) -> GraphPlan:
-    """Decide for all linear layers of a graph.
+) -> GraphChoices:
+    """Choose how each linear layer of a graph is quantized.
 
     Args:
-        name: Of the graph.
-        graph: With its weights, unchanged.
-        statistics: Of the activations, by "graph/value"; empty where nothing was calibrated.
-        settings: What was asked for.
-        products: Whether linear layers may carry the factors of others, and not only norms.
+        name: Name of the graph.
+        graph: The float graph with its weights. It is not changed.
+        statistics: Statistics of the activations, by "graph/value"; empty without calibration.
+        resolved: The options, as resolved for the bundle.
+        products: Whether linear layers may carry the factors of other layers, as norms may.
     """
     linears = find_linears(graph)
     by_output = {linear.y: linear for linear in linears}
     readers: dict[ir.Value, list[Linear]] = {}
     for linear in linears:
         readers.setdefault(linear.x, []).append(linear)
-    dtype = settings.numpy_dtype
-    plan = GraphPlan()
+    dtype = resolved.numpy_dtype
+    choices = GraphChoices()
     for x, group in readers.items():
-        precision = settings.parts[part_of(name, group[0].name)]
+        precision = resolved.parts[part_of(name, group[0].name)]
         if precision == FLOAT:
-            plan.layers |= {linear.name: LayerPlan(FLOAT) for linear in group}
+            choices.layers |= {linear.name: LayerChoice(FLOAT) for linear in group}
             continue
         size = group[0].shape[0]
-        if precision == "int4" and settings.for_engines and size % settings.block_size:
-            note = f"its {size} inputs are no whole blocks of {settings.block_size}, as TensorRT needs them"
-            plan.layers |= {linear.name: LayerPlan(FLOAT, note=note) for linear in group}
+        if precision == "int4" and resolved.for_engines and size % resolved.block_size:
+            note = f"its {size} inputs are no whole blocks of {resolved.block_size}, as TensorRT needs them"
+            choices.layers |= {linear.name: LayerChoice(FLOAT, note=note) for linear in group}
             continue
-        form = number_format(precision, settings.block_size)
+        form = number_format(precision, resolved.block_size)
         seen = statistics.get(f"{name}/{x.name}")
         if seen is None:
-            plan.layers |= {linear.name: LayerPlan(precision) for linear in group}
+            choices.layers |= {linear.name: LayerChoice(precision) for linear in group}
             continue
         if not seen.amax.any():
             note = "its input was zero in every sample"
-            plan.layers |= {linear.name: LayerPlan(FLOAT, note=note) for linear in group}
+            choices.layers |= {linear.name: LayerChoice(FLOAT, note=note) for linear in group}
             continue
-        trial = _Trial.begin(form, seen, [_some(linear.read()) for linear in group], dtype)
-        carrier = find_carrier(x, group, by_output if products else {}) if settings.smooth else None
+        trial = _Trial.begin(form, seen, [_sample_columns(linear.read()) for linear in group], dtype)
+        carrier = find_carrier(x, group, by_output if products else {}) if resolved.smooth else None
         factors = None if carrier is None else trial.best_factors(precision)
         if carrier is not None and factors is not None:
-            plan.rows |= {linear.name: factors for linear in group}
+            choices.rows |= {linear.name: factors for linear in group}
             if carrier.linear is not None:
-                plan.columns[carrier.linear.name] = factors
+                choices.columns[carrier.linear.name] = factors
             else:
-                plan.norms[str(x.name)] = factors
+                choices.norms[str(x.name)] = factors
             trial = trial.smoothed(factors)
-        width, errors = trial.best_range(settings)
+        width, errors = trial.best_range(resolved)
         scale = None if width is None else width / form.largest
         for linear, error in zip(group, errors, strict=True):
-            plan.layers[linear.name] = LayerPlan(precision, scale, error)
-    plan.layers = {linear.name: plan.layers[linear.name] for linear in linears}  # as in the graph
-    return plan
+            choices.layers[linear.name] = LayerChoice(precision, scale, error)
+    choices.layers = {linear.name: choices.layers[linear.name] for linear in linears}  # in graph order
+    return choices
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Layers that read one activation, with sampled tokens to try on.
+    """Layers that read the same activation, with sampled tokens to measure their errors on.
 
     Attributes:
-        form: The numbers of the weights, and of the activation if it can be rounded.
+        form: Number format of the weights, and of the activation if it can be rounded.
         seen: Statistics of the activation.
-        rows: Some of its sampled tokens, [some, K].
-        weights: Some columns of each layer's weight, [K, some].
-        exact: The outputs of these, [some, some]; factors do not change them.
-        dtype: Of scales.
+        rows: Sampled tokens of the activation, [R, K].
+        weights: Sampled columns of each layer's weight, [K, C].
+        exact: The float outputs for these, [R, C]. Factors do not change them.
+        dtype: Float type of scales.
     """
 
     form: NumberFormat
@@ -152,18 +155,22 @@ class _Trial:
     def begin(
         cls, form: NumberFormat, seen: Statistics, weights: Sequence[Array], dtype: np.dtype[Any]
     ) -> _Trial:
-        """Without factors."""
+        """Return a trial without factors."""
         rows = seen.rows[:: max(1, len(seen.rows) // _TOKENS)]
         return cls(form, seen, rows, weights, [rows @ weight for weight in weights], dtype)
 
     def smoothed(self, factors: Array) -> _Trial:
-        """The same with the activation divided and the weights multiplied."""
+        """Return this trial with the activation divided by factors [K] and the weights multiplied by them."""
         seen = Statistics(self.seen.amax / factors, self.seen.mean / factors, self.seen.rows / factors)
         weights = [factors[:, None] * weight for weight in self.weights]
         return replace(self, seen=seen, rows=self.rows / factors, weights=weights)
 
     def errors(self, width: float | None) -> list[float]:
-        """Relative error of each layer, with the activation clipped to a range; None leaves it float."""
+        """Return the relative error of each layer.
+
+        Args:
+            width: The range that the activation is clipped to; None leaves the activation float.
+        """
         rounded = self.rows
         if width is not None and isinstance(self.form, (Int8, Fp8)):
             rounded = self.form.activation(rounded, width / self.form.largest)
@@ -173,7 +180,7 @@ class _Trial:
         ]
 
     def best_factors(self, precision: str) -> Array | None:
-        """The factors with the least error at the whole range; None where none are best."""
+        """Return the factors with the least error at the whole range; None if no factors are best."""
         found: list[tuple[float, Array | None]] = []
         for exponent in _AWQ if precision == "int4" else _SMOOTH:
             factors = self._factors(exponent, precision) if exponent else None
@@ -183,7 +190,10 @@ class _Trial:
         return min(found, key=lambda pair: pair[0])[1]
 
     def _factors(self, exponent: float, precision: str) -> Array:
-        """AWQ: mean |x| ^ a. SmoothQuant: max |x| ^ a / max |w| ^ (1 - a). With a geometric mean of 1."""
+        """Return the factors for an exponent a, with a geometric mean of about 1.
+
+        AWQ (section 3.2): mean |x| ^ a. SmoothQuant (equation 4): max |x| ^ a / max |w| ^ (1 - a).
+        """
         if precision == "int4":
             logs = exponent * _log(self.seen.mean)
         else:
@@ -192,23 +202,23 @@ class _Trial:
         factors: Array = np.exp(np.clip(logs - logs.mean(), -6.0, 6.0)).astype(np.float32)
         return factors
 
-    def best_range(self, settings: Settings) -> tuple[float | None, list[float]]:
-        """The range with the least error, and the errors."""
+    def best_range(self, resolved: ResolvedOptions) -> tuple[float | None, list[float]]:
+        """Return the range with the least error, and the error of each layer; None if no range is needed."""
         if not isinstance(self.form, (Int8, Fp8)):
             return None, self.errors(None)
-        widths = candidates(settings.ranges, self.seen.rows, float(self.seen.amax.max()))
+        widths = candidates(resolved.ranges, self.seen.rows, float(self.seen.amax.max()))
         tried = [(width, self.errors(width)) for width in widths]
         return min(tried, key=lambda pair: float(np.square(pair[1]).sum()))
 
 
 def _log(x: Array) -> Array:
-    """Of magnitudes; a channel without any counts like the smallest that has."""
+    """Return logarithms of magnitudes; a zero counts as the smallest magnitude that is not zero."""
     some = x[x > 0]
     logs: Array = np.log(np.maximum(x, some.min() if len(some) else 1.0))
     return logs
 
 
-def _some(weight: Array) -> Array:
-    """Evenly spaced columns."""
+def _sample_columns(weight: Array) -> Array:
+    """Return evenly spaced columns of a weight [K, N]: [K, C], with C at most `_COLUMNS`."""
     step = max(1, weight.shape[1] // _COLUMNS)
     return np.ascontiguousarray(weight[:, ::step][:, :_COLUMNS])

@@ -1,7 +1,7 @@
-"""Find the linear layers of a graph.
+"""The linear layers of a graph.
 
-A linear layer is a `MatMul` or `Gemm` whose second operand is a weight of two dimensions, with the bias that
-is added to it, if there is one. Everything else that multiplies, attention and convolutions, is left alone.
+A linear layer is a `MatMul` or `Gemm` whose second operand is a two-dimensional weight, together with the
+bias that is added to it, if any. Other products (attention, convolutions) are left alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = x W + b, x [..., K], W [K, N], b [N].
+    """A linear layer y = x W + b, with x [..., K], W [K, N] and b [N].
 
     Attributes:
-        name: The weight's, without what says how it is stored.
-        y: What comes out, bias included.
-        weight: As the graph holds it.
-        bias: Likewise; None where there is none.
-        nodes: What computes it, in order: to be replaced as one.
+        name: Name of the weight, without the suffix that says how it is stored.
+        y: The output, bias included.
+        weight: The weight, as the graph holds it.
+        bias: The bias, as the graph holds it; None if there is none.
+        nodes: The nodes that compute the layer, in order. They are replaced together.
         transposed: Whether the weight is held as [N, K].
     """
 
@@ -41,7 +41,7 @@ class Linear:
 
     @property
     def x(self) -> ir.Value:
-        """What goes in, as the graph has it now."""
+        """The input, as the graph has it now."""
         x = self.nodes[0].inputs[0]
         assert x is not None
         return x
@@ -53,17 +53,17 @@ class Linear:
         return (second, first) if self.transposed else (first, second)
 
     def read(self) -> Array:
-        """W, [K, N] float32: read from its file, and held by nobody else."""
+        """Read W, [K, N] float32, from its file. Nothing else keeps a reference to the array."""
         array = read_weight(self.weight)
         return np.ascontiguousarray(array.T) if self.transposed else array
 
     def read_bias(self) -> Array | None:
-        """b, [N] float32."""
+        """Read b, [N] float32."""
         return None if self.bias is None else read_weight(self.bias)
 
 
 def find_linears(graph: ir.Graph) -> list[Linear]:
-    """The linear layers of a graph, in its order; their names are unique."""
+    """Return the linear layers of a graph in the order of its nodes, with unique names."""
     found: list[Linear] = []
     names: set[str] = set()
     for node in graph:
@@ -80,7 +80,7 @@ def find_linears(graph: ir.Graph) -> list[Linear]:
 
 
 def part_of(graph: str, linear: str) -> str:
-    """The part of the model that a linear layer belongs to: vision, projector, decoder or head."""
+    """Return the part of the model that a linear layer belongs to: vision, projector, decoder or head."""
     if graph == "vision_encoder":
         return "vision"
     if graph == "token_pruner":
@@ -89,6 +89,7 @@ def part_of(graph: str, linear: str) -> str:
 
 
 def _linear(node: ir.Node) -> Linear | None:
+    """Return the linear layer that a node computes, or None."""
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
         return None
     x, weight = node.inputs[0], node.inputs[1]
@@ -110,7 +111,7 @@ def _linear(node: ir.Node) -> Linear | None:
 
 
 def _is_plain(gemm: ir.Node) -> bool:
-    """Whether it is x W + b, or x W^T + b, and nothing besides."""
+    """Check that a `Gemm` computes x W + b or x W^T + b: no factors, x not transposed."""
     factors = (gemm.attributes.get(name) for name in ("alpha", "beta"))
     return not _integer(gemm, "transA") and all(f is None or f.as_float() == 1.0 for f in factors)
 
@@ -121,7 +122,7 @@ def _integer(node: ir.Node, name: str) -> int:
 
 
 def _bias_of(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """The `Add` that puts a bias onto a product, where that is all that is done with the product."""
+    """Return the `Add` that adds a bias to a product, and the bias, if that `Add` is its only reader."""
     uses = list(product.uses())
     if len(uses) != 1 or product.is_graph_output() or uses[0].node.op_type != "Add":
         return None
@@ -137,7 +138,7 @@ def _shape(value: ir.Value) -> ir.Shape:
 
 
 def read_weight(value: ir.Value) -> Array:
-    """The numbers of an initializer, in float32.
+    """Read the numbers of an initializer as float32.
 
     Raises:
         BundleError: They cannot be read, or some are not finite.

@@ -1,9 +1,10 @@
-"""Watch values inside a graph while it runs.
+"""Observation of values inside a graph while it runs.
 
-A copy of the graph gets more outputs, computed beside the values and small: for a value [..., K] the largest
-magnitude of each channel, the sum of its magnitudes, and some rows: the first and the last, which are tokens
-like no others (a model's first often has activations beyond all, and after its last comes the answer), and
-between them evenly spaced ones. So memory does not grow with the length of a prompt.
+A copy of the graph gets additional, small outputs. For a value [..., K] they are the largest magnitude of
+each channel, the sum of the magnitudes of each channel, and some rows. The rows are evenly spaced ones, and
+always the first and the last, because these tokens are unlike the others: the first token of a model often
+has by far the largest activations, and the answer follows the last. So memory does not grow with the length
+of a prompt.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from numpy.typing import NDArray
 
 from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
 
-__all__ = ["Around", "Observation", "Observer", "Sink", "add_observations"]
+__all__ = ["ObservedValue", "Observer", "RunnerWrapper", "Sink", "add_observations"]
 
 Array = NDArray[np.float32]
 
-_MARK = "observed"
+_PREFIX = "observed"  # of the names of added values
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What was seen of one value in one run.
+class ObservedValue:
+    """One value [..., K] as observed in one run of its graph.
 
     Attributes:
         amax: Largest magnitude of each channel, [K].
         total: Sum of the magnitudes of each channel, [K].
-        count: Rows that there were.
-        rows: Some of them, [R, K].
+        count: Number of rows of the value.
+        rows: Sampled rows, [R, K].
     """
 
     amax: Array
@@ -43,17 +44,17 @@ class Observation:
     rows: Array
 
 
-Sink = Callable[[str, Mapping[str, Observation]], None]
-"""Takes the name of a graph and what was seen of its values in one run."""
+Sink = Callable[[str, Mapping[str, ObservedValue]], None]
+"""Called after each run with the name of the graph and its observed values, by their names."""
 
 
 def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int) -> None:
-    """Add outputs to a model that tell of some values.
+    """Add outputs to a model that describe some of its values; see the module's docstring.
 
     Args:
         model: The model; it is changed.
-        widths: The values to observe, and K of each.
-        most_rows: About how many rows are taken of each in one run; up to twice as many.
+        widths: The values to observe, with the number of channels K of each.
+        most_rows: About how many rows of each value are sampled in one run; they may be up to twice as many.
     """
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
@@ -62,8 +63,8 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
 
     def constant(name: str, array: NDArray[Any]) -> ir.Value:
         value = ir.Value(
-            name=f"{_MARK}.{name}",
-            const_value=ir.tensor(array, name=f"{_MARK}.{name}"),
+            name=f"{_PREFIX}.{name}",
+            const_value=ir.tensor(array, name=f"{_PREFIX}.{name}"),
             type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
             shape=ir.Shape(array.shape),
         )
@@ -90,24 +91,24 @@ def add_observations(model: ir.Model, widths: Mapping[str, int], most_rows: int)
         first = make("Slice", rows, zero, one, zero)
         last = make("Slice", rows, minus, end, zero)
         spaced = make("Slice", rows, make("Add", make("Div", step, two), one), end, zero, step)
-        found = {
+        outputs = {
             "amax": make("ReduceMax", size, zero, keepdims=0),
             "total": make("ReduceSum", size, zero, keepdims=0),
             "count": count,
             "rows": make("Concat", first, spaced, last, axis=0),
         }
-        for what, output in found.items():
-            output.name = f"{_MARK}.{what}.{name}"
+        for what, output in outputs.items():
+            output.name = f"{_PREFIX}.{what}.{name}"
             output.type = ir.TensorType(ir.DataType.INT64 if what == "count" else ir.DataType.FLOAT)
             graph.outputs.append(output)
     graph.extend(nodes)
 
 
-class Around:
-    """A runner around another, for subclasses to say what happens in between.
+class RunnerWrapper:
+    """A runner that delegates to another one. Subclasses add to `infer`.
 
     Args:
-        inner: Does the work.
+        inner: The runner to delegate to.
     """
 
     def __init__(self, inner: Runner) -> None:
@@ -115,7 +116,7 @@ class Around:
 
     @property
     def specs(self) -> Specs:
-        """Inputs and outputs."""
+        """Inputs and outputs of the graph."""
         return self.inner.specs
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -131,14 +132,14 @@ class Around:
         self.inner.__exit__(kind, error, trace)
 
 
-class Observer(Around):
-    """Runs a graph with observations, and gives the graph's own outputs.
+class Observer(RunnerWrapper):
+    """A runner that passes the observed values of each run to a sink, and returns the graph's own outputs.
 
     Args:
-        inner: Runs the model that `add_observations` made.
-        graph: Its name in the bundle.
-        names: The values that are observed.
-        sink: Takes what was seen of each run.
+        inner: A runner of the model that `add_observations` changed.
+        graph: Name of the graph in the bundle.
+        names: The observed values.
+        sink: Called after each run.
     """
 
     def __init__(self, inner: Runner, graph: str, names: Collection[str], sink: Sink) -> None:
@@ -147,9 +148,9 @@ class Observer(Around):
 
     @property
     def specs(self) -> Specs:
-        """Inputs and outputs of the graph as it is in the bundle."""
+        """Inputs and outputs of the graph as it is in the bundle, without the added outputs."""
         specs = self.inner.specs
-        own = tuple(spec for spec in specs.outputs if not spec.name.startswith(f"{_MARK}."))
+        own = tuple(spec for spec in specs.outputs if not spec.name.startswith(f"{_PREFIX}."))
         return Specs(specs.inputs, own)
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -158,8 +159,9 @@ class Observer(Around):
         seen = {}
         for name in self._names:
             amax, total, count, rows = (
-                to_numpy(outputs.pop(f"{_MARK}.{what}.{name}")) for what in ("amax", "total", "count", "rows")
+                to_numpy(outputs.pop(f"{_PREFIX}.{what}.{name}"))
+                for what in ("amax", "total", "count", "rows")
             )
-            seen[name] = Observation(amax, total, int(count[0]), rows)
+            seen[name] = ObservedValue(amax, total, int(count[0]), rows)
         self._sink(self._graph, seen)
         return outputs

@@ -1,4 +1,4 @@
-"""What is told of a quantization, and the manifest that says so."""
+"""The outcome of a quantization: the rows of its report, the comparison of answers, and the manifest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from visprune.bundle import Bundle
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Graph, GraphError, Parity, Quantization
 from visprune.progress import Progress
-from visprune.quantize.layer_choices import GraphPlan
-from visprune.quantize.output_error import NEW_TOKENS, Difference, Recorded
+from visprune.quantize.layer_choices import GraphChoices
+from visprune.quantize.output_error import COMPARED_TOKENS, OutputError, RecordedGraph
 from visprune.quantize.quantize_options import FLOAT
 from visprune.quantize.timing import time_graph
 from visprune.quantize.verdict import REPORT, Answers, GraphReport, LayerReport, Report
@@ -19,38 +19,54 @@ from visprune.records import sha256
 from visprune.runtime.pipeline import Pipeline, load
 from visprune.runtime.samples import Sample
 
-__all__ = ["Judge", "Written", "compare_answers", "graph_reports", "layer_reports", "processor", "seal"]
+__all__ = [
+    "Judge",
+    "WrittenGraph",
+    "compare_answers",
+    "graph_reports",
+    "layer_reports",
+    "processor",
+    "write_manifest",
+]
 
 Judge = Callable[[Pipeline], Sequence[bool]]
-"""Asks a pipeline questions with known answers, and says which it answered right."""
+"""Asks a pipeline questions with known answers, and returns for each whether it was answered right."""
 
 
 @dataclass(slots=True)
-class Written:
-    """One graph as it was written last."""
+class WrittenGraph:
+    """A quantized graph, as it was written last.
 
-    plan: GraphPlan
+    Attributes:
+        choices: How its layers are quantized.
+        graph: Its files and interface.
+        widths: The outputs of its linear layers, in the order of `choices.layers`, with the channels of each.
+        error: The error of its output; None if not measured.
+        layers: The errors of the outputs of its linear layers, by the names of these outputs.
+    """
+
+    choices: GraphChoices
     graph: Graph
     widths: Mapping[str, int]
     error: GraphError | None = None
-    layers: dict[str, Difference] = field(default_factory=dict)
+    layers: dict[str, OutputError] = field(default_factory=dict)
 
 
 def graph_reports(
     before: Bundle,
     after: Bundle,
-    written: Mapping[str, Written],
-    recorded: Mapping[str, Recorded],
+    written: Mapping[str, WrittenGraph],
+    recorded: Mapping[str, RecordedGraph],
     embedding: str,
     progress: Progress,
 ) -> Iterator[GraphReport]:
-    """A row for each graph.
+    """Time each graph in both bundles, and yield its report.
 
     Args:
         before: The float bundle.
-        after: The quantized one, complete but for its hashes.
+        after: The quantized bundle, complete but for its hashes.
         written: The graphs that were quantized.
-        recorded: What to time them with; nothing is timed that is not in it.
+        recorded: Recorded inputs to time the graphs with. Graphs without any are not timed.
         embedding: Precision of the token table.
         progress: Called as the work goes on.
     """
@@ -61,7 +77,7 @@ def graph_reports(
         error = one.error if one is not None else None
         timed = known is not None and known.feeds and known.feeds[0]
         prefill, step = time_graph(before, after, name, known) if known and timed else (None, None)
-        precisions = dict.fromkeys(layer.precision for layer in one.plan.layers.values()) if one else {}
+        precisions = dict.fromkeys(layer.precision for layer in one.choices.layers.values()) if one else {}
         yield GraphReport(
             graph=name,
             precision=embedding if name == "embedding" else " + ".join(precisions) or FLOAT,
@@ -73,20 +89,20 @@ def graph_reports(
         )
 
 
-def layer_reports(written: Mapping[str, Written]) -> Iterator[LayerReport]:
-    """A row for each linear layer."""
+def layer_reports(written: Mapping[str, WrittenGraph]) -> Iterator[LayerReport]:
+    """Yield the report of each linear layer of the graphs that were quantized."""
     for name, one in written.items():
-        outputs = dict(zip(one.plan.layers, one.widths, strict=True))
-        for layer, plan in one.plan.layers.items():
+        outputs = dict(zip(one.choices.layers, one.widths, strict=True))
+        for layer, choice in one.choices.layers.items():
             seen = one.layers.get(outputs[layer])
             yield LayerReport(
                 graph=name,
                 layer=layer,
-                precision=plan.precision,
-                own_error=plan.error,
+                precision=choice.precision,
+                own_error=choice.error,
                 relative_l2=seen.relative_l2 if seen else None,
                 cosine=seen.cosine if seen else None,
-                note=plan.note,
+                note=choice.note,
             )
 
 
@@ -98,20 +114,20 @@ def compare_answers(
     judge: Judge | None,
     progress: Progress,
 ) -> Answers:
-    """Greedy answers of both bundles.
+    """Compare the greedy answers of both bundles.
 
     Args:
         before: The float bundle.
-        after: Directory of the quantized one.
+        after: Directory of the quantized bundle.
         held_out: Samples that no range comes from.
         expected: The float bundle's tokens for each of them.
-        judge: Asks both questions with known answers.
+        judge: Asks both bundles questions with known answers; None: no questions are asked.
         progress: Called as the work goes on.
     """
     progress("comparing answers", 0, 2)
     with load(after, verify=False) as pipeline:
         same = sum(
-            tuple(pipeline.generate(s.image, s.prompt, max_new_tokens=NEW_TOKENS).token_ids) == tokens
+            tuple(pipeline.generate(s.image, s.prompt, max_new_tokens=COMPARED_TOKENS).token_ids) == tokens
             for s, tokens in zip(held_out, expected, strict=True)
         )
         judged = [] if judge is None else judge(pipeline)
@@ -124,8 +140,14 @@ def compare_answers(
     return Answers(len(held_out), same, len(judged), (sum(judged_before), sum(judged)))
 
 
-def seal(made: Bundle, report: Report, records: dict[str, FileRecord]) -> None:
-    """Write report and manifest; files whose hashes are in `records` are not read again."""
+def write_manifest(made: Bundle, report: Report, records: dict[str, FileRecord]) -> None:
+    """Write the report and the manifest of a quantized bundle.
+
+    Args:
+        made: The bundle. Its manifest has its graphs, and not yet the hashes of its files.
+        report: The report.
+        records: Sizes and hashes that are known already. Those of all other files are added.
+    """
     (made.path / REPORT).write_text(report.to_json(), encoding="utf-8")
     for path in sorted(path for path in made.path.rglob("*") if path.is_file()):
         name = path.relative_to(made.path).as_posix()
@@ -157,7 +179,7 @@ def _bytes(bundle: Bundle, name: str) -> int:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

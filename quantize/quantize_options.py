@@ -1,4 +1,4 @@
-"""What a user may choose, and whether a bundle can take it."""
+"""The options of a quantization, and what they mean for one bundle."""
 
 from __future__ import annotations
 
@@ -11,41 +11,53 @@ from visprune.errors import UnsupportedError, UsageError
 from visprune.quantize.ranges import RANGES, Range
 from visprune.targets import DTYPES, WIDTHS, Target
 
-__all__ = ["BLOCK_SIZES", "FLOAT", "PARTS", "PRECISIONS", "QuantizeOptions", "Settings", "resolve"]
+__all__ = [
+    "BLOCK_SIZES",
+    "FLOAT",
+    "PARTS",
+    "PRECISIONS",
+    "STATIC",
+    "QuantizeOptions",
+    "ResolvedOptions",
+    "resolve",
+]
 
 FLOAT = "float"
+"""The precision of a part that is not quantized."""
 PRECISIONS = ("int8", "int8-dynamic", "fp8", "int4")
 PARTS = ("vision", "projector", "decoder", "head")
 BLOCK_SIZES = (32, 64, 128)
 
-_STATIC = ("int8", "fp8")
+STATIC = ("int8", "fp8")
+"""Precisions that round activations to a fixed range, which is found on samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """Options of `quantize`, checked as far as they can be without a bundle.
+    """Options of `quantize`. They are checked here as far as that is possible without a bundle.
 
     Attributes:
-        precision: Of every part that is not named: int8, int8-dynamic, fp8, int4.
-        vision: Of the vision encoder; a precision, or fp32, fp16 or float to leave it as it is.
-        projector: Likewise; by default as `precision`.
-        decoder: Likewise, of the language model's layers.
-        head: Likewise, of its output matrix; by default as the decoder.
-        embedding: Of the token table: float or int8, a scale for each token.
-        calibration: JSONL file of pictures and prompts; for the demo model a bundled one.
-        max_skipped: Largest share of its lines whose pictures may be unreadable.
-        samples: Draw so many of them; all by default.
-        seed: To draw them with.
-        ranges: How the range of an activation is found.
-        smooth: Whether factors for each channel are moved from activations into weights.
+        precision: Precision of every part without an option of its own: int8, int8-dynamic, fp8 or int4.
+        vision: Precision of the vision encoder, or fp32, fp16 or float to leave it float; by default
+            `precision`.
+        projector: Precision of the projector, likewise.
+        decoder: Precision of the layers of the language model, likewise.
+        head: Precision of the output matrix of the language model, likewise; by default that of the decoder.
+        embedding: Precision of the token table: float, or int8 with a scale for each token.
+        calibration: JSONL file of images and prompts; by default, for the demo model only, a bundled one.
+        max_skipped: Largest share of its lines that may be left out because their images are unreadable.
+        samples: Number of samples to draw from it; all by default.
+        seed: Seed to draw them with.
+        ranges: How the range of an activation is found; see `visprune.quantize.ranges`.
+        smooth: Whether factors of channels are moved from activations into weights (SmoothQuant, AWQ).
         block_size: Inputs that share a scale, for int4.
-        error_budget: Largest relative error (L2) of a graph's output on held-out samples. While there is
-            more, the most sensitive int8 and fp8 layers are left float. Infinity is no limit.
+        error_budget: Largest relative error (L2) of a graph's output on held-out samples. Above it, the most
+            sensitive int8 and fp8 layers are left float until the error is within it. Infinity: no limit.
         timing: Whether both bundles are timed.
         force: Whether an existing bundle is replaced.
 
     Raises:
-        UsageError: An option that means nothing.
+        UsageError: An option has a value that is not offered.
     """
 
     precision: str
@@ -89,14 +101,16 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """The options as they are for one bundle: see `resolve`.
+class ResolvedOptions:
+    """The options as they apply to one bundle; see `resolve`.
 
     Attributes:
-        parts: Precision of each part.
-        dtype: The float type of the bundle.
-        ranges, smooth, block_size: As in the options.
-        for_engines: Whether TensorRT will read the graphs, and not ONNX Runtime.
+        parts: Precision of each part, the token table ("embedding") included.
+        dtype: Float type of the bundle.
+        ranges: See `QuantizeOptions`.
+        smooth: See `QuantizeOptions`.
+        block_size: See `QuantizeOptions`.
+        for_engines: Whether the graphs are for TensorRT, and not for ONNX Runtime.
     """
 
     parts: dict[str, str]
@@ -108,41 +122,46 @@ class Settings:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """Of scales."""
+        """Float type of the bundle, which scales have too, as NumPy has it."""
         return np.dtype(self.dtype)
 
     @property
     def needs_samples(self) -> bool:
-        """Whether a part has ranges that only samples can tell."""
-        return any(self.parts[part] in _STATIC for part in PARTS)
+        """Whether a part needs samples, to find ranges of its activations."""
+        return any(self.parts[part] in STATIC for part in PARTS)
 
     @property
     def uses_samples(self) -> bool:
-        """Whether samples make a part better."""
+        """Whether a part needs samples, or is more exact with them (int4, for AWQ)."""
         return self.needs_samples or "int4" in self.parts.values()
 
 
-def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> Settings:
-    """What the options mean for a bundle of this target and float type.
+def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> ResolvedOptions:
+    """Resolve options for a bundle.
+
+    Args:
+        options: The options.
+        platform: The target of the bundle.
+        dtype: The float type of the bundle.
 
     Raises:
-        UsageError: A part is to stay in a float type that the bundle has not, or nothing is to be quantized.
-        UnsupportedError: The target cannot take a precision.
+        UsageError: A part is to stay in a float type that is not the bundle's, or no part is to be quantized.
+        UnsupportedError: The target does not support a precision.
     """
     decoder = options.decoder or options.precision
-    asked = {
+    wanted = {
         "vision": options.vision or options.precision,
         "projector": options.projector or options.precision,
         "decoder": decoder,
         "head": options.head or decoder,
     }
-    parts = {part: _kept(part, precision, dtype) for part, precision in asked.items()}
+    parts = {part: _float_or_precision(part, precision, dtype) for part, precision in wanted.items()}
     chosen = {**parts, "embedding": options.embedding}
     if all(precision == FLOAT for precision in chosen.values()):
         raise UsageError("Every part is to stay float.", "Give a precision to at least one.")
     for part, precision in parts.items():
         if precision != FLOAT and precision not in platform.quantized:
-            raise _not_here(precision, part, platform.name, platform.quantized)
+            raise _unsupported(precision, part, platform.name, platform.quantized)
     if options.embedding != FLOAT and platform.builds_engines:
         raise UnsupportedError(
             f"The token table cannot be int8 for the target {platform.name}: TensorRT looks up floats only.",
@@ -153,12 +172,13 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> Settings:
             f"int8-dynamic computes in float32, and this bundle is {dtype}.",
             "Export it with --dtype fp32, or quantize with --precision int8.",
         )
-    rest = (options.ranges, options.smooth, options.block_size, platform.builds_engines)
-    return Settings(chosen, dtype, *rest)
+    return ResolvedOptions(
+        chosen, dtype, options.ranges, options.smooth, options.block_size, platform.builds_engines
+    )
 
 
-def _kept(part: str, precision: str, dtype: str) -> str:
-    """A precision, where fp32 and fp16 are names for what the bundle has."""
+def _float_or_precision(part: str, precision: str, dtype: str) -> str:
+    """Return a precision, or `FLOAT` if it is a name of the bundle's float type, such as fp32."""
     wanted = DTYPES.get(precision)
     if wanted is None:
         return precision
@@ -171,7 +191,7 @@ def _kept(part: str, precision: str, dtype: str) -> str:
     return FLOAT
 
 
-def _not_here(precision: str, part: str, name: str, offered: tuple[str, ...]) -> UnsupportedError:
+def _unsupported(precision: str, part: str, name: str, offered: tuple[str, ...]) -> UnsupportedError:
     why = {
         "fp8": "its GPU has no 8-bit floating point, which begins with SM89",
         "int4": "4-bit weights are not proven with its TensorRT",

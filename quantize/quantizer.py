@@ -1,4 +1,4 @@
-"""From a float bundle to a quantized one: what is asked for is checked here, and done in `job`."""
+"""The entry points of quantization. They check everything that can be checked, then run a `QuantizeJob`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visprune.errors import UsageError
 from visprune.manifest import MANIFEST
 from visprune.optional import require
 from visprune.progress import Progress, no_progress
-from visprune.quantize.quantize_options import QuantizeOptions, Settings, resolve
+from visprune.quantize.quantize_options import QuantizeOptions, ResolvedOptions, resolve
 from visprune.runtime.samples import Samples, draw_samples, read_samples
 from visprune.staging import check_destination, existing_parent, staged, tidy
 from visprune.targets import target
@@ -21,7 +21,7 @@ from visprune.verified import verify
 if TYPE_CHECKING:
     from visprune.quantize.outcome import Judge
 
-__all__ = ["prepare", "quantize"]
+__all__ = ["prepare", "quantize", "quantize_bundle"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +40,36 @@ def quantize(
     Args:
         bundle: A float bundle, pruned or not.
         output: The directory to make.
-        precision: Of the parts that no other option names: "int8", "int8-dynamic", "fp8" or "int4".
+        precision: Precision of the parts without an option of their own: "int8", "int8-dynamic", "fp8" or
+            "int4".
         judge: Asks both bundles questions with known answers, for the report.
         progress: Called as the work goes on.
         **options: The other fields of `QuantizeOptions`.
 
     Raises:
-        UsageError: Options that make no sense, no calibration data, an output that exists.
-        UnsupportedError: The bundle's target cannot take a precision.
+        TypeError: An option is not a field of `QuantizeOptions`.
+        UsageError: An option has a value that is not offered, there is no calibration data, the output
+            exists, or the bundle is quantized or has engines.
+        UnsupportedError: The bundle's target does not support a precision.
         BundleError: The bundle is altered, or computes numbers that are not finite.
-        InputError: A calibration sample that cannot be used.
+        InputError: A calibration sample cannot be used.
         ExportError: The disk is full.
         MissingExtraError: onnx-ir or onnxruntime is missing.
     """
-    chosen = QuantizeOptions(precision, **options)
+    return quantize_bundle(
+        bundle, output, QuantizeOptions(precision, **options), judge=judge, progress=progress
+    )
+
+
+def quantize_bundle(
+    bundle: str | Path | Bundle,
+    output: str | Path,
+    options: QuantizeOptions,
+    *,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Quantize a bundle with these options; see `quantize`."""
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = source.manifest
     if manifest.quantization is not None:
@@ -63,54 +79,56 @@ def quantize(
         )
     if manifest.engines:
         raise UsageError(
-            "This bundle has engines, which would be of the float graphs.",
+            "This bundle has engines, and they were built from its float graphs.",
             "Quantize the bundle that they were built from, and build engines of the result.",
         )
     destination = Path(output)
-    check_destination(destination, force=chosen.force, marker=MANIFEST)
-    settings, samples = prepare(chosen, manifest.target, manifest.dtype, manifest.source.model)
+    check_destination(destination, force=options.force, marker=MANIFEST)
+    resolved, samples = prepare(options, manifest.target, manifest.dtype, manifest.source.model)
     verify(source)
     for done in tidy(existing_parent(destination)):
         _log.warning(done)
-    from visprune.quantize.quantize_job import Job
+    from visprune.quantize.quantize_job import QuantizeJob  # needs packages that `prepare` looks for
 
-    job = Job(source, settings, chosen, samples, progress or no_progress)
+    job = QuantizeJob(source, resolved, options, samples, progress or no_progress)
     with staged(destination) as folder:
         job.write(folder, judge)
     return Bundle.open(destination)
 
 
-def prepare(options: QuantizeOptions, target_name: str, dtype: str, model: str) -> tuple[Settings, Samples]:
-    """Refuse what can be refused without a bundle, and read the calibration data.
+def prepare(
+    options: QuantizeOptions, target_name: str, dtype: str, model: str
+) -> tuple[ResolvedOptions, Samples]:
+    """Check everything that can be checked without a bundle, and read the calibration data.
 
     Args:
-        options: What was asked for.
-        target_name: Of the bundle.
-        dtype: Its float type.
-        model: Name of the model in it; the demo model has samples of its own.
+        options: The options of the quantization.
+        target_name: Name of the bundle's target.
+        dtype: Float type of the bundle.
+        model: Name of the bundle's model; the demo model has samples of its own.
 
     Returns:
-        What the options mean, and the samples; none where none are needed or given.
+        The resolved options, and the samples. There are no samples if none are needed and none are given.
 
     Raises:
         UsageError, UnsupportedError, InputError, MissingExtraError: As for `quantize`.
     """
-    settings = resolve(options, target(target_name), dtype)
+    resolved = resolve(options, target(target_name), dtype)
     for package, extra in (("onnx_ir", "quantize"), ("onnxruntime", "cpu")):
         require(package, extra=extra)
     if options.calibration is None and model != DEMO:
-        if settings.needs_samples:
+        if resolved.needs_samples:
             raise UsageError(
                 "int8 and fp8 need calibration data, to find the ranges of activations.",
-                "Give --calibration FILE with a few dozen pictures and prompts like those in use; "
+                "Give --calibration FILE with a few dozen images and prompts like those in use; "
                 "int8-dynamic and int4 work without.",
             )
-        return settings, Samples(())
+        return resolved, Samples(())
     found = read_samples(options.calibration, max_skipped=options.max_skipped)
     drawn = draw_samples(found.usable, options.samples, options.seed)
     if len(drawn) < 2:
         raise UsageError(
-            "One sample is too few: ranges come from some, and errors are measured on others.",
-            "Give at least two, better a few dozen.",
+            "One sample is too few: ranges come from some samples, and errors are measured on others.",
+            "Give at least two samples, better a few dozen.",
         )
-    return settings, Samples(drawn, found.skipped)
+    return resolved, Samples(drawn, found.skipped)

@@ -1,10 +1,10 @@
-"""The range of an activation, from a sample of its values.
+"""The range of an activation, found from a sample of its values.
 
-    max         the largest magnitude there was
-    percentile  what 99.99% of the values stay below
-    entropy     where the quantized histogram tells least apart from the original: least Kullback-Leibler
-                divergence (S. Migacz, "8-bit inference with TensorRT", GTC 2017)
-    search      of all these, and of a lower percentile, the one with which a layer's output changes least
+    max         the largest magnitude
+    percentile  the magnitude that 99.99% of the values stay below
+    entropy     the range whose quantized histogram has the least Kullback-Leibler divergence from the
+                original one (S. Migacz, "8-bit inference with TensorRT", GTC 2017)
+    search      of all these and the 99.9th percentile, the one that changes the outputs of the layers least
 
 Values beyond a range are clipped to it.
 """
@@ -25,16 +25,16 @@ Array = NDArray[np.float32]
 
 _BINS = 2048
 _PERCENTILES = (99.99, 99.9)
-_LEVELS = 128  # magnitudes of int8
+_LEVELS = 128  # magnitudes that int8 can store
 
 
 def candidates(kind: Range, rows: Array, amax: float) -> list[float]:
-    """Ranges to choose from, each a positive magnitude.
+    """Return the ranges to choose from, each a positive magnitude, the largest first.
 
     Args:
-        kind: How ranges are found.
-        rows: Values of the activation, [R, K].
-        amax: Its largest magnitude over all values, sampled or not.
+        kind: How ranges are found; see the module's docstring.
+        rows: Sampled values of the activation, [R, K].
+        amax: The largest magnitude of all its values, sampled or not.
     """
     magnitudes = np.abs(rows)
     found = {
@@ -51,12 +51,12 @@ def candidates(kind: Range, rows: Array, amax: float) -> list[float]:
 
 
 def entropy_range(magnitudes: Array, amax: float, bins: int = _BINS) -> float:
-    """The range with the least divergence between the values and their quantized histogram.
+    """Return the range with the least divergence between the histogram of the values and the quantized one.
 
     Args:
-        magnitudes: Absolute values.
-        amax: The largest of all.
-        bins: Of the histogram.
+        magnitudes: Absolute values of the activation, of any shape.
+        amax: The largest magnitude of all.
+        bins: Number of bins of the histogram.
     """
     counts, edges = np.histogram(magnitudes, bins=bins, range=(0.0, amax))
     counts = counts.astype(np.float64)
@@ -74,7 +74,10 @@ def entropy_range(magnitudes: Array, amax: float, bins: int = _BINS) -> float:
 
 
 def _quantized(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The bins share `_LEVELS` levels: the count of each, spread over those of its bins that have any."""
+    """Return a histogram quantized to `_LEVELS` levels.
+
+    The count of each level is spread evenly over those of its bins that are not empty.
+    """
     levels = np.arange(len(counts)) * _LEVELS // len(counts)
     filled = counts > 0
     total = np.bincount(levels, counts, _LEVELS)
@@ -83,7 +86,7 @@ def _quantized(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence of two histograms; bins that q has lost count as nearly empty."""
+    """Return the Kullback-Leibler divergence of two histograms; empty bins of q count as nearly empty."""
     p, q = p / p.sum(), q / max(q.sum(), 1e-12)
     some = p > 0
     return float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-12))).sum())

@@ -1,4 +1,4 @@
-"""How long the graphs of two bundles take: in turns, so that what else the machine does hits both."""
+"""Timing of the graphs of two bundles, which run in turns so that other load on the machine affects both."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from numpy.typing import NDArray
 
 from visprune.bundle import Bundle
 from visprune.cores import available_memory, usable_cores
-from visprune.quantize.output_error import Recorded
+from visprune.quantize.output_error import RecordedGraph
 from visprune.runtime.backends.ort import open_cpu
 from visprune.runtime.backends.runner import BackendOptions, Runner
 
 __all__ = ["Times", "time_graph"]
 
-_ROUNDS = 7
-# Times the bytes of a file. ONNX Runtime copies weights into an order of its own, float16 as float32.
+_ROUNDS = 7  # timed runs of each graph
+# Memory of a loaded graph as a multiple of the bytes of its weights. ONNX Runtime keeps a copy of them in an
+# order of its own, and that copy of float16 is float32.
 _LOADED = {"float32": 2.0, "float16": 3.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of one thing in both bundles.
+    """Times of the same run in both bundles.
 
     Attributes:
-        before: Median milliseconds of the float bundle.
-        after: Of the quantized one.
-        spread: The larger of the two interquartile ranges, as a share of its median.
+        before: Median milliseconds in the float bundle.
+        after: Median milliseconds in the quantized bundle.
+        spread: The larger of the two interquartile ranges, each as a share of its median.
     """
 
     before: float
@@ -39,19 +40,19 @@ class Times:
 
 
 def time_graph(
-    before: Bundle, after: Bundle, graph: str, recorded: Recorded
+    before: Bundle, after: Bundle, graph: str, recorded: RecordedGraph
 ) -> tuple[Times | None, Times | None]:
-    """Time one graph of two bundles on this machine's cores.
+    """Time one graph of two bundles on the cores of this machine.
 
     Args:
         before: The float bundle.
-        after: The quantized one.
+        after: The quantized bundle.
         graph: Name of the graph.
-        recorded: What to feed.
+        recorded: The recorded inputs of the graph, with those of at least one sample.
 
     Returns:
-        Of the first run of a sample, and of a decoded token, if the graph sees any. Neither where memory
-        would not hold both.
+        The times of the first run of a sample, and of a decoding step if the graph runs in one. Both are None
+        if the memory cannot hold both graphs.
     """
     available = available_memory()
     if available is not None and _needed(before, graph) + _needed(after, graph) > available:
@@ -63,6 +64,7 @@ def time_graph(
 
 
 def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> Times:
+    """Time two runners on the same inputs, in turns."""
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(_ROUNDS + 1):
         for runner, times in zip((one, other), taken, strict=True):
@@ -76,5 +78,6 @@ def _in_turns(one: Runner, other: Runner, feeds: Mapping[str, NDArray[Any]]) -> 
 
 
 def _needed(bundle: Bundle, graph: str) -> float:
+    """Return an estimate of the bytes of memory that a loaded graph takes."""
     data = bundle.manifest.graphs[graph].data
     return _LOADED[bundle.manifest.dtype] * bundle.file(data).stat().st_size if data else 0.0

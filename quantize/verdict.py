@@ -1,4 +1,4 @@
-"""What quantization cost and gained, for people and for scripts: `quantization.json` in the bundle."""
+"""The report of a quantization, `quantization.json` in the bundle, and its verdict in one line."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["REPORT", "Answers", "GraphReport", "LayerReport", "Report"]
 
 REPORT = "quantization.json"
 
-# Points of exact match that may be lost: what is judged acceptable for 8 and for 4 bits.
+# Percentage points of exact match that a bundle may lose and still be worth it: 1 with 8 bits, 2 with int4.
 _POINTS = {"int4": 2.0}
 _MOST_POINTS = 1.0
-_NOTICEABLE = 1.05
+_NOTICEABLE = 1.05  # a speedup below this is not worth mentioning
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One linear layer.
+    """The report of one linear layer.
 
     Attributes:
-        graph: Where it is.
-        layer: Its name.
-        precision: "float" where it was left.
-        own_error: Relative error of its output when it alone is rounded, on calibration samples.
-        relative_l2: The same of its output in the quantized graph, errors of the layers before it included,
-            on held-out samples.
-        cosine: Likewise.
-        note: Why it was left.
+        graph: Name of the graph that it is in.
+        layer: Name of the layer.
+        precision: Its precision; "float" if it was left float.
+        own_error: Relative error of its output when only this layer is rounded, on calibration samples.
+        relative_l2: Relative error of its output in the quantized graph, on held-out samples. It includes the
+            errors of the layers before it.
+        cosine: Cosine between its output in the quantized graph and in the float graph, on the same samples.
+        note: Why it was left float, if it was.
     """
 
     graph: str
@@ -44,7 +44,17 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class GraphReport:
-    """One graph: error on held-out samples; bytes, float and quantized; times of a prefill and of a token."""
+    """The report of one graph.
+
+    Attributes:
+        graph: Name of the graph.
+        precision: The precisions of its layers.
+        relative_l2: Relative error of its output on held-out samples; None if not measured.
+        cosine: Cosine between its output and the float graph's, likewise.
+        bytes: Bytes of the graph and its weights, float and quantized.
+        prefill: Times of the first run of a sample; None if not measured.
+        step: Times of a decoding step; None if not measured, or if the graph does not run in one.
+    """
 
     graph: str
     precision: str
@@ -60,10 +70,10 @@ class Answers:
     """Greedy answers of both bundles.
 
     Attributes:
-        samples: Held-out samples.
-        same: Those that both answer token for token alike.
-        questions: Questions with a known answer; 0 where there are none.
-        right: Answered right, by the float bundle and by the quantized one.
+        samples: Number of held-out samples.
+        same: Number of samples that both bundles answer with the same tokens.
+        questions: Number of questions with a known answer; 0 if there are none.
+        right: Questions answered right by the float bundle, and by the quantized one.
     """
 
     samples: int
@@ -73,21 +83,23 @@ class Answers:
 
     @property
     def points(self) -> float | None:
-        """Points of exact match that were gained; negative where they were lost."""
+        """Percentage points of exact match that were gained; negative if they were lost."""
         return 100.0 * (self.right[1] - self.right[0]) / self.questions if self.questions else None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it.
+    """The whole report of a quantization.
 
     Attributes:
         parts: Precision of each part.
-        samples: Samples that ranges come from.
-        held_out: Samples that errors were measured on.
+        samples: Number of samples that ranges come from.
+        held_out: Number of samples that errors were measured on.
         skipped: Lines of the calibration file that were left out, each with its reason.
-        machine: What times were measured on.
-        graphs, layers, answers: See there.
+        machine: Processor and threads that times were measured on.
+        graphs: The report of each graph.
+        layers: The report of each linear layer of the graphs that were quantized.
+        answers: Comparison of answers; None if no answers were compared.
     """
 
     parts: dict[str, str]
@@ -100,11 +112,16 @@ class Report:
     answers: Answers | None
 
     def to_json(self) -> str:
-        """The text of `quantization.json`."""
+        """Return the text of `quantization.json`."""
         return json.dumps({**asdict(self), "verdict": self.verdict()}, indent=2) + "\n"
 
     def speedup(self, what: Literal["prefill", "step"]) -> float | None:
-        """How many times faster all graphs are together; None if not measured, 1 if no difference is told."""
+        """Return how many times faster all graphs together are.
+
+        Returns:
+            The ratio of the times, 1 if the difference is within the spread of the measurements, or None if
+            not all graphs were timed.
+        """
         times = [graph.prefill if what == "prefill" else graph.step for graph in self.graphs]
         known = [one for one in times if one is not None]
         if not known or (what == "prefill" and len(known) < len(times)):
@@ -114,7 +131,7 @@ class Report:
         return 1.0 if 1 / (1 + noise) < before / after < 1 + noise else before / after
 
     def verdict(self) -> str:
-        """One line: how much faster, how much worse, and whether to keep it."""
+        """Return one line: how much faster, how much worse, and whether to keep the bundle."""
         first, step = self.speedup("prefill"), self.speedup("step")
         points = self.answers.points if self.answers else None
         errors = [graph.relative_l2 for graph in self.graphs if graph.relative_l2]

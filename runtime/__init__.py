@@ -1,11 +1,11 @@
-"""The runtime: bundles in, answers out, without torch, transformers or onnx.
+"""The runtime: loads a bundle and answers questions, without torch, transformers or onnx.
 
     from visprune.runtime import load
 
     with load("my-bundle") as pipeline:
-        print(pipeline.generate("cat.png", "What is in the picture?").text)
+        print(pipeline.generate("cat.png", "What is in the image?").text)
 
-Importing this package imports none of its parts; each name below is loaded when it is used.
+Importing this package imports none of its modules. Each name below is loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A conversation: messages and pictures in, answers out, on one cache.
+"""A conversation: messages and images go in, answers come out, and all turns share one cache.
 
-Every turn renders the whole conversation and hands all of its tokens to the session, which feeds what
-the cache does not hold. So a turn gives what a fresh start with the same messages would give; except that
-a method inside the LLM chose the tokens of earlier pictures by the prompt of their own turn.
+Every turn renders the whole conversation and passes all of its tokens to the session, which computes only
+those that the cache does not hold. So a turn gives the same answer as a new conversation with the same
+messages would. The one exception: a method inside the LLM chose the tokens of earlier images by the prompt
+of their own turn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from visprune.cache_names import present_names
 from visprune.manifest import Manifest
 from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.executor import Executor
-from visprune.runtime.generation import FinishReason, Generation, Limits, Stream, as_stops
+from visprune.runtime.generation import FinishReason, Generation, GenerationLimits, Stream, as_stops
+from visprune.runtime.options import AnswerOptions, check_names
 from visprune.runtime.prompts import (
     check_prompt,
     check_stops,
@@ -33,11 +35,13 @@ from visprune.runtime.vision.pictures import Picture, PictureMaker
 from visprune.runtime.vision.sources import Video, as_list
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from visprune.runtime.vision.sources import VisualInput
 
 __all__ = ["Chat", "LoadedModel"]
 
-_GREEDY = Sampling()
+_MAX_NEW_TOKENS = 128  # of an answer, by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +53,28 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     pictures: PictureMaker
-    room: tuple[float, ...] = ()
-    """As `session.rooms` gives it."""
+    cache_capacities: tuple[float, ...] = ()
+    """Most tokens in the caches of each group of layers, from the function `session.cache_capacities`."""
 
 
 class Chat:
     """One conversation. Make it with `Pipeline.chat`.
 
     Args:
-        model: What answers.
-        keep: What is kept of every image; fixed, as cached images keep theirs.
-        system: The system prompt, with which the conversation begins, or None.
+        model: The model that answers.
+        keep: How many visual tokens are kept of every image. It is fixed, because tokens of cached images
+            cannot be chosen again.
+        system: System prompt, which begins the conversation, or None.
 
     Raises:
-        InputError: A system prompt that `check_system` refuses.
+        InputError: `check_system` refuses the system prompt.
     """
 
     def __init__(self, model: LoadedModel, keep: Keep, system: str | None = None) -> None:
         check_system(system, model.manifest.text, model.template)
         self._model = model
-        self._session = Session(model.executor, model.manifest, keep, model.room)
-        self._begins = [] if system is None else [Message("system", system)]
+        self._session = Session(model.executor, model.manifest, keep, model.cache_capacities)
+        self._system = [] if system is None else [Message("system", system)]
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
         self._open: Stream | None = None
@@ -77,16 +82,16 @@ class Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The finished turns; the system prompt is none."""
+        """Messages of the finished turns, without the system prompt."""
         return tuple(self._messages)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that the next turn need not compute again, as far as they are part of it."""
+        """Number of tokens in the cache. The next turn reuses those that its prompt begins with."""
         return self._session.length
 
     def reset(self) -> None:
-        """Forget the conversation, all but its system prompt."""
+        """Forget the conversation except its system prompt."""
         self._end_open_turn()
         self._messages, self._pictures = [], []
         self._session.clear()
@@ -95,42 +100,39 @@ class Chat:
         self,
         prompt: str,
         images: VisualInput | Sequence[VisualInput] | None = (),
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling = _GREEDY,
-        stop: Sequence[str] = (),
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
-        """One turn; see `stream`."""
-        return self.stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop).result
+        """Answer one turn. Arguments and errors are those of `stream`."""
+        return self.stream(prompt, images, **options).result
 
     def stream(
         self,
         prompt: str,
         images: VisualInput | Sequence[VisualInput] | None = (),
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling = _GREEDY,
-        stop: Sequence[str] = (),
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
-        """One turn, its answer as it comes.
+        """Answer one turn piece by piece.
 
-        Everything about the input is checked before this returns. The turn becomes part of the
-        conversation when the stream has ended; a new turn ends an unfinished one, which is then dropped.
+        The whole input is checked before this returns. The turn becomes part of the conversation when the
+        stream has ended. A new turn ends an unfinished one, which is then dropped.
 
         Args:
-            prompt: What the user says.
-            images: New pictures, shown before the text of this turn, and videos, which follow them.
-            max_new_tokens: Most tokens generated.
-            sampling: How tokens are chosen; greedy by default.
-            stop: Texts that end the answer; that of a special token ends it at this token.
+            prompt: The user's message.
+            images: New images, which are put before the text of this turn; videos come after the images.
+            **options: `max_new_tokens`, `sampling` and `stop`, as in `Pipeline.stream`.
 
         Raises:
-            InputError: A prompt that `check_prompt` refuses, a picture that cannot be read, a conversation
-                that `prompt_ids` refuses or that is longer than the model's context.
-            UsageError: A limit that means nothing, a stop that can never match.
+            TypeError: An option is unknown.
+            InputError: `check_prompt` refuses the prompt, `prompt_ids` refuses the conversation, an image
+                cannot be read, or the conversation is longer than the model's context.
+            UsageError: max_new_tokens is out of range, or a stop can never match.
         """
         start = time.perf_counter()
-        limits = Limits(max_new_tokens, as_stops(stop))
+        check_names("Chat.stream", options, AnswerOptions.__optional_keys__)
+        limits = GenerationLimits(
+            options.get("max_new_tokens", _MAX_NEW_TOKENS), as_stops(options.get("stop", ()))
+        )
+        sampler = Sampler(options.get("sampling", Sampling()))
         check_stops(limits.stop, self._model.tokenizer)
         self._end_open_turn()
         check_prompt(prompt, self._model.manifest)
@@ -142,7 +144,7 @@ class Chat:
         ids = self._tokens([*self._messages, question], pictures)
         self._session.check(ids, pictures)
         preprocess = (time.perf_counter() - start) * 1e3
-        self._open = Stream(self._turn(question, ids, pictures, limits, Sampler(sampling), preprocess))
+        self._open = Stream(self._turn(question, ids, pictures, limits, sampler, preprocess))
         return self._open
 
     def _turn(
@@ -150,16 +152,17 @@ class Chat:
         question: Message,
         ids: list[int],
         pictures: list[Picture],
-        limits: Limits,
+        limits: GenerationLimits,
         sampler: Sampler,
         preprocess_ms: float,
     ) -> Generator[str, None, Generation]:
+        """Generate one answer: yield its text, add the turn to the conversation, and return the figures."""
         manifest, session = self._model.manifest, self._session
         text = TextStream(self._model.tokenizer, limits.stop)
         pieces: list[str] = []
         history = list(ids)
 
-        # Only what happens here is timed: between two pieces the time is the caller's.
+        # Only the model's work is timed. The time between two pieces is the caller's.
         start = time.perf_counter()
         prefill = session.prefill(ids, pictures)
         token = sampler(prefill.logits, history)
@@ -192,7 +195,11 @@ class Chat:
         answer = "".join(pieces)
         self._messages += [question, Message("assistant", without_placeholders(answer, manifest.text))]
         self._pictures = pictures
-        timings = {"preprocess": preprocess_ms, **_named(prefill.timings_ms, manifest), "decode": decode_ms}
+        timings = {
+            "preprocess": preprocess_ms,
+            **_by_phase(prefill.timings_ms, manifest),
+            "decode": decode_ms,
+        }
         timings["decode_per_token"] = decode_ms / max(1, generated - 1)
         timings["total"] = preprocess_ms + prefill_ms + decode_ms
         return Generation(
@@ -208,9 +215,12 @@ class Chat:
         )
 
     def _tokens(self, messages: Sequence[Message], pictures: Sequence[Picture]) -> list[int]:
+        """Return the prompt's token ids, with as many placeholders as each image has tokens."""
         model, manifest = self._model, self._model.manifest
-        told = [*self._begins, *messages]
-        ids = prompt_ids(told, model.template, model.tokenizer, manifest.text, manifest.decoder.vocab_size)
+        conversation = [*self._system, *messages]
+        ids = prompt_ids(
+            conversation, model.template, model.tokenizer, manifest.text, manifest.decoder.vocab_size
+        )
         return model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
 
     def _end_open_turn(self) -> None:
@@ -219,8 +229,8 @@ class Chat:
             self._open = None
 
 
-def _named(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:
-    """The graphs that extend the cache are `prefill`, with their names where there are several."""
+def _by_phase(timings: dict[str, float], manifest: Manifest) -> dict[str, float]:
+    """Rename graphs that extend the cache: one to `prefill`, several to `prefill.` and their names."""
     cached = set(present_names(manifest.decoder))
     decoders = [s.graph for s in manifest.stages if cached & set(s.outputs.values())]
     names = {graph: "prefill" if len(decoders) == 1 else f"prefill.{graph}" for graph in decoders}

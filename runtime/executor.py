@@ -1,7 +1,7 @@
-"""Runs a manifest's stages: a dataflow program over named values.
+"""Executor of a manifest's stages, which are a dataflow program over named values.
 
-Knows stages, values and runners. It knows no model, and neither tokens nor images: what a value means
-is the business of whoever supplies it or asks for it.
+It knows stages, values and runners, but neither the model nor the meaning of a value (tokens, images): that
+is up to the code that supplies or asks for the value.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Execution", "Executor"]
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run of the program.
+    """The result of one run of the program.
 
     Attributes:
-        values: The wanted values that the stages which ran have assigned, but for those of single images.
-        images: For each image, the wanted values that its stages have assigned.
+        values: Wanted values that were assigned, except those of single images.
+        images: For each image, the wanted values that its stages assigned.
         timings_ms: Milliseconds of each stage that ran, by graph, in order.
     """
 
@@ -37,7 +37,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A stage with what was worked out about it beforehand."""
+    """A stage, with facts about its values that were computed in advance."""
 
     stage: Stage
     specs: dict[str, TensorSpec]  # of the inputs, by value name
@@ -48,14 +48,14 @@ class Executor:
     """The stages of a bundle, with a runner for each graph.
 
     Args:
-        stages: In order; checked by `Bundle.open` to assign every value once.
-        graphs: Their interfaces.
-        runners: Their runners.
-        wanted: Names of the values to hand out; those that no stage assigns are ignored.
+        stages: Stages in order. `Bundle.open` has checked that they assign every value once.
+        graphs: Interfaces of the graphs.
+        runners: Runners of the graphs.
+        wanted: Names of the values to return; names that no stage assigns are ignored.
 
     Raises:
-        BundleError: A stage reads a value before it is assigned, or a stage of single images comes after one
-            that sees the whole prompt.
+        BundleError: A stage reads a value before it is assigned, or a stage of single images comes after a
+            stage of the whole prompt.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Executor:
         assigned = {value for stage in stages for value in stage.outputs.values()}
         self._wanted = frozenset(wanted) & assigned
         self.inputs: dict[str, TensorSpec] = {}
-        """What must be supplied: the values that no stage assigns, as their first reader takes them."""
+        """Values that must be supplied, since no stage assigns them, with the specs of their first reader."""
         seen: set[str] = set()
         last_reader: dict[str, int] = {}
         all_specs: list[dict[str, TensorSpec]] = []
@@ -85,7 +85,7 @@ class Executor:
                 if value not in assigned:
                     self.inputs.setdefault(value, spec)
                 last_reader[value] = index
-            # A value that nobody reads is done with its own stage.
+            # A value that no stage reads can be freed after its own stage.
             last_reader |= {value: index for value in stage.outputs.values() if value not in last_reader}
             seen |= set(stage.outputs.values())
             all_specs.append(specs)
@@ -106,19 +106,18 @@ class Executor:
 
     @property
     def outputs(self) -> frozenset[str]:
-        """The wanted values that the program can give."""
+        """The wanted values that some stage assigns."""
         return self._wanted
 
     def run(self, supplied: Mapping[str, Value], images: Sequence[Mapping[str, Value]] = ()) -> Execution:
-        """Run every stage once, those marked `image` once for each new image.
+        """Run every stage once, and those marked `image` once for each new image.
 
         Args:
-            supplied: The values named by `inputs`, except what `images` has. Floating-point arrays of the
-                host are converted to the width a graph takes.
-            images: For each new image the values that are its own. What its stages assign is joined along the
-                first axis for the stages after them. Without images, stages marked `image` or `visual` do not
-                run, and the values they would have assigned are those of their `bypass`, or empty, their
-                symbolic dimensions being 0.
+            supplied: The values named by `inputs`, except those in `images`. Floating-point host arrays are
+                cast to the dtype that a graph takes.
+            images: For each new image, its own values. The values that its stages assign are joined along the
+                first axis for later stages. Without images, stages marked `image` or `visual` do not run;
+                their values are then taken from their `bypass`, or are empty (symbolic dimensions are 0).
 
         Raises:
             UsageError: The pipeline was closed.
@@ -143,39 +142,39 @@ class Executor:
     def _run(
         self, steps: Sequence[_Step], values: dict[str, Value], timings: dict[str, float], *, visual: bool
     ) -> None:
-        """Run some steps on `values`, where what they assign is left as long as it is wanted or read."""
+        """Run steps on `values`. The values they assign stay there as long as they are wanted or read."""
         for step in steps:
             stage = step.stage
             if stage.when == "visual" and not visual:
                 values |= {v: values[source] for v, source in stage.bypass.items() if source in values}
             else:
                 feeds = {
-                    tensor: _fit(values[value], step.specs[value])
+                    tensor: _cast_float(values[value], step.specs[value])
                     if value in values
-                    else _empty(step.specs[value])
+                    else _empty_input(step.specs[value])
                     for tensor, value in stage.inputs.items()
                 }
                 start = time.perf_counter()
                 outputs = self._runners[stage.graph].infer(feeds)
                 timings[stage.graph] = timings.get(stage.graph, 0.0) + (time.perf_counter() - start) * 1e3
                 values |= {value: outputs[tensor] for tensor, value in stage.outputs.items()}
-                del feeds, outputs  # they hold what is freed next
+                del feeds, outputs  # they hold references to values that are freed next
             for value in step.done_after:
                 values.pop(value, None)
 
 
 def _join(parts: Sequence[Value]) -> Value:
-    """Along the first axis; a single one stays where it is."""
+    """Concatenate values along the first axis. A single value is returned as it is, without a copy."""
     return parts[0] if len(parts) == 1 else np.concatenate([to_numpy(part) for part in parts])
 
 
-def _fit(value: Value, spec: TensorSpec) -> Value:
-    """A host array in the float width of the graph; everything else as it is."""
+def _cast_float(value: Value, spec: TensorSpec) -> Value:
+    """Cast a floating-point host array to the dtype of the graph; return any other value as it is."""
     wanted = np.dtype(spec.dtype)
     if isinstance(value, np.ndarray) and value.dtype != wanted and wanted.kind == value.dtype.kind == "f":
         return value.astype(wanted)
     return value
 
 
-def _empty(spec: TensorSpec) -> np.ndarray[Any, Any]:
+def _empty_input(spec: TensorSpec) -> np.ndarray[Any, Any]:
     return np.zeros([dim if isinstance(dim, int) else 0 for dim in spec.shape], dtype=spec.dtype)

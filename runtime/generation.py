@@ -1,4 +1,4 @@
-"""What a generation gives: the answer with its figures, at once or piece by piece."""
+"""The answer of a model with its figures: `Generation` at once, `Stream` piece by piece."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["FinishReason", "Generation", "Limits", "Stream", "as_stops"]
+__all__ = ["FinishReason", "Generation", "GenerationLimits", "Stream", "as_stops"]
 
 FinishReason = Literal["eos", "stop", "length"]
-"""The model ended the answer; a stop was completed; `max_new_tokens` or the context was reached."""
+"""How an answer ended: by the model's own token, by a stop, or at a limit (max_new_tokens or the context)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """When an answer ends, besides by the model's own token.
+class GenerationLimits:
+    """Limits at which an answer ends, if the model does not end it before.
 
     Attributes:
-        max_new_tokens: Most tokens generated.
-        stop: Texts that end the answer and are not part of it; that of a special token stands for this token.
+        max_new_tokens: The most tokens to generate.
+        stop: Texts that end the answer and are not part of it. The text of a special token ends it at that
+            token.
 
     Raises:
-        UsageError: No token may be generated, or a stop string is empty.
+        UsageError: max_new_tokens is not a whole number of at least 1, or a stop is empty or not a text.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int):
             raise UsageError(
-                f"max_new_tokens is {self.max_new_tokens!r}, which is no whole number.",
-                "Give one of at least 1.",
+                f"max_new_tokens is {self.max_new_tokens!r}, which is not a whole number.",
+                "Give a whole number of at least 1.",
             )
         if not all(isinstance(stop, str) for stop in self.stop):
-            raise UsageError(f"The stops {self.stop!r} are not all texts.", "Give texts.")
+            raise UsageError(f"The stops {self.stop!r} are not all texts.", "Give only texts (str).")
         if self.max_new_tokens < 1:
             raise UsageError(
                 f"Cannot generate {self.max_new_tokens} tokens.", "Give max_new_tokens of at least 1."
@@ -47,22 +48,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """An answer.
+    """An answer and its figures.
 
     Attributes:
-        text: Without special tokens and without the stop string.
-        token_ids: The generated tokens, the one that ends the answer included.
-        tokens_in: Length of the whole prompt, visual tokens included, cached or not.
-        tokens_kept: Visual tokens kept, over the images encoded in this call; to the last layer where they
-            are pruned inside the LLM.
-        visual_tokens: Visual tokens there were before pruning, over the same images.
-        keep_indices: For each of these images the kept visual tokens, ascending: their indices in [0, N), and
-            tile * N more where an image is several tiles.
-        layer_tokens: Visual tokens of this call that entered each layer of the LLM; empty where none is
-            pruned inside it.
+        text: The answer, without special tokens and without the stop text.
+        token_ids: The generated tokens, including the one that ended the answer.
+        tokens_in: Length of the whole prompt in tokens, including visual tokens and cached ones.
+        tokens_kept: Visual tokens kept, of all images encoded in this call. If tokens are pruned inside the
+            LLM, those that reach the last layer.
+        visual_tokens: Visual tokens of the same images before pruning.
+        keep_indices: For each of these images the indices of the kept visual tokens, ascending, in [0, N). In
+            an image of several tiles, a token's index is tile * N + its index in the tile.
+        layer_tokens: Number of visual tokens of this call that entered each layer of the LLM; empty if none
+            are pruned inside it.
         finish_reason: Why the answer ended.
-        timings_ms: Milliseconds: `preprocess` (pictures and text), each graph of the prefill by its name
-            (the decoder's as `prefill`), `decode` for all later tokens, `decode_per_token`, `total`.
+        timings_ms: Milliseconds of `preprocess` (images and text), of each graph of the prefill by its name
+            (the decoder is `prefill`), of `decode` (all later tokens), `decode_per_token`, and `total`.
     """
 
     text: str
@@ -77,20 +78,20 @@ class Generation:
 
 
 def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several, as `Limits` takes them; anything else is left for it to refuse."""
+    """Return one text, or several, as the tuple of `GenerationLimits`, which refuses anything else."""
     if isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable):
         return (stop,)
     return tuple(stop)
 
 
 class Stream(Iterator[str]):
-    """The text of an answer as it comes. Generating happens while this is iterated.
+    """The text of an answer, piece by piece. Tokens are generated while this is iterated.
 
-    The pieces joined are `result.text`. Leaving early ends the generation; such an answer does not
-    become part of a conversation.
+    The joined pieces are `result.text`. If the stream is closed early, the generation ends, and the answer
+    does not become part of the conversation.
 
     Args:
-        pieces: Yields text and returns the generation.
+        pieces: Generator that yields text and returns the generation.
     """
 
     def __init__(self, pieces: Generator[str, None, Generation]) -> None:
@@ -107,7 +108,7 @@ class Stream(Iterator[str]):
 
     @property
     def result(self) -> Generation:
-        """The whole answer; what is not generated yet is generated now.
+        """The whole answer. The rest of it is generated now.
 
         Raises:
             UsageError: The stream was closed before its end.
@@ -119,5 +120,5 @@ class Stream(Iterator[str]):
         return self._result
 
     def close(self) -> None:
-        """Generate no more."""
+        """End the generation."""
         self._pieces.close()

@@ -1,8 +1,8 @@
-"""Which tokens the cache of a conversation holds, and how many of them a new prompt can keep.
+"""Record of the tokens in a conversation's cache, and of how many a new prompt can keep.
 
-Where tokens are pruned inside the LLM, layers hold different tokens. An image's tokens are then chosen
-once, by all that is fed with it; where a part of that is taken back, all of it is fed again, so that what is
-chosen is what would be, had that prompt never been there.
+If tokens are pruned inside the LLM, layers hold different tokens. The tokens of an image are then chosen
+once, by the whole prompt that was fed with it. If a new prompt shares only a part of that one, all of it is
+fed again, so that the same tokens are chosen as in a new conversation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ __all__ = ["History", "Image"]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The placeholders of one image: where they begin, how many they are, and which image it is."""
+    """The placeholders of one image.
+
+    Attributes:
+        start: Index of the first placeholder in the prompt.
+        length: Number of placeholders.
+        key: Digest of the image (`Picture.key`).
+    """
 
     start: int
     length: int
@@ -24,13 +30,13 @@ class Image:
 
     @property
     def end(self) -> int:
-        """The place after them."""
+        """Index after the last placeholder."""
         return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """Tokens that were fed at once, as indices of the sequence; decoded ones are in no prompt."""
+    """Indices of tokens that were fed in one prefill. Decoded tokens belong to no prompt."""
 
     start: int
     end: int
@@ -40,33 +46,33 @@ class History:
     """The tokens of a cache.
 
     Args:
-        points: Prune points inside the LLM.
+        points: Number of prune points inside the LLM.
     """
 
     def __init__(self, points: int) -> None:
         self.ids: list[int] = []
-        """Every token that entered the LLM."""
+        """Ids of all tokens that entered the LLM."""
         self.held: list[list[int]] = [[] for _ in range(points + 1)]
-        """For the layers up to each prune point, and those after the last: which of `ids` they hold."""
+        """For the layers up to each prune point, and those after the last one: indices of `ids` they hold."""
         self._images: list[Image] = []
         self._prompts: list[_Prompt] = []
 
     def rewind(self, ids: Sequence[int], images: Sequence[Image]) -> int:
-        """Forget what a new prompt cannot keep, and expect the rest of it.
+        """Forget the tokens that a new prompt cannot keep, and record the prompt.
 
         Args:
             ids: The whole prompt.
-            images: Of the prompt, in order.
+            images: Images of the prompt, in order.
 
         Returns:
-            How many of `ids` are held: fewer than all, with no image cut in two.
+            How many of the first `ids` are held: fewer than all, and no image is cut in two.
         """
-        kept = self._common(ids, images)
-        begun = self._begun(kept)
+        kept = self._common_prefix(ids, images)
+        begun = self._prompt_start(kept)
         if len(self.held) > 1 and any(image.start >= begun for image in images):
             kept = begun
         self.crop(kept)
-        # Neither is looked at past the end of what is held, so an interrupted run does no harm.
+        # Images and prompts past the held tokens are never read, so an interrupted run does no harm.
         self._images += [image for image in images if image.start >= kept]
         self._prompts.append(_Prompt(begun, len(ids)))
         return kept
@@ -79,11 +85,12 @@ class History:
         self._prompts = [prompt for prompt in self._prompts if prompt.end <= length]
 
     def extend(self, ids: Sequence[int], survivors: Sequence[Sequence[int]]) -> None:
-        """Add tokens.
+        """Add tokens that were fed.
 
         Args:
-            ids: The new ones.
-            survivors: For each prune point which of those that came to it are left; all if it is empty.
+            ids: The new tokens.
+            survivors: For each prune point, indices of the tokens that it keeps, among those that reach it.
+                Empty if all are kept.
         """
         new = list(range(len(self.ids), len(self.ids) + len(ids)))
         self.ids += ids
@@ -92,9 +99,10 @@ class History:
                 new = [new[index] for index in survivors[group - 1]]
             self.held[group] += new
 
-    def _common(self, ids: Sequence[int], images: Sequence[Image]) -> int:
+    def _common_prefix(self, ids: Sequence[int], images: Sequence[Image]) -> int:
+        """Return how many of the first `ids` are cached, with no image cut in two."""
         count = 0
-        # The last token is always fed, because its logits are wanted.
+        # The last token is always fed, because its logits are needed.
         for cached, wanted in zip(self.ids, ids[:-1], strict=False):
             if cached != wanted:
                 break
@@ -107,6 +115,6 @@ class History:
                 return image.start
         return count
 
-    def _begun(self, length: int) -> int:
-        """Where the prompt began that a cut at `length` would part; else `length`."""
+    def _prompt_start(self, length: int) -> int:
+        """Return the start of the prompt that a crop at `length` would cut in two; `length` if none."""
         return next((prompt.start for prompt in self._prompts if prompt.start < length < prompt.end), length)

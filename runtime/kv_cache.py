@@ -1,6 +1,6 @@
-"""The key-value cache: one pair of opaque values a layer, replaced by the graph's own outputs at each step.
+"""The key-value cache: keys and values of each layer, which the graph's outputs replace at each step.
 
-The graphs concatenate; nothing here copies, except `crop`, which runs at most once a turn.
+The graphs append new tokens themselves, so nothing here copies but `crop`, which runs at most once a turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["KVCache", "check_cache"]
 
 
 def check_cache(manifest: Manifest) -> None:
-    """Refuse a bundle whose graphs have another cache than its `decoder` describes.
+    """Refuse a bundle whose graphs have another cache than the manifest's `decoder` describes.
 
     Raises:
         BundleError: The graphs cache another number of layers, or a tensor has another dtype or shape.
@@ -26,7 +26,7 @@ def check_cache(manifest: Manifest) -> None:
     decoder = manifest.decoder
     found = [(value, spec) for value, spec in _values(manifest) if value.startswith((PAST, PRESENT))]
     names = {value for value, _ in found}
-    # Counted first: a number of layers from a file is not to be trusted with a list of its length.
+    # Counted first: an altered file may name a huge number of layers, and the lists would fill the memory.
     if len(names) != 4 * decoder.num_layers or names != {*past_names(decoder), *present_names(decoder)}:
         raise BundleError(
             f"The bundle's graphs do not cache the {decoder.num_layers} layers that its decoder has.",
@@ -43,7 +43,7 @@ def check_cache(manifest: Manifest) -> None:
 
 
 def _values(manifest: Manifest) -> Iterator[tuple[str, TensorSpec]]:
-    """What the stages read and assign."""
+    """Yield each value that a stage reads or assigns, with its spec."""
     for stage in manifest.stages:
         graph = manifest.graphs[stage.graph]
         for names, specs in ((stage.inputs, graph.inputs), (stage.outputs, graph.outputs)):
@@ -54,7 +54,8 @@ class KVCache:
     """Keys and values of all layers, each [1, Hkv, P, Dh].
 
     Args:
-        decoder: Gives the layers and their shapes; the cache starts empty, with P = 0.
+        decoder: The manifest's decoder, which has the number of layers and their shapes. The cache starts
+            empty, with P = 0.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -67,15 +68,15 @@ class KVCache:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """P of each layer. They are equal unless tokens are dropped inside the LLM."""
+        """P of each layer. All are equal unless tokens are pruned inside the LLM."""
         return tuple(_length(value) for value in self._values[::2])
 
     def feeds(self) -> dict[str, Value]:
-        """The past, by value name."""
+        """Return the past keys and values, by value name."""
         return dict(zip(self._past, self._values, strict=True))
 
     def update(self, outputs: Mapping[str, Value]) -> None:
-        """Take what a step left as the past of the next one."""
+        """Keep the keys and values that a step gave, as the past of the next one."""
         self._values = [outputs[name] for name in self._present]
 
     def clear(self) -> None:
@@ -83,7 +84,11 @@ class KVCache:
         self._values = [self._empty] * len(self._past)
 
     def crop(self, lengths: Sequence[int]) -> None:
-        """Keep so many first tokens of each layer."""
+        """Keep only the first tokens of each layer.
+
+        Args:
+            lengths: Number of tokens to keep, by layer.
+        """
         if not any(lengths):
             self.clear()
             return
@@ -94,8 +99,8 @@ class KVCache:
             if isinstance(value, Croppable):
                 self._values[index] = value.cropped(length)
             else:
-                # Through host memory: cutting needs no operator of the backend, and happens once a turn at
-                # most. The copy frees the rest of the buffer.
+                # Through host memory, because that needs no operator of the backend, and it happens at most
+                # once a turn. The copy frees the rest of the buffer.
                 self._values[index] = np.ascontiguousarray(to_numpy(value)[:, :, :length])
 
 

@@ -1,6 +1,7 @@
-"""A conversation as token ids, and what is refused of it before anything is computed.
+"""Conversion of a conversation to token ids, and checks of its texts before anything is computed.
 
-The one place where a chat template and a tokenizer meet. Knows no pictures but their number.
+This is the only module that uses a chat template together with a tokenizer. Of images it knows only the
+number.
 """
 
 from __future__ import annotations
@@ -18,63 +19,63 @@ __all__ = ["check_prompt", "check_stops", "check_system", "prompt_ids", "without
 def prompt_ids(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, text: Text, rows: int
 ) -> list[int]:
-    """Token ids of a conversation, with one image placeholder for each picture and each video.
+    """Return the token ids of a conversation, with one image placeholder for each image and each video.
 
     Args:
         messages: The turns, oldest first.
-        template: Of the model.
-        tokenizer: Of the model.
-        text: Its placeholders.
-        rows: Of its embedding table.
+        template: Chat template of the model.
+        tokenizer: Tokenizer of the model.
+        text: The manifest's `text`, which has the placeholders.
+        rows: Number of rows of the embedding table.
 
     Raises:
-        InputError: The template refuses the conversation, or shows another number of pictures than it has; or
-            a token of it has no row in the embedding table.
+        InputError: The template refuses the conversation or shows another number of images than it has, or
+            a token has no row in the embedding table.
         BundleError: The template fails.
     """
     ids = tokenizer.encode(template.render(messages))
     if text.video_token_id is not None:
-        # What stands in a placeholder's place is all the same to the graphs.
+        # The graphs replace every placeholder by visual tokens, so one kind of placeholder is enough.
         ids = [text.image_token_id if token == text.video_token_id else token for token in ids]
     found = ids.count(text.image_token_id)
     if found != sum(message.images + message.videos for message in messages):
-        raise _other_pictures(found, messages, template)
+        raise _picture_count_error(found, messages, template)
     beyond = next((token for token in ids if token >= rows and token != text.image_token_id), None)
     if beyond is not None:
         raise InputError(
             f"The prompt has the token {tokenizer.backend.id_to_token(beyond)!r} with the id {beyond}, and "
             f"the model's embedding table has {rows} rows.",
-            "Leave this token out of the text; where nobody wrote it, the chat template or the tokenizer is "
+            "Leave this token out of the text; if nobody wrote it, the chat template or the tokenizer is "
             "that of another model.",
         )
     return ids
 
 
 def check_prompt(prompt: str, manifest: Manifest) -> None:
-    """Refuse a prompt that no turn can have. The length is checked with the whole conversation.
+    """Refuse a prompt that no turn can have. Its length is checked later, with the whole conversation.
 
     Raises:
-        InputError: It is empty, is not valid Unicode, or contains the image token.
+        InputError: The prompt is empty, is not valid Unicode, or contains the image token.
     """
-    _check("prompt", prompt, manifest.text)
+    _check_text("prompt", prompt, manifest.text)
 
 
 def check_system(system: str | None, text: Text, template: ChatTemplate, whose: str = "this model") -> None:
-    """Refuse a system prompt that no conversation can begin with; None is none.
+    """Refuse a system prompt that no conversation can begin with.
 
     Args:
-        system: The system prompt.
-        text: Of the manifest.
-        template: The model's.
-        whose: The template is, in the message.
+        system: The system prompt, or None for none.
+        text: The manifest's `text`.
+        template: Chat template of the model.
+        whose: Owner of the template, for the message.
 
     Raises:
-        InputError: It is empty, is not valid Unicode, or contains the image token; or the template cannot
-            show one.
+        InputError: The system prompt is empty, is not valid Unicode, or contains the image token; or the
+            template cannot show a system prompt.
     """
     if system is None:
         return
-    _check("system prompt", system, text)
+    _check_text("system prompt", system, text)
     if not template.shows_system:
         raise InputError(
             f"The chat template of {whose} cannot show a system prompt: it refuses one, or leaves it out.",
@@ -83,11 +84,11 @@ def check_system(system: str | None, text: Text, template: ChatTemplate, whose: 
 
 
 def check_stops(stops: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Refuse texts that no answer can end with.
+    """Refuse stops that can never match.
 
     Raises:
-        UsageError: One has a special token's text beside other text. It can never match, as special tokens
-            are no part of an answer's text.
+        UsageError: A stop contains the text of a special token and other text. It can never match, because
+            an answer's text contains no special tokens.
     """
     special = tokenizer.special_tokens if stops else {}
     for stop in stops:
@@ -101,7 +102,7 @@ def check_stops(stops: Sequence[str], tokenizer: Tokenizer) -> None:
 
 
 def without_placeholders(answer: str, text: Text) -> str:
-    """An answer as later turns tell it: an image token spelled in it would ask for an image."""
+    """Remove image and video tokens that an answer spells out: later turns would need images for them."""
     placeholders = [token for token in (text.image_token, text.video_token) if token]
     while any(token in answer for token in placeholders):
         for token in placeholders:
@@ -109,25 +110,26 @@ def without_placeholders(answer: str, text: Text) -> str:
     return answer
 
 
-def _check(what: str, said: str, text: Text) -> None:
+def _check_text(what: str, said: str, text: Text) -> None:
+    """Refuse a prompt or system prompt (`what`) that no conversation can contain."""
     if not isinstance(said, str):
-        raise InputError(f"The {what} is {type(said).__name__} and no text.", "Give a text.")
+        raise InputError(f"The {what} is {type(said).__name__}, not a text.", "Give a text (str).")
     if not said.strip():
         hint = "Give a question or an instruction." if what == "prompt" else "Give a text, or leave it out."
         raise InputError(f"The {what} is empty.", hint)
     try:
         said.encode("utf-8")
-    except UnicodeEncodeError:  # bytes of a command line that are no text come as lone surrogates
+    except UnicodeEncodeError:  # bytes of a command line that are not UTF-8 arrive as lone surrogates
         raise InputError(f"The {what} is not valid UTF-8.", "Give it in UTF-8.") from None
     for token in (text.image_token, text.video_token):
         if token is not None and token in said:
             raise InputError(
                 f"The {what} contains {token!r}, which stands for an image.",
-                "Leave it out: pictures are put before the text of their turn.",
+                "Leave it out: pictures are put before the text of their turn without it.",
             )
 
 
-def _other_pictures(found: int, messages: Sequence[Message], template: ChatTemplate) -> InputError:
+def _picture_count_error(found: int, messages: Sequence[Message], template: ChatTemplate) -> InputError:
     images, videos = (sum(getattr(message, kind) for message in messages) for kind in ("images", "videos"))
     turns = sum(message.role == "user" for message in messages)
     has = _count(images, "picture") + (f" and {_count(videos, 'video')}" if videos else "")

@@ -1,4 +1,7 @@
-"""What a bundle's small files hold: tokenizer, chat template, preprocessing. No graph is needed for these."""
+"""Readers of a bundle's small files: tokenizer, chat template, image and video processor.
+
+They need no graph, so that texts and images can be checked before anything large is loaded.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ __all__ = ["check_texts", "read_pictures", "read_template", "read_tokenizer"]
 
 
 def check_texts(bundle: Bundle, *, system: str | None = None, stop: Sequence[str] = ()) -> None:
-    """Refuse a system prompt and stops that no conversation can have, before anything large is read.
+    """Refuse a system prompt or stops that no conversation can have, before anything large is read.
 
     Raises:
-        InputError: A system prompt that `check_system` refuses.
-        UsageError: A stop that can never match.
+        InputError: `check_system` refuses the system prompt.
+        UsageError: A stop can never match.
         BundleError: A file cannot be read.
     """
     if system is not None:
@@ -33,10 +36,10 @@ def check_texts(bundle: Bundle, *, system: str | None = None, stop: Sequence[str
 
 
 def read_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer.
+    """Read the tokenizer.
 
     Raises:
-        BundleError: It cannot be read, or does not fit the manifest.
+        BundleError: The file cannot be read, or does not fit the manifest.
     """
     text = bundle.manifest.text
     return Tokenizer.from_file(
@@ -49,10 +52,10 @@ def read_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def read_template(bundle: Bundle) -> ChatTemplate:
-    """The chat template, or what stands for one where there is none.
+    """Read the chat template. A bundle without one gets the plain form that `ChatTemplate` describes.
 
     Raises:
-        BundleError: It cannot be read.
+        BundleError: The file cannot be read, or the template cannot be compiled.
     """
     text = bundle.manifest.text
     source = _read_text(bundle.file(text.chat_template)) if text.chat_template else None
@@ -60,10 +63,11 @@ def read_template(bundle: Bundle) -> ChatTemplate:
 
 
 def read_pictures(bundle: Bundle) -> PictureMaker:
-    """What prepares pictures and videos.
+    """Read the image processor and the video processor, if there is one.
 
     Raises:
-        BundleError: A file cannot be read, or makes other pictures than the vision encoder takes.
+        BundleError: A file cannot be read, or its images have another size than the vision encoder takes.
+        UnsupportedError: A setting is not supported.
     """
     manifest = bundle.manifest
     image = ImageProcessor.from_config(_read_json(bundle.file(manifest.image_processor)))
@@ -89,5 +93,5 @@ def _read_json(path: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", "Export the model again.") from None
     if not isinstance(data, dict):
-        raise BundleError(f"{path} is not an object.", "Export the model again.")
+        raise BundleError(f"{path} is not a JSON object.", "Export the model again.")
     return data

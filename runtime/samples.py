@@ -1,9 +1,7 @@
-"""Samples to calibrate on: lines of {"image": path, "prompt": text}, image paths relative to the file.
+"""Calibration samples: lines of {"image": path, "prompt": text}, with image paths relative to the file.
 
-An image may also be a `data:` URL.
-
-Everything that can be wrong with them is said before a model is loaded, with the line's number. Where a share
-of unreadable pictures is allowed, those lines are left out and named.
+An image may also be a `data:` URL. The whole file is checked before a model is loaded, and an error names the
+number of the line. If a share of unreadable images is allowed, those lines are left out and listed.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ import numpy as np
 
 from visprune.errors import InputError, UsageError
 from visprune.runtime.vision.images import decode
-from visprune.runtime.vision.sources import located
+from visprune.runtime.vision.sources import locate
 
-__all__ = ["Sample", "Samples", "draw_samples", "picture_of", "read_lines", "read_samples"]
+__all__ = ["Sample", "Samples", "draw_samples", "picture_in_line", "read_lines", "read_samples"]
 
 _FORM = 'Write a line for each sample: {"image": "cat.png", "prompt": "What is in the picture?"}'
 
@@ -30,8 +28,8 @@ class Sample:
 
     Attributes:
         where: File and line, for errors.
-        image: The picture, which can be read: a path, or the bytes of a file.
-        prompt: What the user says.
+        image: Path of the image, or the bytes of an image file.
+        prompt: The user's message.
     """
 
     where: str
@@ -41,22 +39,22 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Those that can be used, and a sentence for each that was left out."""
+    """The samples that can be used, and a sentence for each one that was left out."""
 
     usable: tuple[Sample, ...]
     skipped: tuple[str, ...] = ()
 
 
 def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Samples:
-    """Read a JSONL file and look at every picture; blank lines are skipped.
+    """Read a JSONL file and decode every image to check it. Blank lines are skipped.
 
     Args:
         data: The file; None for the bundled set.
-        max_skipped: The largest share of lines that may be left out because their pictures cannot be read.
+        max_skipped: Largest fraction of lines that may be left out because their images cannot be read.
 
     Raises:
-        UsageError: The file cannot be read, or holds no line.
-        InputError: A line cannot be used, or too many pictures cannot be read.
+        UsageError: The file cannot be read, or is empty.
+        InputError: A line cannot be used, or too many images cannot be read.
     """
     if data is None:
         from visprune.bundled import CALIBRATION
@@ -81,21 +79,21 @@ def read_samples(data: str | Path | None, *, max_skipped: float = 0.0) -> Sample
         raise InputError(
             f"{count} of {len(lines)} pictures of {path} cannot be read, and at most {max_skipped:.0%} may "
             f"be left out. The first: {first.what}",
-            "Mend the file, or allow more with --max-skipped.",
+            "Correct the file, or allow more with --max-skipped.",
         )
     return Samples(tuple(usable), tuple(error.what for error in unreadable))
 
 
 def read_lines(path: Path, kind: str, form: str) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, each with its number, from 1.
+    """Return the lines of a text file that are not blank, each with its number, counted from 1.
 
     Args:
         path: The file.
-        kind: What it is, for messages.
-        form: How to write one.
+        kind: Name of this kind of file, for messages.
+        form: Sentence that says how to write such a file, for messages.
 
     Raises:
-        UsageError: The file cannot be read, or has no such line.
+        UsageError: The file cannot be read, or all of its lines are blank.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -110,10 +108,10 @@ def read_lines(path: Path, kind: str, form: str) -> list[tuple[int, str]]:
 
 
 def draw_samples(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:
-    """Some of them, drawn with a seed and kept in the file's order; all of them if `count` is None.
+    """Draw samples at random, and return them in the file's order; all of them if `count` is None.
 
     Raises:
-        UsageError: There are not so many.
+        UsageError: The count is below 1, or larger than the number of samples.
     """
     if count is None:
         return tuple(samples)
@@ -138,17 +136,22 @@ def _sample(text: str, path: Path, where: str) -> Sample:
             raise InputError(f"{where} has no {key!r}.", _FORM)
         if not isinstance(data[key], str) or not data[key].strip():
             raise InputError(f"{where}: {key!r} is not a text.", _FORM)
-    return Sample(where, picture_of(data["image"], path.parent, where), data["prompt"])
+    return Sample(where, picture_in_line(data["image"], path.parent, where), data["prompt"])
 
 
-def picture_of(text: str, folder: Path, where: str) -> Path | bytes:
-    """The picture that a line names, from the folder that its path is relative to.
+def picture_in_line(text: str, folder: Path, where: str) -> Path | bytes:
+    """Return the image that a line names: a path in `folder`, or the bytes of a `data:` URL.
+
+    Args:
+        text: Path or `data:` URL, as it stands in the line.
+        folder: Directory that the path is relative to.
+        where: File and line, for errors.
 
     Raises:
-        InputError: It is a URL of something elsewhere, or a damaged `data:` URL.
+        InputError: The text is another URL, or a damaged `data:` URL.
     """
     try:
-        image = located(text)
+        image = locate(text)
     except InputError as error:
         raise InputError(f"{where}: {error.what}", error.hint) from None
     return image if isinstance(image, bytes) else folder / image

@@ -1,7 +1,7 @@
-"""From the logits of one position to the next token.
+"""Choice of the next token from the logits of one position.
 
 The filters and their order are those of transformers' logits processors: repetition penalty, temperature,
-top-k, top-p. Knows nothing of models, text or stopping.
+top-k, top-p. This module knows nothing of models, text or stops.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: Divides the logits; 0 takes the most probable token always (greedy).
-        top_k: Keep the k most probable tokens, and those equal to the last of them; 0 keeps all.
-        top_p: Keep the fewest most probable tokens whose probabilities reach p together; 1 keeps all.
-        repetition_penalty: Makes every token of the prompt and the answer so far less probable (above 1):
-            its logit is divided by the penalty where positive, multiplied where negative.
-        seed: The same seed gives the same tokens; None draws a new one.
+        temperature: Divides the logits. With 0, the most probable token is always chosen (greedy).
+        top_k: Keep the k most probable tokens, and those that tie with the last of them; 0 keeps all.
+        top_p: Keep the fewest most probable tokens whose probabilities add up to p or more; 1 keeps all.
+        repetition_penalty: Above 1, makes every token of the prompt and of the answer so far less probable:
+            a positive logit is divided by the penalty, a negative one multiplied.
+        seed: The same seed gives the same tokens; None takes a new one.
 
     Raises:
-        UsageError: A value is outside its range, or is for random draws while the temperature is 0.
+        UsageError: A value is outside its range, or has no effect because the temperature is 0.
     """
 
     temperature: float = 0.0
@@ -54,8 +54,8 @@ class Sampling:
         if self.seed is not None and self.seed < 0:
             raise _out_of_range("seed", self.seed, "0 or above")
         if self.temperature == 0.0:
-            for name, idle in (("top_k", 0), ("top_p", 1.0), ("seed", None)):
-                if getattr(self, name) != idle:
+            for name, default in (("top_k", 0), ("top_p", 1.0), ("seed", None)):
+                if getattr(self, name) != default:
                     raise UsageError(
                         f"The {name} has no effect at temperature 0.",
                         "Add a temperature, for example 0.7, or leave it out.",
@@ -76,18 +76,18 @@ class Sampler:
     def __call__(
         self, logits: NDArray[np.float32] | Ranked, history: Sequence[int] | NDArray[np.int64]
     ) -> int:
-        """Chooses the next token.
+        """Choose the next token.
 
         Args:
-            logits: [V], float32 (or float16); or where their largest is known, [1, 1, V], which are then
-                read only if that is not enough.
-            history: Ids of the prompt and of what was generated so far.
+            logits: [V], float32 (or float16); or [1, 1, V] in a backend's array that knows their largest. The
+                logits of such an array are read only if the largest is not enough.
+            history: Ids of the prompt and of the tokens generated so far.
 
         Returns:
-            A token id. Where the largest logits are equal, greedy takes the lowest id, as torch does.
+            A token id. If the largest logits are equal, greedy takes the lowest id, as torch does.
 
         Raises:
-            BundleError: The logits hold NaN or +inf, or -inf only.
+            BundleError: The logits contain NaN or +inf, or are all -inf.
         """
         if not isinstance(logits, np.ndarray):
             if self._sampling.temperature == 0.0 and self._sampling.repetition_penalty == 1.0:
@@ -106,18 +106,18 @@ class Sampler:
 def probabilities(
     logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int64], sampling: Sampling
 ) -> NDArray[np.float64]:
-    """The distribution that `Sampler` draws from.
+    """Return the distribution that `Sampler` draws from.
 
     Args:
         logits: [V], float32 (or float16).
-        history: Ids of the prompt and of what was generated so far.
+        history: Ids of the prompt and of the tokens generated so far.
         sampling: The settings; the seed has no effect.
 
     Returns:
-        Probabilities [V], float64, of sum 1; a single 1 where the temperature is 0.
+        Probabilities [V], float64, with sum 1. At temperature 0, one of them is 1.
 
     Raises:
-        BundleError: The logits hold NaN or +inf, or -inf only.
+        BundleError: The logits contain NaN or +inf, or are all -inf.
     """
     result = np.zeros(logits.shape, dtype=np.float64)
     if sampling.temperature == 0.0:
@@ -150,7 +150,7 @@ def _usable(best: int, largest: str) -> int:
     if best < 0:
         raise BundleError(
             f"The decoder gave logits that cannot be used: the largest is {largest}.",
-            "Export with --dtype fp32 if this bundle is fp16; its activations may overflow.",
+            "If this bundle is fp16, its activations may overflow: export with --dtype fp32.",
         )
     return best
 
@@ -158,14 +158,14 @@ def _usable(best: int, largest: str) -> int:
 def _candidates(
     logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int64], sampling: Sampling
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids that the filters keep, ascending, and their weights: probabilities up to a common factor."""
+    """Return the ids that the filters keep, ascending, and their weights, proportional to probabilities."""
     scores = _penalised(logits, history, sampling.repetition_penalty)
     largest = scores[_best(scores)]
     if 0 < sampling.top_k < scores.size:
         kept = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     else:
         kept = np.arange(scores.size)
-    # Relative to the largest first: a small temperature then underflows to 0 instead of overflowing.
+    # The largest is subtracted first, so that a small temperature underflows to 0 instead of overflowing.
     weights = np.exp((scores[kept].astype(np.float64) - largest) / sampling.temperature)
     if sampling.top_p < 1.0:
         survivors = _nucleus(weights / weights.sum(), sampling.top_p)
@@ -174,8 +174,8 @@ def _candidates(
 
 
 def _nucleus(chances: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Positions, ascending, of the fewest largest probabilities that reach `top_p` together."""
-    # Those below this bound weigh less than 1 - p even all together, so they fall away unsorted.
+    """Return the positions, ascending, of the fewest largest probabilities that add up to `top_p` or more."""
+    # Probabilities below this bound add up to less than 1 - p, so they are dropped without being sorted.
     large = np.flatnonzero(chances >= (1.0 - top_p) / chances.size)
     order = large[np.argsort(chances[large], kind="stable")]
     below = np.cumsum(chances[order]) + (1.0 - chances[order].sum())

@@ -1,6 +1,6 @@
-"""Where chat templates run: the sandbox and the helpers that transformers gives them, with bounds.
+"""Jinja2 environment in which chat templates run: a sandbox, bounds, and the helpers that transformers adds.
 
-Knows Jinja2 and nothing of conversations.
+This module knows Jinja2, and nothing of conversations.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["MAX_RENDERED", "RefusedError", "environment"]
+__all__ = ["MAX_RENDERED", "RefusedError", "template_environment"]
 
 MAX_RENDERED = 4_000_000
-"""Longest rendered conversation, in characters: far past any context, well within a small memory."""
+"""Longest rendered conversation, in characters: far more than any context, and little memory."""
 
-_STAR = re.compile(r"%[#0\- +]*(\d*\.)?\*")  # a format's width or precision from its arguments
+_STAR = re.compile(r"%[#0\- +]*(\d*\.)?\*")  # a width or precision that is taken from the arguments
 
 
 class RefusedError(TemplateError):
@@ -31,22 +31,23 @@ class RefusedError(TemplateError):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a bound on what one operator can allocate.
+    """The sandbox of Jinja2, with a bound on the memory that one operator can allocate.
 
-    The sandbox bounds `range` and `render` bounds the output, but a single `"a" * 10**12` or
-    `"%0300000000d" % 1` is neither. Of a `%` with a text on its left, all numbers in that text may come to
-    `MAX_RENDERED` together, and `*`, a width from elsewhere, is refused.
+    Jinja2's sandbox bounds `range`, and `ChatTemplate.render` bounds the output, but neither stops a single
+    `"a" * 10**12` or `"%0300000000d" % 1`. If the left side of `%` is a text, the numbers in it may add up to
+    at most `MAX_RENDERED`, and `*` (a width from the arguments) is refused.
 
-    Not bounded: what methods and filters allocate (`"a".ljust(10**9)`, `"{:0300000000d}".format(1)`,
-    `|center`, `|format`, `|replace`), what grows step by step in a loop (`x ~ x`), and processor time.
-    Nothing short of a process of its own stops those, so a template deserves as much trust as its weights.
+    Not bounded are memory that methods and filters allocate (`"a".ljust(10**9)`,
+    `"{:0300000000d}".format(1)`, `|center`, `|format`, `|replace`), values that grow step by step in a loop
+    (`x ~ x`), and processor time. Only a separate process could stop those, so use templates only from
+    sources whose weights you would trust.
     """
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            raise SecurityError("it raises to a power")  # 9**9**9 never ends, and no prompt needs a power
+            raise SecurityError("it computes a power")  # 9**9**9 never ends, and no prompt needs a power
         if operator == "%":
             if isinstance(left, str) and _widths(left) > MAX_RENDERED:
                 raise SecurityError(f"it pads a text to more than {MAX_RENDERED:,} characters")
@@ -59,7 +60,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _widths(form: str) -> float:
-    """No less than the widths and precisions of a format with `%`; its other numbers count as well."""
+    """Return an upper bound of the widths and precisions in a `%` format: the sum of all numbers in it."""
     numbers = re.findall(r"\d+", form)
     if _STAR.search(form) or any(len(number) > 12 for number in numbers):
         return inf
@@ -67,7 +68,7 @@ def _widths(form: str) -> float:
 
 
 class _Generation(Extension):
-    """The tag `{% generation %}`, which marks the answers for training and changes nothing here."""
+    """The tag `{% generation %}`, which marks answers for training and has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
 
@@ -77,11 +78,11 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """A new one."""
-    # As in transformers (utils/chat_template_utils.py), on which published templates rely.
+def template_environment() -> ImmutableSandboxedEnvironment:
+    """Return a new environment."""
+    # The settings and helpers of transformers (utils/chat_template_utils.py), on which templates rely.
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = _tojson  # jinja2's own escapes what HTML reserves
+    made.filters["tojson"] = _tojson  # Jinja2's own filter escapes characters for HTML
     made.globals["raise_exception"] = _raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made

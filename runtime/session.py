@@ -1,8 +1,8 @@
-"""Token ids and pictures through the graphs, with what the cache already holds left out.
+"""Prefill and decode of one conversation: token ids and pictures go through the graphs, logits come out.
 
-A `Session` is the state of one conversation at the level of tokens: `prefill` takes the *whole* prompt
-every time and feeds only what the cache does not hold, so that its state always equals that of a fresh
-prefill of the same tokens. It knows no text and no chat template; `History` knows what is held.
+A `Session` is the state of a conversation at the level of tokens. `prefill` takes the *whole* prompt every
+time and feeds only the tokens that the cache does not hold, so that the state always equals that of a new
+session after the same prompt. It knows neither text nor chat templates; `History` records the cached tokens.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from visprune.runtime.kv_cache import KVCache
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Prefill", "Session", "rooms", "wanted"]
+__all__ = ["Prefill", "Session", "cache_capacities", "session_values"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What a prefill gives.
+    """The result of a prefill.
 
     Attributes:
-        logits: Of the last position, [V], in the model's float; or, where their largest is known, as the
-            backend has them.
-        keep_indices: Kept visual tokens of each image that was encoded, ascending; those that reach the last
-            layer. Of an image of several tiles a token is tile * N + its index in the tile.
+        logits: Logits of the last position, [V], in the model's dtype; or the backend's own array if it
+            knows their largest.
+        keep_indices: Visual tokens of each encoded image that reach the last layer, ascending. In an image of
+            several tiles, a token's index is tile * N + its index in the tile.
         visual_tokens: Visual tokens of these images before pruning.
-        layer_tokens: Visual tokens of these images that entered each layer; empty where none is pruned
-            inside the LLM.
+        layer_tokens: Number of visual tokens of these images that entered each layer; empty if none are
+            pruned inside the LLM.
         timings_ms: Milliseconds of each stage, by graph.
     """
 
@@ -51,31 +51,33 @@ class Prefill:
     timings_ms: dict[str, float]
 
 
-def wanted(manifest: Manifest) -> list[str]:
-    """Values that a session takes from the program."""
+def session_values(manifest: Manifest) -> list[str]:
+    """Return the names of the values that a session takes from the program."""
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
     names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
     return names + present_names(manifest.decoder)
 
 
-def rooms(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
-    """Most tokens that layers can hold: those up to each prune point inside the LLM, and the last.
+def cache_capacities(manifest: Manifest, runners: Mapping[str, Runner]) -> tuple[float, ...]:
+    """Return the most tokens that the caches of each group of layers can hold.
+
+    The groups are the layers up to each prune point inside the LLM, and those after the last one.
 
     Args:
-        manifest: Of the bundle.
-        runners: By graph.
+        manifest: Manifest of the bundle.
+        runners: Runners by graph.
 
     Returns:
-        For each group of layers the least of its graphs; infinity where none says.
+        The smallest capacity among the graphs of each group; infinity if only memory limits it.
     """
     points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
     found = [inf] * (len(points) + 1)
     for stage in manifest.stages:
-        room = runners[stage.graph].specs.room
+        capacity = runners[stage.graph].specs.cache_capacity
         present = [value for value in stage.outputs.values() if value.startswith("present.")]
-        for layer in (int(value.split(".")[1]) for value in present if room is not None):
+        for layer in (int(value.split(".")[1]) for value in present if capacity is not None):
             group = bisect_left(points, layer)
-            found[group] = min(found[group], room or inf)
+            found[group] = min(found[group], capacity or inf)
     return tuple(found)
 
 
@@ -83,14 +85,14 @@ class Session:
     """The cache of one conversation and the tokens it holds.
 
     Args:
-        executor: Runs the stages.
-        manifest: Of the bundle.
-        keep: What is kept of every image of the conversation.
-        room: As `rooms` gives it; nothing limits the layers if it is empty.
+        executor: Executor of the bundle's stages.
+        manifest: Manifest of the bundle.
+        keep: How many visual tokens are kept of every image.
+        cache_capacities: From the function of this name; empty if nothing limits the layers.
     """
 
     def __init__(
-        self, executor: Executor, manifest: Manifest, keep: Keep, room: Sequence[float] = ()
+        self, executor: Executor, manifest: Manifest, keep: Keep, cache_capacities: Sequence[float] = ()
     ) -> None:
         self._executor = executor
         self._manifest = manifest
@@ -98,8 +100,8 @@ class Session:
         self._cache = KVCache(manifest.decoder)
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
         self._history = History(len(self._points))
-        self._room = tuple(room) or (inf,) * (len(self._points) + 1)
-        self.limit = int(min(manifest.decoder.context_limit, self._room[0]))
+        self._capacities = tuple(cache_capacities) or (inf,) * (len(self._points) + 1)
+        self.limit = int(min(manifest.decoder.context_limit, self._capacities[0]))
 
     @property
     def length(self) -> int:
@@ -108,9 +110,11 @@ class Session:
 
     @property
     def full(self) -> bool:
-        """Whether no token can be appended: the context is reached, or some layers have no room left."""
+        """Whether no token can be appended: the context is used up, or the cache of some layers is full."""
         held = self._history.held
-        return self.length >= self.limit or any(len(h) >= r for h, r in zip(held, self._room, strict=True))
+        return self.length >= self.limit or any(
+            len(h) >= r for h, r in zip(held, self._capacities, strict=True)
+        )
 
     def clear(self) -> None:
         """Forget everything."""
@@ -118,15 +122,15 @@ class Session:
         self._cache.clear()
 
     def image_length(self, picture: Picture) -> int:
-        """Tokens that an image takes in the sequence."""
+        """Return the number of tokens that an image takes in the sequence."""
         return self._keep.sequence_length(self._manifest.pruning, picture.arrangement)
 
     def check(self, ids: Sequence[int], pictures: Sequence[Picture]) -> None:
-        """Refuse what `prefill` could not take.
+        """Refuse a prompt that `prefill` could not take.
 
         Raises:
-            InputError: The prompt is longer than the model's context or sliding window, or than engines have
-                room for, or has another number of placeholders than its pictures take.
+            InputError: The prompt is longer than the model's context or sliding window or the cache of the
+                engines, or has another number of placeholders than its pictures take.
         """
         if len(ids) > self.limit:
             visual = sum(map(self.image_length, pictures))
@@ -134,15 +138,16 @@ class Session:
         self._image_starts(ids, pictures)
 
     def prefill(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Prefill:
-        """Bring the cache to hold exactly `ids`.
+        """Make the cache hold exactly the prompt, and return the logits that follow it.
 
         Args:
             ids: The whole prompt, with `image_length` placeholders for each picture.
             pictures: All pictures of the prompt, in order.
 
         Raises:
-            InputError: As for `check`; nothing changes then. Or what is left of the prompt after a point
-                inside the LLM is more than engines have room for; what it shares with the cache stays then.
+            InputError: As for `check`; the cache does not change then. Or more tokens are left after a prune
+                point inside the LLM than the engines' cache can hold; then the cache keeps the tokens that it
+                shares with the prompt.
         """
         self.check(ids, pictures)
         images = [
@@ -157,14 +162,17 @@ class Session:
         done = self._run(ids[kept:], [picture for _, picture in new], entering)
         return Prefill(
             self._logits(done),
-            tuple(self._kept(image.start, p, own) for (image, p), own in zip(new, done.images, strict=True)),
+            tuple(
+                self._kept_tokens(image.start, p, own)
+                for (image, p), own in zip(new, done.images, strict=True)
+            ),
             sum(self._visual_tokens(picture) for _, picture in new),
             self._layer_tokens(entering),
             done.timings_ms,
         )
 
     def decode(self, token: int) -> NDArray[np.floating] | Ranked:
-        """Append one token; the logits that follow it, as in `Prefill`."""
+        """Append one token, and return the logits that follow it, as in `Prefill`."""
         return self._logits(self._run([token]))
 
     def _run(self, ids: Sequence[int], pictures: Sequence[Picture] = (), entering: int = 0) -> Execution:
@@ -172,7 +180,7 @@ class Session:
         supplied: dict[str, Value] = {
             "input_ids": np.array([ids], dtype=np.int64),  # [1, S]
             "position_ids": _positions(self.length, len(ids)),
-            **self._at_points(len(ids), entering),
+            **self._prune_point_inputs(len(ids), entering),
             **self._cache.feeds(),
         }
         done = self._executor.run(
@@ -183,16 +191,20 @@ class Session:
         self._history.extend(ids, [to_numpy(done.values[name])[0].tolist() for name in names])
         return done
 
-    def _at_points(self, length: int, entering: int) -> dict[str, Value]:
-        """Counts for each prune point inside the LLM, and positions where they are counted anew."""
+    def _prune_point_inputs(self, length: int, entering: int) -> dict[str, Value]:
+        """Return the number of tokens to keep at each prune point inside the LLM, and renumbered positions.
+
+        Raises:
+            InputError: More tokens are left after a point than the engines' cache can hold.
+        """
         inside = self._manifest.layer_pruning
         if inside is None:
             return {}
         kept = self._keep.in_layers(self._manifest, entering) or (0,) * len(self._points)
         left = [length - entering + count for count in kept]  # text included
-        for held, new, room in zip(self._history.held[1:], left, self._room[1:], strict=True):
+        for held, new, room in zip(self._history.held[1:], left, self._capacities[1:], strict=True):
             if len(held) + new > room:
-                raise _no_room(len(held) + new, int(room), "after a prune point")
+                raise _over_capacity(len(held) + new, int(room), "after a prune point")
         values: dict[str, Value] = {f"keep_tokens.{k}": np.array(n, np.int64) for k, n in enumerate(left)}
         if inside.positions == "renumbered":
             for k, count in enumerate(left):
@@ -200,11 +212,16 @@ class Session:
         return values
 
     def _image_starts(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[int]:
+        """Return the index of each picture's first placeholder.
+
+        Raises:
+            InputError: The prompt has another number of placeholders than its pictures take.
+        """
         places = [i for i, token in enumerate(ids) if token == self._manifest.text.image_token_id]
         ends = list(accumulate(map(self.image_length, pictures), initial=0))
         if len(places) != ends[-1]:
             raise InputError(
-                f"The prompt has {len(places)} image placeholders where {len(pictures)} images take "
+                f"The prompt has {len(places)} image placeholders, and its {len(pictures)} images take "
                 f"{ends[-1]}.",
                 "Give as many placeholders as the images take.",
             )
@@ -214,8 +231,8 @@ class Session:
         value = done.values["logits"]
         return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
-    def _kept(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
-        """The tokens of a new image that reach the last layer, from what its stages gave."""
+    def _kept_tokens(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
+        """Return the tokens of a new image that reach the last layer, from the values of its stages."""
         indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
         tokens, offsets = self._keep.chosen(self._manifest.pruning, picture.arrangement, indices)
         if self._points:
@@ -228,6 +245,7 @@ class Session:
         return picture.arrangement.visual_tokens
 
     def _layer_tokens(self, entering: int) -> tuple[int, ...]:
+        """Return how many of the visual tokens that enter the LLM reach each layer."""
         inside = self._manifest.layer_pruning
         if inside is None or not entering:
             return ()
@@ -236,13 +254,13 @@ class Session:
 
 
 def _positions(start: int, count: int) -> NDArray[np.int64]:
-    """[1, count], from `start` on."""
+    """Return consecutive positions from `start`, [1, count]."""
     return np.arange(start, start + count, dtype=np.int64)[None]
 
 
 def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> InputError:
     if limit < manifest.decoder.context_limit:
-        return _no_room(length, limit, f"{visual} of them visual")
+        return _over_capacity(length, limit, f"{visual} of them visual")
     name = "context" if limit == manifest.decoder.context_length else "sliding window"
     return InputError(
         f"The prompt has {length} tokens, {visual} of them visual, and the model's {name} holds {limit}.",
@@ -250,7 +268,7 @@ def _too_long(length: int, visual: int, manifest: Manifest, limit: int) -> Input
     )
 
 
-def _no_room(length: int, room: int, which: str) -> InputError:
+def _over_capacity(length: int, room: int, which: str) -> InputError:
     return InputError(
         f"The conversation has {length} tokens, {which}, and the engines have room for {room}.",
         "Shorten the text, start a new conversation, keep fewer visual tokens, or build engines with a "

@@ -1,7 +1,7 @@
-"""Text to token ids and back, with image placeholders and a stream that never shows half a character.
+"""Conversion of text to token ids and back, with image placeholders and a stream of whole characters.
 
-Wraps the `tokenizers` file of a checkpoint. Knows the ids it is told of and no model; rendering a
-conversation into text is in `chat_template`.
+Wraps the `tokenizers` file of a checkpoint. It knows special ids only as arguments, and nothing of the model.
+`chat_template` renders a conversation into text.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from visprune.errors import BundleError, InputError
 
 __all__ = ["TextStream", "Tokenizer"]
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are not (yet) a character
-_MAX_HELD = (
-    8  # tokens; a character has at most 4 bytes, so a longer tail is garbage, not an unfinished character
-)
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are not (yet) a whole character
+_MAX_HELD = 8  # tokens; a character has at most 4 bytes, so a longer tail is garbage
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A tokenizer file with the few ids that generating needs.
+    """A tokenizer file with the few ids that text generation needs.
 
     Attributes:
         backend: The tokenizer of the `tokenizers` package, without truncation and padding.
@@ -33,7 +31,8 @@ class Tokenizer:
         bos_token: Text of the token that begins a sequence, or None.
         eos_token_ids: Tokens that end an answer.
         hidden_ids: Ids of the special tokens, which decoding leaves out.
-        byte_ids: Ids of single bytes (`<0x00>` to `<0xFF>`), if the decoder joins such bytes to characters.
+        byte_ids: Ids of single bytes (`<0x00>` to `<0xFF>`) if the decoder joins them into characters, else
+            empty.
     """
 
     backend: tokenizers.Tokenizer
@@ -53,12 +52,12 @@ class Tokenizer:
         bos_token: str | None,
         eos_token_ids: tuple[int, ...],
     ) -> Tokenizer:
-        """Reads a `tokenizer.json`.
+        """Read a `tokenizer.json`.
 
         Args:
             path: The file.
             image_token: Text of the image placeholder, as the chat template writes it.
-            image_token_id: The id the model knows it by.
+            image_token_id: Its id in the model.
             bos_token: Text of the token that begins a sequence, or None.
             eos_token_ids: Tokens that end an answer.
 
@@ -73,17 +72,17 @@ class Tokenizer:
             ) from None
         try:
             ids = backend.encode(image_token, add_special_tokens=False).ids
-        except TypeError:  # half a character
+        except TypeError:  # the token is half a character
             ids = []
         if image_token_id not in ids:
             raise BundleError(
                 f"The tokenizer {path} does not turn {image_token!r} into the token {image_token_id}.",
                 "Give the checkpoint the tokenizer that it was trained with and export again.",
             )
-        return cls.of(backend, image_token, image_token_id, bos_token, eos_token_ids)
+        return cls.from_backend(backend, image_token, image_token_id, bos_token, eos_token_ids)
 
     @classmethod
-    def of(
+    def from_backend(
         cls,
         backend: tokenizers.Tokenizer,
         image_token: str,
@@ -91,7 +90,7 @@ class Tokenizer:
         bos_token: str | None,
         eos_token_ids: tuple[int, ...],
     ) -> Tokenizer:
-        """Takes a tokenizer that is read already; the arguments are those of `from_file`."""
+        """Wrap a tokenizer that is already read; the other arguments are those of `from_file`."""
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
@@ -106,34 +105,34 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt.
+        """Return the token ids of a rendered prompt.
 
-        The special tokens of the tokenizer (usually the one that begins a sequence) are added unless the
-        text begins with the BOS text already: the rule of `ProcessorMixin.apply_chat_template`.
+        The tokenizer's special tokens (usually the one that begins a sequence) are added unless the text
+        already begins with the BOS text. This is the rule of `ProcessorMixin.apply_chat_template`.
         """
         begun = self.bos_token is not None and text.startswith(self.bos_token)
         return self.backend.encode(text, add_special_tokens=not begun).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def is_hidden(self, token_id: int) -> bool:
-        """Whether decoding leaves a token out: a special one, or an id that only the model's head has."""
+        """Return whether decoding leaves a token out: a special one, or an id that the tokenizer lacks."""
         return token_id in self.hidden_ids or self.backend.id_to_token(token_id) is None
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The ids of the special tokens by their texts."""
+        """Ids of the special tokens by their texts."""
         texts = ((self.backend.id_to_token(i), i) for i in sorted(self.hidden_ids))
         return {text: i for text, i in texts if text}
 
     def special_id(self, text: str) -> int | None:
-        """The id of the special token with exactly this text, if there is one."""
+        """Return the id of the special token with exactly this text, or None."""
         return self.special_tokens.get(text)
 
     def expand_images(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
-        """Repeats each image placeholder as often as its image has tokens.
+        """Repeat each image placeholder as often as its image has tokens.
 
         Args:
             ids: A prompt with one placeholder for each image.
@@ -156,48 +155,44 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns tokens into text one at a time; what it has given out never changes.
+    """Turns tokens into text one by one. Text that was returned never changes.
 
-    The texts of all pushes and of `finish` are together what `Tokenizer.decode` makes of all tokens, up to
-    the stop string that is completed first. Only a short window of the last tokens is decoded at each push.
+    The texts of all pushes and of `finish` together equal `Tokenizer.decode` of all tokens, up to the first
+    stop that is found. Each push decodes only a short window of the last tokens.
 
-    Held back are: an unfinished UTF-8 character; a run of byte tokens (`<0xE4>`...) until it ends, because
-    the decoder reads the run as a whole and one wrong byte spoils all of it; and text that may be the
-    beginning of a stop string.
+    Three kinds of text are held back: an unfinished UTF-8 character; a run of byte tokens (`<0xE4>`...) until
+    it ends, because the decoder reads the run as a whole and one wrong byte spoils all of it; and text that
+    may be the beginning of a stop.
 
     Args:
-        tokenizer: Decodes.
-        stops: Texts that end the answer, none of them empty (see `Limits`); they are not part of it. One that
-            is the text of a special token also ends it at that token.
+        tokenizer: Tokenizer that decodes.
+        stops: Texts that end the answer and are not part of it, none of them empty. The text of a special
+            token also ends the answer at that token.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._stop_ids = {tokenizer.special_id(stop) for stop in stops} - {None}
-        self._ids: list[int] = []  # the window: some tokens whose text is out, for context, then the others
-        self._out = 0  # number of the former
+        self._ids: list[int] = []  # the window: tokens whose text was returned, for context, then the others
+        self._out = 0  # number of tokens whose text was returned
         self._out_length = 0  # length of their text, decoded alone
-        self._held = ""  # text that may begin a stop string
+        self._held = ""  # text that may begin a stop
         self._stopped = False
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop has been completed."""
+        """Whether a stop was found."""
         return self._stopped
 
     def push(self, token_id: int) -> str:
-        """Takes one token.
-
-        Returns:
-            The text that is now final, often empty.
-        """
+        """Add one token, and return the text that is now final. It is often empty."""
         if token_id in self._stop_ids:
             text = self.finish()
             self._stopped = True
             return text
-        # Decoding leaves special and unknown tokens out *before* it joins the others, so they must not be in
-        # the window: as its only context they would make the next word lose its leading space.
+        # Decoding removes special and unknown tokens before it joins the others. If the window had no other
+        # context, the next word would lose its leading space.
         if self._stopped or self._tokenizer.is_hidden(token_id):
             return ""
         self._ids.append(token_id)
@@ -212,7 +207,7 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """Gives out what was held back; the stream is at its end then."""
+        """End the stream, and return the text that was held back."""
         if self._stopped:
             return ""
         text = self._release(self._advance(self._tokenizer.decode(self._ids), len(self._ids)))
@@ -220,25 +215,26 @@ class TextStream:
         return text
 
     def _advance(self, text: str, end: int) -> str:
-        """Makes `text`, that of the window's tokens up to `end`, final, and those tokens the new context."""
+        """Return the new part of `text`, the text of the window up to `end`; these tokens become context."""
         new = text[self._out_length :]
-        if new:  # a token without text is no context: it stays in the window
+        if new:  # tokens without text are useless as context, so the window stays as it is
             self._ids, self._out = self._ids[self._out :], end - self._out
             self._out_length = len(self._tokenizer.decode(self._ids[: self._out]))
         return new
 
     def _clean_cut(self, text: str) -> int:
-        """The last place, at most 4 tokens back, that lies between two characters."""
+        """Return the last index, at most 4 tokens back, that lies between two characters."""
         for end in range(len(self._ids) - 1, len(self._ids) - 5, -1):
             if self._tokenizer.decode(self._ids[:end]) + self._tokenizer.decode(self._ids[end:]) == text:
                 return end
         return self._out
 
     def _release(self, text: str) -> str:
+        """Return the part of new text that is no stop and cannot begin one, and hold the rest back."""
         if not self._stops:
             return text
         text = self._held + text
-        # The stop that ends first, so that the result does not depend on where tokens end.
+        # The stop that ends first is used, so that the result does not depend on where tokens end.
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self._stopped, self._held = True, ""
@@ -252,6 +248,7 @@ class TextStream:
 
 
 def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Return the ids of byte tokens if the decoder joins bytes into characters, else none."""
     ids = (backend.token_to_id(f"<0x{value:02X}>") for value in range(256))
     found = frozenset(i for i in ids if i is not None)
     letter = backend.token_to_id("<0x41>")

@@ -24,8 +24,8 @@ ROOMS = (
     ("export",),
     ("estimate",),
     ("bench.report",),
-    ("bench.report.page", "bench.measure", "demo"),
-    ("bench",),
+    ("bench.report.page", "bench.measure"),
+    ("bench", "demo"),
     ("commands",),
     ("face",),
 )

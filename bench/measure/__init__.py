@@ -1,1 +1,1 @@
-"""Measure rows side by side: a worker process for each, timed in rounds."""
+"""Measurement of rows side by side: a worker process for each row, timed in rounds."""

@@ -1,4 +1,4 @@
-"""The same work in PyTorch: the checkpoint in transformers, with all of its visual tokens, on the CPU."""
+"""The same work in PyTorch: the checkpoint in transformers, on the CPU and with all of its visual tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from visprune.bench.measure.protocol import Contender, Done, elapsed, peak_memory
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.export import models
 from visprune.export.checkpoint import loading
 from visprune.export.checkpoint.checkpoint import find
@@ -18,21 +18,21 @@ __all__ = ["CheckpointModel"]
 
 _STAGES = {
     "vision_encoder": ("model.vision_tower",),
-    "token_pruner": ("model.multi_modal_projector",),  # where a bundle has its projector
+    "token_pruner": ("model.multi_modal_projector",),  # the graph of a bundle that has the projector
     "embedding": ("model.language_model.embed_tokens",),
     "prefill": ("model.language_model.layers", "model.language_model.norm", "lm_head"),
 }
 
 
 class CheckpointModel:
-    """A checkpoint; stages are timed by its modules.
+    """A checkpoint in transformers; the time of a stage is the time spent in its modules.
 
     Args:
-        contender: Its directory, and the dtype.
-        work: What to repeat.
+        contender: The directory of the checkpoint, and the data type.
+        work: The work to repeat.
     """
 
-    def __init__(self, contender: Contender, work: Work) -> None:
+    def __init__(self, contender: Contender, work: Workload) -> None:
         import torch
         import transformers
 
@@ -64,7 +64,7 @@ class CheckpointModel:
                 self._watch(stage, self._model.get_submodule(name))
 
     def repeat(self) -> Done:
-        """One prompt, and its answer, greedily."""
+        """Run one prompt, and generate its answer greedily."""
         import transformers
 
         self._spent.clear()
@@ -95,8 +95,8 @@ class CheckpointModel:
             peak_memory(),
         )
 
-    def pictures(self) -> list[str]:
-        """None: nothing is pruned."""
+    def overlays(self) -> list[str]:
+        """Return no overlay, because nothing is pruned."""
         return []
 
     def _inputs(self) -> Any:
@@ -105,7 +105,7 @@ class CheckpointModel:
         return made | {"pixel_values": made["pixel_values"].to(self._dtype)}
 
     def _watch(self, stage: str, module: Any) -> None:
-        """Add the time spent in a module, or in each of a list, to that of a stage."""
+        """Add the time spent in a module, or in each module of a list, to the time of a stage."""
         if type(module).__name__ == "ModuleList":
             for part in module:
                 self._watch(stage, part)

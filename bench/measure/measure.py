@@ -1,6 +1,6 @@
-"""Times every row in rounds: each row once a round, in an order drawn anew for each.
+"""Measurement in rounds: each row is timed once in every round, in a new random order.
 
-So what slows the machine for a while hits all rows alike, and none profits from what runs before it.
+So a slowdown of the machine affects all rows alike, and no row profits from the one that runs before it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from visprune.bench.measure.energy import counter
 from visprune.bench.measure.gpu import Gpu
 from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.measure.worker_process import Worker
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.errors import UsageError
 from visprune.progress import Progress
 
 __all__ = ["Measured", "Timed", "measure"]
 
-_REST = 0.02  # seconds between two rows: threads of some libraries spin for a while when they are done
+_REST = 0.02  # seconds between two rows, because idle threads of some libraries spin for a while
 
 
 @dataclass(slots=True)
 class Timed:
-    """What was measured of one row.
+    """The measurements of one row.
 
     Attributes:
-        contender: What it ran.
-        load: Milliseconds.
-        last: Of the last repetition.
-        repetitions: Those after the warm-up.
-        device_bytes: Most memory of the GPU after one.
-        pictures: Overlays, JPEG in base64, one an image.
+        contender: The model that the row runs.
+        load: Milliseconds to load it.
+        last: The last repetition.
+        repetitions: All repetitions after the warm-up.
+        device_bytes: The most GPU memory seen after a repetition.
+        overlays: The overlay of each image, JPEG in base64.
     """
 
     contender: Contender
@@ -45,28 +45,28 @@ class Timed:
     last: Done | None = None
     repetitions: list[Repetition] = field(default_factory=list)
     device_bytes: int | None = None
-    pictures: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All rows, with the GPU and the counter of energy."""
+    """The measurements of all rows, with the names of the GPU and of the energy counter."""
 
     rows: tuple[Timed, ...]
     gpu: str | None
     energy_counter: str
 
 
-def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> Measured:
-    """Load every row in a process of its own, and time them.
+def measure(contenders: Sequence[Contender], work: Workload, progress: Progress) -> Measured:
+    """Load every row in a worker process of its own, and time all of them.
 
     Args:
-        contenders: What the rows run.
-        work: What each does in each round.
-        progress: Called as it goes on.
+        contenders: The models of the rows.
+        work: The work of each row in each round.
+        progress: Called before each step.
 
     Raises:
-        VispruneError: A row cannot be loaded, or its process was ended.
+        VispruneError: A row cannot be loaded or run, or its worker was ended.
     """
     gpu = None if work.provider == "cpu" else Gpu.find()
     order = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
             stack.enter_context(Worker(one, _made(folder / str(i)))) for i, one in enumerate(contenders)
         ]
         rows = []
-        for index, worker in enumerate(workers):  # one by one, so that none slows another's
+        for index, worker in enumerate(workers):  # one by one, so that none slows another down
             progress("loading", index, len(workers))
             rows.append(Timed(worker.contender, worker.load(work).load))
         progress("loading", len(workers), len(workers))
@@ -89,7 +89,7 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
                 progress(what, (turn - first) * len(workers) + done, count * len(workers))
                 time.sleep(_REST)
                 worker = workers[index]
-                uncounted = worker.repeat()  # caches are full of another row's weights
+                uncounted = worker.repeat()  # the processor's caches hold another row's weights
                 if uncounted.new_tokens < work.max_new_tokens:
                     raise _too_many(worker.contender.name, uncounted.new_tokens, work)
                 before = energy.joules()
@@ -106,11 +106,11 @@ def measure(contenders: Sequence[Contender], work: Work, progress: Progress) -> 
             if turn == work.warm_up - 1 or turn == total - 1:
                 progress(what, count * len(workers), count * len(workers))
         for row, worker in zip(rows, workers, strict=True):
-            row.pictures = worker.pictures()
+            row.overlays = worker.overlays()
         return Measured(tuple(rows), gpu.name if gpu else None, energy.about)
 
 
-def _too_many(name: str, generated: int, work: Work) -> UsageError:
+def _too_many(name: str, generated: int, work: Workload) -> UsageError:
     return UsageError(
         f"{name} has room for {generated} new tokens, and {work.max_new_tokens} are to be generated.",
         f"Give --max-new-tokens {generated}, or less.",

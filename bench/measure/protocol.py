@@ -1,6 +1,6 @@
-"""What the measuring command and its workers tell each other, and how a worker measures itself.
+"""The records that the measuring command and its workers exchange, and helpers with which a worker measures.
 
-A worker is asked for one of three things, as a line of JSON; see `worker`.
+Each request and each reply is a line of JSON; `worker` describes them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ __all__ = ["Contender", "Done", "Loaded", "Repeatable", "elapsed", "peak_memory"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """What one row runs.
+    """The model that one row runs: a bundle, or a checkpoint in PyTorch.
+
+    A bundle keeps the tokens that it was exported for if neither `keep_tokens` nor `ratio` is given.
 
     Attributes:
-        name: Of the row.
-        role: Why it is there.
-        path: Directory of a bundle, or of a checkpoint for PyTorch.
-        keep_tokens: Visual tokens kept of one tile; what the bundle was exported for if neither is given.
-        ratio: The same as a fraction.
-        dtype: In PyTorch; None is a bundle.
-        chat_template: In PyTorch, a file that takes the place of the checkpoint's own.
+        name: Name of the row.
+        role: Why the row is there.
+        path: Directory of the bundle or checkpoint.
+        keep_tokens: Visual tokens kept of one tile.
+        ratio: Fraction of visual tokens kept.
+        dtype: Data type in PyTorch; None for a bundle.
+        chat_template: In PyTorch, a file that replaces the checkpoint's chat template.
     """
 
     name: str
@@ -40,23 +42,23 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model is there, after so many milliseconds."""
+    """The reply to a request to load: the milliseconds that loading took."""
 
     load: float
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One repetition, with what it worked on.
+    """The reply to a request to repeat: times, and counts of tokens and bytes.
 
     Attributes:
-        repetition: Its times.
-        visual_tokens: Of the prompt, before any pruning.
-        layer_tokens: Tokens of the images that entered each layer.
-        text_tokens: Of the prompt.
-        new_tokens: Generated.
-        cache_bytes: Keys and values after the prefill.
-        memory_bytes: Largest resident set of this process so far.
+        repetition: The times.
+        visual_tokens: Visual tokens of the prompt before pruning.
+        layer_tokens: Visual tokens that entered each layer.
+        text_tokens: Text tokens of the prompt.
+        new_tokens: Generated tokens.
+        cache_bytes: Size of keys and values after the prefill.
+        memory_bytes: Largest resident set of the worker so far.
     """
 
     repetition: Repetition
@@ -72,22 +74,22 @@ class Repeatable(Protocol):
     """A loaded model that repeats its work."""
 
     def repeat(self) -> Done:
-        """One prompt, and its answer."""
+        """Run one prompt, and generate its answer."""
 
-    def pictures(self) -> list[str]:
-        """The overlay of each image in the last repetition, JPEG in base64; none where there is no grid."""
+    def overlays(self) -> list[str]:
+        """Return the overlay of each image in the last repetition, JPEG in base64; empty without a grid."""
 
 
 def elapsed(start: float) -> float:
-    """Milliseconds since `time.perf_counter()` was `start`."""
+    """Return the milliseconds since `time.perf_counter()` was `start`."""
     return (time.perf_counter() - start) * 1e3
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process, in bytes.
+    """Return the largest resident set of this process, in bytes.
 
-    Linux's own count for `getrusage` includes what the parent had when it started this process; VmHWM is of
-    this program alone.
+    On Linux, the value of `getrusage` includes the memory of the parent when it started this process. VmHWM
+    covers this program alone, and is read instead.
     """
     status = Path("/proc/self/status")
     if status.is_file():

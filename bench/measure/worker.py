@@ -1,15 +1,15 @@
-"""A process that holds one row's model and repeats its work on demand.
+"""The worker: a process that holds the model of one row and repeats its work on request.
 
     python -m visprune.bench.measure.worker
 
-Requests come as lines of JSON on stdin, and each has one line as its answer on stdout:
+Each request is a line of JSON on stdin, and has one line of JSON on stdout as its reply:
 
-    {"contender": ..., "work": ...}   loads; answered by `Loaded`
-    {"do": "repeat"}                  answered by `Done`
-    {"do": "pictures"}                the overlays of the last repetition, JPEG in base64
+    {"contender": ..., "work": ...}   load the model; the reply is `Loaded`
+    {"do": "repeat"}                  run the work once; the reply is `Done`
+    {"do": "overlays"}                the reply is the overlays of the last repetition, JPEG in base64
 
-What goes wrong is answered with `{"error": ...}`. In between the process waits, and costs nothing. It ends
-with its parent, whose end it sees at stdin.
+The reply to a request that fails is `{"error": ...}`. Between requests the process waits and uses no
+processor time. It ends with its parent, because stdin then ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from visprune.bench.measure.protocol import Contender, Done, Loaded, Repeatable, elapsed, peak_memory
-from visprune.bench.report.report import Repetition, Work
+from visprune.bench.report.report import Repetition, Workload
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
 from visprune.units import ITEM_SIZE
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = ["BundleModel", "main"]
 
-_PICTURE = 320  # pixels of the longer side of an overlay in a report
+_OVERLAY = 320  # pixels of the longer side of an overlay in a report
 
 
 class BundleModel:
     """A bundle in the runtime; each repetition is a new conversation.
 
     Args:
-        contender: The bundle, and what it keeps.
-        work: What to repeat.
+        contender: The bundle, and the tokens that it keeps.
+        work: The work to repeat.
     """
 
-    def __init__(self, contender: Contender, work: Work) -> None:
+    def __init__(self, contender: Contender, work: Workload) -> None:
         from visprune.runtime.pipeline import load, threads_for
         from visprune.runtime.vision.kept_tokens import keep_for
 
@@ -59,15 +59,15 @@ class BundleModel:
         self.load = elapsed(start)
         manifest = self._pipeline.manifest
         self._keep = keep_for(manifest, ratio=contender.ratio, keep_tokens=contender.keep_tokens)
-        # Every row is to generate equally many tokens, so none of them ends an answer.
+        # Every row must generate equally many tokens, so no token may end the answer.
         endless = replace(manifest, decoder=replace(manifest.decoder, eos_token_ids=()))
         self._model = replace(self._pipeline.loaded, manifest=endless)
         self._work = work
-        self._entering = self._places()
+        self._entering = self._image_tokens()
         self._last: Generation | None = None
 
     def repeat(self) -> Done:
-        """One prompt, and its answer."""
+        """Run one prompt, and generate its answer."""
         from visprune.runtime.conversation import Chat
 
         work, manifest = self._work, self._pipeline.manifest
@@ -87,8 +87,8 @@ class BundleModel:
             peak_memory(),
         )
 
-    def _places(self) -> int:
-        """Places that the images take in the prompt."""
+    def _image_tokens(self) -> int:
+        """Return the number of positions that the images take in the prompt."""
         from visprune.runtime.vision.arrangement import arrange
         from visprune.runtime.vision.images import decode
 
@@ -103,8 +103,8 @@ class BundleModel:
             lengths.append(self._keep.sequence_length(manifest.pruning, arrangement))
         return sum(lengths)
 
-    def pictures(self) -> list[str]:
-        """The overlay of each image in the last repetition."""
+    def overlays(self) -> list[str]:
+        """Return the overlay of each image in the last repetition; empty if the model has no grid."""
         images = self._work.images
         kept = self._last.keep_indices if self._last else ()
         found = []
@@ -113,7 +113,7 @@ class BundleModel:
                 drawn = self._pipeline.overlay(image, indices, images=len(images))
             except UnsupportedError:
                 return []
-            drawn.thumbnail((_PICTURE, _PICTURE))
+            drawn.thumbnail((_OVERLAY, _OVERLAY))
             file = io.BytesIO()
             drawn.save(file, "JPEG", quality=85)
             found.append(base64.b64encode(file.getvalue()).decode("ascii"))
@@ -121,7 +121,7 @@ class BundleModel:
 
 
 def _repetition(timings: dict[str, float]) -> Repetition:
-    """The figures of a generation, as they stand in a report."""
+    """Return the times of a generation in the form of a report."""
     stages = dict(timings)
     total, decode, per_token = (stages.pop(name) for name in ("total", "decode", "decode_per_token"))
     first = total - decode
@@ -129,18 +129,18 @@ def _repetition(timings: dict[str, float]) -> Repetition:
 
 
 def _cache_bytes(manifest: Manifest, tokens: int) -> int:
-    """Of keys and values, for so many tokens over all layers."""
+    """Return the size of keys and values for `tokens` tokens, summed over all layers."""
     decoder = manifest.decoder
     return 2 * decoder.num_kv_heads * decoder.head_dim * ITEM_SIZE[decoder.cache_dtype] * tokens
 
 
 def _open(request: dict[str, Any]) -> tuple[Repeatable, float]:
     contender = from_json(Contender, request["contender"], "contender")
-    work = from_json(Work, request["work"], "work")
+    work = from_json(Workload, request["work"], "work")
     if contender.dtype is None:
         held = BundleModel(contender, work)
         return held, held.load
-    from visprune.bench.measure.in_pytorch import CheckpointModel  # with PyTorch
+    from visprune.bench.measure.in_pytorch import CheckpointModel  # imports PyTorch
 
     checkpoint = CheckpointModel(contender, work)
     return checkpoint, checkpoint.load
@@ -148,11 +148,11 @@ def _open(request: dict[str, Any]) -> tuple[Repeatable, float]:
 
 def main() -> None:
     """Answer requests until stdin ends, which ends this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
     requests: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)  # what a library prints is no reply
+        os.dup2(2, 1)  # a library that prints to stdout must not print into the replies
         model: Repeatable | None = None
         while True:
             request = json.loads(requests.get())
@@ -164,7 +164,7 @@ def main() -> None:
                 elif request["do"] == "repeat":
                     reply = asdict(model.repeat())
                 else:
-                    reply = model.pictures()
+                    reply = model.overlays()
             except VispruneError as error:
                 reply = {"error": {"kind": type(error).__name__, "what": error.what, "hint": error.hint}}
             except MemoryError:
@@ -175,7 +175,7 @@ def main() -> None:
 _NO_MEMORY = {
     "kind": "UnsupportedError",
     "what": "There is not enough memory.",
-    "hint": "Compare fewer at once: each is a process with its own weights.",
+    "hint": "Compare fewer bundles at once: each is a process with its own weights.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The side of the command that measures, of the processes in `worker.py`."""
+"""The measuring command's handle of a worker process; the process itself is in `worker.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 from visprune import errors
 from visprune.bench.measure.protocol import Contender, Done, Loaded
-from visprune.bench.report.report import Work
+from visprune.bench.report.report import Workload
 from visprune.errors import UnsupportedError, VispruneError
 from visprune.records import from_json
 from visprune.subprocesses import start, status
@@ -21,19 +21,19 @@ __all__ = ["Worker"]
 
 
 class Worker:
-    """One process with one model. Use it in a `with`, which ends the process.
+    """One worker process with one model. Use it in a `with`, which ends the process.
 
     Args:
-        contender: What it runs.
-        folder: An empty directory, for what the process prints.
+        contender: The model that it runs.
+        folder: An empty directory, for the log of the process.
     """
 
     def __init__(self, contender: Contender, folder: Path) -> None:
         self.contender = contender
-        self._said = folder / "stderr.txt"
-        with self._said.open("wb") as said:
+        self._log = folder / "stderr.txt"
+        with self._log.open("wb") as log:
             self._process = start(
-                "visprune.bench.measure.worker", folder=folder, stdout=subprocess.PIPE, stderr=said
+                "visprune.bench.measure.worker", folder=folder, stdout=subprocess.PIPE, stderr=log
             )
         self._requests, self._replies = (
             cast("IO[bytes]", self._process.stdin),
@@ -42,14 +42,14 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id of the worker."""
         return self._process.pid
 
-    def load(self, work: Work) -> Loaded:
+    def load(self, work: Workload) -> Loaded:
         """Load the model.
 
         Raises:
-            VispruneError: It cannot be loaded, or the process was ended.
+            VispruneError: The model cannot be loaded, or the process was ended.
         """
         return from_json(
             Loaded, self._ask({"contender": asdict(self.contender), "work": asdict(work)}), "worker"
@@ -59,13 +59,13 @@ class Worker:
         """Run the work once.
 
         Raises:
-            VispruneError: The prompt cannot be taken, or the process was ended.
+            VispruneError: The model cannot run this prompt, or the process was ended.
         """
         return from_json(Done, self._ask({"do": "repeat"}), "worker")
 
-    def pictures(self) -> tuple[str, ...]:
-        """The overlays of the last repetition, one an image, JPEG in base64."""
-        return tuple(self._ask({"do": "pictures"}))
+    def overlays(self) -> tuple[str, ...]:
+        """Return the overlay of each image in the last repetition, JPEG in base64."""
+        return tuple(self._ask({"do": "overlays"}))
 
     def _ask(self, request: dict[str, Any]) -> Any:
         try:
@@ -87,8 +87,11 @@ class Worker:
         code = self._process.wait()
         hint = "Report this, with the whole message." if code >= 0 else "Run it again."
         if -code == signal.SIGKILL:
-            hint = "The machine may have too little memory: compare fewer at once, each has its own weights."
-        return UnsupportedError(f"The process of {self.contender.name} {status(code, self._said)}", hint)
+            hint = (
+                "The machine may have too little memory: compare fewer bundles at once, because each process "
+                "has its own weights."
+            )
+        return UnsupportedError(f"The process of {self.contender.name} {status(code, self._log)}", hint)
 
     def __enter__(self) -> Worker:
         return self

@@ -1,7 +1,7 @@
-"""What a comparison found: a tree of records, which `--json` writes and `read_report` reads.
+"""The report of a comparison: a tree of records, which `--json` writes and `read_report` reads.
 
-Times are milliseconds, memory is bytes, work is FLOP (a multiply-accumulate is two), energy is joules. The
-schema is described in the documentation's page on the bench.
+Times are in milliseconds, memory in bytes, work in FLOP (a multiply-accumulate is two) and energy in joules.
+The documentation's page on the bench describes the schema.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "Repetition",
     "Role",
     "Row",
-    "Work",
+    "Workload",
     "fastest",
     "is_prefill",
     "read_report",
@@ -36,25 +36,25 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 Role = Literal["given", "unpruned", "random", "pytorch"]
-"""Asked for; or there to compare with: nothing pruned, drawn at random, the checkpoint in PyTorch."""
+"""A row that was asked for, or one to compare with: unpruned, of random tokens, or in PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What every row does in every round.
+class Workload:
+    """The work of every row in every round.
 
     Attributes:
-        images: Files, or `data:` URLs; all of them stand in one prompt.
-        prompt: The text after them.
-        max_new_tokens: Tokens generated, whatever they are: the token that ends an answer does not end it.
+        images: Files or `data:` URLs; all images are in one prompt.
+        prompt: The text after the images.
+        max_new_tokens: Number of tokens to generate. The token that ends an answer does not stop it.
         rounds: How often each row is timed.
-        warm_up: Rounds before those.
-        provider: What runs the graphs.
+        warm_up: Rounds before these, which do not count.
+        provider: The execution provider that runs the graphs.
         threads: Processor threads of each row.
         system: The system prompt, with which the prompt begins.
 
     Raises:
-        UsageError: There is no picture or prompt, or a number that cannot be.
+        UsageError: There is no image or prompt, or a number is out of range.
     """
 
     images: tuple[str, ...]
@@ -73,7 +73,7 @@ class Work:
             raise UsageError("The prompt is empty.", "Give a question or an instruction with --prompt.")
         if self.max_new_tokens < 2:
             raise UsageError(
-                f"{self.max_new_tokens} new tokens have no time for each.",
+                f"With {self.max_new_tokens} new tokens, the time of each further token cannot be measured.",
                 "Give --max-new-tokens of at least 2.",
             )
         if self.rounds < 2 or self.warm_up < 0:
@@ -82,17 +82,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured.
+    """The machine of a measurement.
 
     Attributes:
-        processor: Its name.
-        cores: Physical ones that may be used.
-        memory: Bytes.
+        processor: Name of the processor.
+        cores: Number of physical cores that may be used.
+        memory: Main memory in bytes.
         system: Operating system and architecture.
-        python: Its version.
-        packages: Versions of visprune and of what computed.
-        gpu: Its name, where a row may have used one.
-        energy_counter: What counted energy, and over what; or why nothing did.
+        python: Version of Python.
+        packages: Versions of visprune and of the packages that computed.
+        gpu: Name of the GPU, if rows may have used one.
+        energy_counter: The counter of energy and what it covers, or why there is none.
     """
 
     processor: str
@@ -107,14 +107,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """One prompt with its answer.
+    """The measurement of one prompt with its answer.
 
     Attributes:
-        first_token: Milliseconds to the first token, reading the picture's file included.
-        stages: Milliseconds: `preprocess`, each graph by its name (the decoder's as `prefill`), `other` for
-            the rest.
-        per_token: Milliseconds of each later token, their mean.
-        energy: Joules while it ran, of all that the counter counts.
+        first_token: Milliseconds to the first token, reading the image file included.
+        stages: Milliseconds of `preprocess`, of each graph by its name (the decoder's as `prefill`), and of
+            the rest as `other`.
+        per_token: Mean milliseconds of a later token.
+        energy: Joules used meanwhile, by everything that the counter covers; None without a counter.
     """
 
     first_token: float
@@ -125,14 +125,14 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """Theoretical work of the prefill, in FLOP; see `visprune.estimate.flops`.
+    """Theoretical work of the prefill in FLOP; see `visprune.estimate.flops`.
 
     Attributes:
-        convention: Of the decoder's layers, F2 or F3.
-        decoder: Its layers, on visual and text tokens.
-        model: That, and vision tower, projector, and the logits of one position.
-        unpruned_decoder: The same without pruning.
-        unpruned_model: Likewise.
+        convention: How the decoder's layers are counted, F2 or F3.
+        decoder: Work of the decoder's layers, on visual and text tokens.
+        model: The same plus vision tower, projector, and the logits of one position.
+        unpruned_decoder: `decoder` without pruning.
+        unpruned_model: `model` without pruning.
     """
 
     convention: Literal["F2", "F3"]
@@ -143,15 +143,24 @@ class Flops:
 
     @property
     def removed(self) -> float:
-        """The share of the model's work that pruning removes."""
+        """Share of the model's work that pruning removes."""
         return 1.0 - self.model / self.unpruned_model
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Exact match on questions, with the 95% interval of Wilson."""
+    """Accuracy on questions with known answers, with its 95% interval.
 
-    right: int
+    Attributes:
+        right: Number of right answers. With a metric that gives parts of a point, as VQA accuracy does: the
+            sum of the scores.
+        of: Number of questions.
+        low: Lower end of the interval: Wilson's or, for a sum of scores, a bootstrap interval.
+        high: Upper end.
+        questions: The questions and the metric, in words.
+    """
+
+    right: int | float
     of: int
     low: float
     high: float
@@ -159,7 +168,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Of the questions that were answered right."""
+        """Share of right answers, or mean score, from 0 to 1."""
         return self.right / self.of
 
 
@@ -168,28 +177,28 @@ class Row:
     """One bundle at one ratio, or one checkpoint in PyTorch.
 
     Attributes:
-        name: In tables; no two are alike.
-        role: Why it is here.
+        name: The name in tables; no two are alike.
+        role: Why the row is in the report.
         path: Directory of the bundle or checkpoint.
         model: Name of the model.
         weights: SHA-256 of the checkpoint's weights.
-        method: Of pruning.
-        precision: fp32, fp16, bf16, or what linear layers were quantized to.
-        visual_tokens: Of the prompt, before any pruning.
-        layer_tokens: Tokens of the images that entered each layer of the LLM.
-        text_tokens: Of the prompt.
-        new_tokens: Generated.
-        disk_bytes: All files.
-        load: Milliseconds to load them, their hashes known from before.
-        memory_bytes: Largest resident set of the process, all that Python needs included.
-        device_bytes: Most memory of the GPU that was seen after a repetition; None where it has none or the
-            driver does not say.
-        cache_bytes: Keys and values after the prefill.
-        flops: None where the bundle does not know its shapes.
-        repetitions: In the order of the rounds.
-        realised: Share of the time to the first token that pruning saved, by the share of the model's FLOP
-            that it removes; 1 if time shrinks as the work does. None where there is nothing to compare.
-        accuracy: None where not measured.
+        method: Pruning method.
+        precision: fp32, fp16, bf16, or the precision that linear layers were quantized to.
+        visual_tokens: Visual tokens of the prompt before pruning.
+        layer_tokens: Visual tokens that entered each layer of the LLM.
+        text_tokens: Text tokens of the prompt.
+        new_tokens: Generated tokens.
+        disk_bytes: Size of all files.
+        load: Milliseconds to load the files, whose hashes were checked before.
+        memory_bytes: Largest resident set of the process, including Python and its libraries.
+        device_bytes: The most GPU memory seen after a repetition; None without a GPU, or if the driver does
+            not report it.
+        cache_bytes: Size of keys and values after the prefill.
+        flops: Theoretical work; None if the bundle does not know its shapes.
+        repetitions: The measurements, in the order of the rounds.
+        realised: Share of the time to the first token that pruning saved, divided by the share of the
+            model's FLOP that it removes; 1 if time shrinks as the work does. None without an unpruned row.
+        accuracy: None if it was not measured.
     """
 
     name: str
@@ -215,12 +224,12 @@ class Row:
 
     @property
     def kept(self) -> float:
-        """Visual tokens, their mean over the layers of the LLM."""
+        """Mean number of visual tokens over the layers of the LLM."""
         return sum(self.layer_tokens) / len(self.layer_tokens)
 
     @property
     def prunes_inside(self) -> bool:
-        """Whether layers have different numbers of tokens."""
+        """Whether the layers have different numbers of visual tokens."""
         return any(a != b for a, b in pairwise(self.layer_tokens))
 
     @property
@@ -230,46 +239,46 @@ class Row:
 
     @property
     def per_token(self) -> Summary:
-        """Milliseconds of each later token."""
+        """Milliseconds of a later token."""
         return Summary.of([one.per_token for one in self.repetitions])
 
     @property
     def energy(self) -> Summary | None:
-        """Joules of a prompt with its answer."""
+        """Joules of a prompt with its answer; None if not counted."""
         known = [one.energy for one in self.repetitions if one.energy is not None]
         return Summary.of(known) if known else None
 
     @property
     def stages(self) -> dict[str, Summary]:
-        """Milliseconds of each stage of the first token."""
+        """Milliseconds of each stage before the first token."""
         names = {name: None for one in self.repetitions for name in one.stages}
         return {name: Summary.of([one.stages.get(name, 0.0) for one in self.repetitions]) for name in names}
 
     @property
     def prefill_speed(self) -> float:
-        """Tokens a second that the LLM reads: those that entered it, by the time of all its graphs."""
+        """Tokens per second in the prefill: tokens that entered the LLM, by the time of its graphs."""
         spent = [sum(ms for n, ms in one.stages.items() if is_prefill(n)) for one in self.repetitions]
         return 1e3 * (self.layer_tokens[0] + self.text_tokens) / Summary.of(spent).median
 
     @property
     def decode_speed(self) -> float:
-        """Tokens a second that it writes."""
+        """Tokens per second in decoding."""
         return 1e3 / self.per_token.median
 
     def against(self, other: Row, metric: Literal["first_token", "per_token"] = "first_token") -> Difference:
-        """How long this row takes by how long the other does, from the pairs of each round."""
+        """Return the time of this row divided by that of another, from the pairs of each round."""
         mine, theirs = ([getattr(one, metric) for one in row.repetitions] for row in (self, other))
         return difference(mine, theirs)
 
 
 def is_prefill(stage: str) -> bool:
-    """Whether a stage is a part of the LLM: one graph, or segments and what prunes between them."""
+    """Return whether a stage belongs to the LLM: a graph of it, or a pruner between two segments."""
     return stage.startswith(("prefill", "segment_pruner"))
 
 
 @dataclass(frozen=True, slots=True)
 class NotMade:
-    """What was wanted and is not in the table, and why."""
+    """A row that was wanted and is missing, and the reason."""
 
     what: str
     reason: str
@@ -277,43 +286,43 @@ class NotMade:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """All of it.
+    """The whole report.
 
     Attributes:
-        schema_version: Of this tree.
-        created: When, in UTC, ISO 8601.
-        machine: Where.
-        work: What.
-        rows: In the order of the table.
-        not_made: What is missing.
-        notes: Sentences that belong to the table.
+        schema_version: Version of this tree.
+        created: Time of the measurement, in UTC, ISO 8601.
+        machine: The machine.
+        work: The work of each row.
+        rows: The rows, in the order of the table.
+        not_made: The rows that are missing.
+        notes: Sentences to read with the table.
     """
 
     schema_version: int
     created: str
     machine: Machine
-    work: Work
+    work: Workload
     rows: tuple[Row, ...]
     not_made: tuple[NotMade, ...] = ()
     notes: tuple[str, ...] = ()
 
     def unpruned(self, row: Row) -> Row | None:
-        """The row to compare one with: the same model in the same precision, or in PyTorch any."""
+        """Return the unpruned row of the same model and precision; for a row of PyTorch, of any precision."""
         alike = [one for one in self.rows if one.role == "unpruned" and one.weights == row.weights]
         if row.role == "pytorch":
             return alike[0] if alike else None
         return next((one for one in alike if one.precision == row.precision), None)
 
     def to_json(self) -> str:
-        """The text of a JSON file."""
+        """Return the report as the text of a JSON file."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_report(path: str | Path) -> BenchReport:
-    """Read what `to_json` wrote.
+    """Read the JSON file of a report.
 
     Raises:
-        UsageError: The file cannot be read, or is of another version.
+        UsageError: The file cannot be read, or has another schema version.
         BundleError: A field is missing, unknown or of the wrong type.
     """
     try:
@@ -332,7 +341,7 @@ def read_report(path: str | Path) -> BenchReport:
 
 
 def fastest(rows: Sequence[Row], metric: Literal["first_token", "per_token"]) -> tuple[Row, tuple[Row, ...]]:
-    """The row of the smallest median, and those that cannot be told apart from it."""
+    """Return the row with the smallest median, and the rows that cannot be told apart from it."""
     first = min(rows, key=lambda row: getattr(row, metric).median)
     ties = tuple(row for row in rows if row is not first and not row.against(first, metric).told)
     return first, ties

@@ -89,7 +89,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
     ends, notes = _eos_token_ids(checkpoint, config, found)
     source = define_role_tokens(find_template(checkpoint.path, chat_template), found.settings)
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
-    tokenizer = Tokenizer.of(found.backend, image_token, image_token_id, found.bos_token, ends)
+    tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
     more = extra_turn_ends(template, tokenizer, ends)
     if more:

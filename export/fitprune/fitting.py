@@ -1,7 +1,7 @@
-"""FitPrune recipes from a checkpoint and samples, in the order it happens.
+"""A fit of a FitPrune recipe to a checkpoint and samples, in the order of its steps.
 
-Whatever can be refused is refused before the weights are read: options, the calibration data with all its
-pictures, the prompts once they are token ids.
+The options, the samples with their pictures, and the prompts as token ids are checked before the weights
+are read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from visprune.background import BackgroundThread
 from visprune.errors import InputError, UsageError
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.export.checkpoint.resources import check_memory
+from visprune.export.fitprune.fit_options import FitOptions
 from visprune.optional import require
 from visprune.progress import Progress, no_progress
 from visprune.pruning.recipe import CONVENTION, SCHEMA_VERSION, Recipe, check_output, write_recipe
@@ -31,51 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["FitOptions", "check_fit", "fit", "fit_checkpoint"]
-
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """What to fit, checked as far as that is possible without the model.
-
-    Attributes:
-        ratio: Fraction of the visual work to keep, in (0, 1].
-        data: JSONL of {"image": path, "prompt": text}; None for the bundled set.
-        max_prune_points: The most layers that may delete; None for any number.
-        samples: How many lines of `data` to draw; None for all.
-        seed: To draw them with.
-        device: Where PyTorch computes.
-        force: Whether an existing recipe may be replaced.
-        revision: Branch, tag or commit, where the model is a hub id.
-        trust_remote_code: Whether transformers may run code that lies beside the weights.
-        chat_template: A file that takes the place of the checkpoint's chat template.
-    """
-
-    ratio: float
-    data: str | Path | None = None
-    max_prune_points: int | None = None
-    samples: int | None = None
-    seed: int = 0
-    device: str = "cpu"
-    force: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-    chat_template: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.ratio <= 1.0:  # also refuses NaN
-            raise UsageError(
-                f"The ratio {self.ratio:g} is outside (0, 1].",
-                "Give the fraction of the visual work to keep, for example 0.4.",
-            )
-        if self.max_prune_points is not None and self.max_prune_points < 1:
-            raise UsageError(
-                f"{self.max_prune_points} prune points cannot reach a ratio.", "Give a number of at least 1."
-            )
-        if self.samples is not None and self.samples < 1:
-            raise UsageError(f"{self.samples} samples show nothing.", "Give a number of at least 1.")
-        if self.seed < 0:
-            raise UsageError(f"The seed {self.seed} is negative.", "Give a number of at least 0.")
+__all__ = ["check_fit", "fit", "fit_checkpoint", "run"]
 
 
 def fit(
@@ -91,8 +48,7 @@ def fit(
         model: A directory, a hub id, or None for the bundled demo model.
         output: The file to write; None writes none.
         progress: Called as the work goes on.
-        **options: The fields of `FitOptions`: ratio, data, max_prune_points, samples, seed, device, force,
-            revision, trust_remote_code, chat_template.
+        **options: The fields of `FitOptions`; `ratio` is required.
 
     Raises:
         UsageError: Options that make no sense, no calibration data, or an output that exists.
@@ -101,33 +57,38 @@ def fit(
         UnsupportedError: The model cannot be pruned inside its LLM, or the ratio cannot be reached.
         MissingExtraError: torch or another package of the `export` extra is missing.
     """
-    settings = FitOptions(**options)
+    return run(model, output, FitOptions(**options), progress)
+
+
+def run(
+    model: str | Path | None, output: str | Path | None, options: FitOptions, progress: Progress | None = None
+) -> Recipe:
+    """Do what `fit` does, with its options as one value."""
     if output is not None:
-        check_output(Path(output), force=settings.force)
-    checkpoint = find(model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    ready = _ready(checkpoint, settings)
+        check_output(Path(output), force=options.force)
+    checkpoint = find(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    ready = _ready(checkpoint, options)
     for note in ready.notes:
         _log.warning(note)
-    recipe = _fit(checkpoint, settings, ready, progress)
+    recipe = _fit(checkpoint, options, ready, progress)
     if output is not None:
-        write_recipe(recipe, output, force=settings.force)
+        write_recipe(recipe, output, force=options.force)
     return recipe
 
 
-def fit_checkpoint(checkpoint: Checkpoint, *, progress: Progress | None = None, **options: Any) -> Recipe:
-    """Fit a recipe for a checkpoint that is found already, with the options of `fit` and its errors."""
-    settings = FitOptions(**options)
-    return _fit(checkpoint, settings, _ready(checkpoint, settings), progress)
+def fit_checkpoint(checkpoint: Checkpoint, options: FitOptions, progress: Progress | None = None) -> Recipe:
+    """Fit a recipe for a checkpoint that was found already. Raises the errors of `fit`."""
+    return _fit(checkpoint, options, _ready(checkpoint, options), progress)
 
 
-def check_fit(checkpoint: Checkpoint, **options: Any) -> None:
-    """Refuse what `fit_checkpoint` would refuse before it reads the weights, but for a lack of memory."""
-    _ready(checkpoint, FitOptions(**options))
+def check_fit(checkpoint: Checkpoint, options: FitOptions) -> None:
+    """Raise every error of `fit_checkpoint` that does not need the weights, except a lack of memory."""
+    _ready(checkpoint, options)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """The samples as the model takes them, what is to be found, and what a user should know before."""
+    """A fit without the weights: prompts as the model takes them, the task, and notes for the user."""
 
     prompts: list[Prompt]
     task: Task
@@ -135,7 +96,7 @@ class _Ready:
 
 
 def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
-    """All of a fit that is done without the weights."""
+    """Do the part of a fit that needs no weights."""
     lines = draw_samples(read_samples(options.data).usable, options.samples, options.seed)
     for module in ("torch", "transformers", "safetensors"):
         require(module, extra="export")
@@ -217,7 +178,7 @@ def _check_device(device: str) -> None:
 def _prompts(
     checkpoint: Checkpoint, config: Any, lines: Sequence[Sample], chat_template: str | Path | None
 ) -> tuple[list[Prompt], tuple[str, ...]]:
-    """The samples as the model takes them, all with as many visual tokens; and the processor's notes.
+    """Turn samples into prompts with equal numbers of visual tokens; return them and the processor's notes.
 
     Raises:
         CheckpointError: Tokenizer, template or image processor are missing or do not fit the model.

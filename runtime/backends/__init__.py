@@ -1,9 +1,9 @@
-"""What can run a graph, by the name a user gives to `--provider`.
+"""Table of the backends that run graphs, by the name a user gives to `--provider`.
 
-A provider is one line in `PROVIDERS`: a function that takes the bundle, the name of a graph and the
-options, and gives a `Runner`; or, where the graphs of a bundle share something, a class that is made of the
-bundle and the options, and called with the name of a graph. It is imported when it is asked for, so a missing
-package of one provider does not trouble another.
+A provider is one line in `PROVIDERS`. It names a function that takes the bundle, the name of a graph and the
+options, and returns a `Runner`. If the graphs of a bundle share something, it names a class, which is made
+from the bundle and the options and called with the name of a graph. A provider's module is imported when it
+is used, so that a missing package of one provider does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.runtime.backends.runner import BackendOptions, Runner
 
-__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "opener"]
+__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "graph_opener"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort:open_cpu",
@@ -32,17 +32,17 @@ PROVIDERS = {
 }
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
-"""Those that run the engines of a bundle, and not its graphs."""
+"""Providers that run the engines of a bundle instead of its graphs."""
 
 LOW_MEMORY = ("cpu", *ENGINES)
-"""Those that can do with less memory, see `BackendOptions`."""
+"""Providers that have a low-memory mode (see `BackendOptions`)."""
 
 
-def opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
-    """What opens the graphs of a bundle, by their names.
+def graph_opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
+    """Return a function that opens a graph of the bundle by its name.
 
     Raises:
-        VispruneError: As for `backend`; or the provider cannot run this bundle on this machine.
+        VispruneError: As for `backend`, or the provider cannot run this bundle on this machine.
     """
     found = backend(options.provider)
     if isinstance(found, type):
@@ -52,24 +52,24 @@ def opener(bundle: Bundle, options: BackendOptions) -> Callable[[str], Runner]:
 
 
 def check_low_memory(provider: str) -> None:
-    """Refuse a provider that always takes all of the memory.
+    """Refuse a provider that has no low-memory mode.
 
     Raises:
-        UsageError: It does.
+        UsageError: It has none.
     """
     if provider not in LOW_MEMORY:
         raise UsageError(
             f"The provider {provider!r} has no low-memory mode.",
-            f"Leave that out, or use one of: {', '.join(LOW_MEMORY)}.",
+            f"Load without it, or use one of: {', '.join(LOW_MEMORY)}.",
         )
 
 
 def backend(provider: str) -> Callable[..., Any]:
-    """The function or class of a provider.
+    """Import and return the function or class of a provider.
 
     Raises:
         UsageError: No provider has this name.
-        MissingExtraError: Its package is not installed.
+        MissingExtraError: The provider's package is not installed.
     """
     module, _, name = lookup(provider, PROVIDERS, "provider").partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""What an engine gives: tensors that stay on the GPU until someone asks for their content."""
+"""Outputs of an engine: tensors that stay on the GPU until their content is asked for."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Array:
 
     Args:
         device: The GPU.
-        block: Where its content is.
-        shape: Its dimensions.
-        dtype: Of NumPy.
+        block: Memory that holds the content.
+        shape: Dimensions.
+        dtype: NumPy dtype.
     """
 
     def __init__(self, device: Device, block: Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -30,11 +30,11 @@ class Array:
         self._shape = shape
 
     def shape(self) -> tuple[int, ...]:
-        """The dimensions."""
+        """Return the dimensions."""
         return self._shape
 
     def numpy(self) -> NDArray[Any]:
-        """A copy in host memory."""
+        """Copy the content to host memory."""
         content = self._device.download(self.block, prod(self._shape) * self.dtype.itemsize)
         return content.view(self.dtype).reshape(self._shape)
 
@@ -42,43 +42,43 @@ class Array:
 class CacheArray(Array):
     """Keys or values of one layer, [1, Hkv, P, Dh], in a buffer of C tokens that is written in place.
 
-    The next step's value has the same buffer, so of several only the last is whole; what an earlier one
-    held is at the beginning of it, unless that was cut off in between.
+    The values of successive steps share one buffer, so only the last one is sure to be intact. The tokens of
+    an earlier one are the first of the buffer, unless the cache was cropped below them in between.
 
     Args:
         device: The GPU.
-        block: The buffer, [1, Hkv, C, Dh].
-        room: Its shape.
+        block: Memory of the buffer.
+        buffer_shape: [1, Hkv, C, Dh].
         dtype: Of NumPy.
-        length: P.
+        length: P, the number of tokens that the buffer holds.
     """
 
     def __init__(
-        self, device: Device, block: Block, room: tuple[int, ...], dtype: np.dtype[Any], length: int
+        self, device: Device, block: Block, buffer_shape: tuple[int, ...], dtype: np.dtype[Any], length: int
     ) -> None:
-        super().__init__(device, block, room, dtype)
-        self.room = room
+        super().__init__(device, block, buffer_shape, dtype)
+        self.buffer_shape = buffer_shape
         self.length = length
 
     def shape(self) -> tuple[int, ...]:
-        """The dimensions of what it holds."""
-        return (*self.room[:2], self.length, self.room[3])
+        """Return [1, Hkv, P, Dh], the dimensions without the unused part of the buffer."""
+        return (*self.buffer_shape[:2], self.length, self.buffer_shape[3])
 
     def numpy(self) -> NDArray[Any]:
-        """A copy of what it holds, in host memory."""
+        """Copy the tokens that it holds to host memory."""
         return np.ascontiguousarray(super().numpy()[:, :, : self.length])
 
     def cropped(self, length: int) -> CacheArray:
-        """The first tokens of it, in the same buffer."""
-        return CacheArray(self._device, self.block, self.room, self.dtype, length)
+        """Return the first tokens, in the same buffer."""
+        return CacheArray(self._device, self.block, self.buffer_shape, self.dtype, length)
 
 
 class RankedLogits(Array):
-    """Logits [1, 1, V] whose largest the GPU has found.
+    """Logits [1, 1, V] with the index of the largest, which the GPU has computed.
 
     Args:
         logits: The logits.
-        token: The index of the largest, [1] int64; -1 where they cannot be used.
+        token: Index of the largest logit, [1] int64; -1 if the logits cannot be used.
     """
 
     def __init__(self, logits: Array, token: Array) -> None:
@@ -86,5 +86,5 @@ class RankedLogits(Array):
         self._token = token
 
     def argmax(self) -> int:
-        """The index of the largest, the first of equals; -1 where they hold NaN or +inf, or -inf only."""
+        """Return the index of the largest logit, the first of equals; -1 for NaN, +inf, or -inf only."""
         return int(self._token.numpy()[0])

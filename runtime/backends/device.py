@@ -1,7 +1,7 @@
-"""The first NVIDIA GPU: its memory, one stream, and what is captured of that stream.
+"""The first NVIDIA GPU: its memory, one stream, and CUDA graphs captured from that stream.
 
-The only file that calls CUDA, by the driver API of cuda-bindings. All work is on one stream, so memory may
-be used again as soon as nothing holds it: what comes later on the stream runs later.
+This is the only file that calls CUDA, through the driver API of cuda-bindings. All work is on one stream, so
+a block of memory can be reused as soon as no object holds it: work that is queued later also runs later.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from numpy.typing import NDArray
 from visprune.cores import available_memory
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.optional import have, require
+from visprune.units import in_bytes
 
 __all__ = ["Block", "Device", "DeviceMemoryError", "Recording"]
 
-_STAGING = 8 << 20  # bytes of pinned memory that everything between host and device goes through
-_LEAST = 512  # bytes of a block: an address is needed even for nothing
+_STAGING = 8 << 20  # bytes of the pinned buffer through which host and device exchange data
+_LEAST = 512  # bytes of the smallest block: even an empty tensor needs an address
 
 
 class DeviceMemoryError(UnsupportedError):
-    """The GPU has too little free memory; `needed` is None where how much is needed is not known."""
+    """The GPU has too little free memory; `needed` is in bytes, or None if unknown."""
 
     def __init__(self, needed: int | None, free: int) -> None:
-        lacking = "which is too little" if needed is None else f"and {_readable(needed)} more are needed"
+        lacking = "which is too little" if needed is None else f"and {in_bytes(needed)} more are needed"
         super().__init__(
-            f"The GPU has {_readable(free)} of free memory, {lacking}.",
+            f"The GPU has {in_bytes(free)} of free memory, {lacking}.",
             "Load with --low-memory, build with a smaller --max-cache, or quantize the bundle.",
         )
 
 
 class Block:
-    """Device memory, which goes back to its device when nothing holds it any more."""
+    """Device memory, which is returned to its device when the object is deleted."""
 
     __slots__ = ("_device", "address", "size")
 
@@ -51,18 +52,18 @@ class Block:
 
 
 class Recording:
-    """Work that was captured, to be run again as it was: the same shapes at the same addresses."""
+    """A captured CUDA graph. It repeats the captured work with the same shapes at the same addresses."""
 
     def __init__(self, device: Device, handle: Any) -> None:
         self._device = device
         self._handle = handle
 
     def launch(self) -> None:
-        """Put it on the stream."""
+        """Queue the graph on the stream."""
         self._device.call("cuGraphLaunch", self._handle, self._device.stream)
 
     def close(self) -> None:
-        """Free it."""
+        """Free the graph."""
         self._device.call("cuGraphExecDestroy", self._handle)
 
 
@@ -82,49 +83,50 @@ class Device:
             )
         self._driver = require("cuda.bindings.driver", extra="tensorrt")
         self.make_room: Callable[[], bool] = lambda: False
-        """Asked where memory is full; True if it freed some."""
-        self._idle: dict[int, list[int]] = defaultdict(list)  # addresses by size; the last is taken first
+        """Called when memory is full. It frees some and returns True, or returns False."""
+        self._idle: dict[int, list[int]] = defaultdict(list)  # free addresses by size; the last is used first
         self._scratch: Block | None = None
         self._start()
         (self._gpu,) = self.call("cuDeviceGet", 0)
-        (self._context,) = self.call("cuDevicePrimaryCtxRetain", self._gpu)  # TensorRT's too, to the end
+        (self._context,) = self.call("cuDevicePrimaryCtxRetain", self._gpu)  # TensorRT uses it too
         self.enter()
         kinds = self._driver.CUdevice_attribute
         major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
         minor = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self.sm = 10 * major + minor
-        """Its compute capability: 86 is 8.6."""
+        """Compute capability: 86 stands for 8.6."""
         self._shares_memory = bool(self._attribute(kinds.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         (self._stream,) = self.call("cuStreamCreate", self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.stream = int(self._stream)
-        """The handle of its stream."""
+        """Handle of the stream."""
         (pinned,) = self.call("cuMemAllocHost", _STAGING)
         self._pinned = int(pinned)
         self._staging = np.ctypeslib.as_array((ctypes.c_uint8 * _STAGING).from_address(self._pinned))
-        self._staged = 0  # bytes of it that the stream may still read
+        self._staged = 0  # bytes of the staging buffer that the stream may still read
 
     def enter(self) -> None:
-        """Make this thread one that uses the GPU."""
+        """Make the GPU's context current in this thread."""
         self.call("cuCtxSetCurrent", self._context)
 
     def free_memory(self) -> int:
-        """Bytes that can be had, those that are kept for later use included."""
+        """Return the bytes that can be allocated, including blocks kept for reuse."""
         self.enter()
         idle = sum(size * len(addresses) for size, addresses in self._idle.items())
         free = int(self.call("cuMemGetInfo")[0])
-        if self._shares_memory:  # CUDA does not count what the system would give back, such as cached files
+        if self._shares_memory:  # CUDA does not count what the system can reclaim, such as cached files
             free = max(free, available_memory() or 0)
         return free + idle
 
     def take(self, size: int, wanted: int = 0) -> Block:
-        """Memory, whatever is in it.
+        """Allocate memory. Its content is undefined.
 
         Args:
             size: Bytes.
-            wanted: An address that is preferred where it is free: captured work needs what it had.
+            wanted: Address that is preferred if it is free, because captured work needs the same addresses
+                again.
 
         Raises:
-            DeviceMemoryError: There is not so much.
+            DeviceMemoryError: There is too little memory.
         """
         size = _rounded(size)
         if idle := self._idle.get(size):
@@ -135,22 +137,22 @@ class Device:
         return Block(self, address, size)
 
     def scratch(self, size: int) -> Block:
-        """Memory for what runs next; the same for all, because nothing runs at the same time.
+        """Return working memory for the next run. All runs share it, because they run one after another.
 
         Raises:
-            DeviceMemoryError: There is not so much.
+            DeviceMemoryError: There is too little memory.
         """
         if self._scratch is None or self._scratch.size < size:
-            self._scratch = None  # first, for what it has may be needed
+            self._scratch = None  # freed first, because the larger one may need its memory
             self._scratch = self.take(size)
         return self._scratch
 
     def give(self, address: int, size: int) -> None:
-        """Take a block back, for later use."""
+        """Take a block back and keep it for reuse."""
         self._idle[size].append(address)
 
     def trim(self) -> bool:
-        """Free the memory that is kept for later use; whether there was any."""
+        """Free the blocks that are kept for reuse. Return whether there were any."""
         idle, self._idle = self._idle, defaultdict(list)
         addresses = [address for of_size in idle.values() for address in of_size]
         if addresses:
@@ -174,7 +176,7 @@ class Device:
             )
 
     def download(self, block: Block, count: int) -> NDArray[np.uint8]:
-        """The first bytes of a block, [count]."""
+        """Copy the first bytes of a block to host memory, [count]."""
         self.enter()
         self.synchronize()
         content = np.empty(count, np.uint8)
@@ -190,22 +192,22 @@ class Device:
         self.call("cuMemsetD8Async", block.address, 0, block.size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all is done."""
+        """Wait until all queued work is done."""
         self.call("cuStreamSynchronize", self._stream)
         self._staged = 0
 
     def record(self, work: Callable[[], None]) -> Recording:
-        """Capture what `work` puts on the stream, without running it.
+        """Capture the work that a function queues on the stream, without running it.
 
         Raises:
-            UnsupportedError: It does what cannot be captured.
+            UnsupportedError: The work cannot be captured.
         """
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.call("cuStreamBeginCapture", self._stream, mode)
         try:
             work()
         except BaseException:
-            self._driver.cuStreamEndCapture(self._stream)  # fails too, and the stream can be used again
+            self._driver.cuStreamEndCapture(self._stream)  # fails too, but makes the stream usable again
             raise
         (graph,) = self.call("cuStreamEndCapture", self._stream)
         try:
@@ -215,22 +217,22 @@ class Device:
         return Recording(self, handle)
 
     def release(self) -> None:
-        """Free what is kept for later use."""
+        """Free all memory that is kept for reuse."""
         self.enter()
         self._scratch = None
         self.trim()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # it may never have begun, or the interpreter may be at its end
+        with suppress(Exception):  # the constructor may have failed, or the interpreter may be shutting down
             self.release()
             self.call("cuMemFreeHost", self._pinned)
             self.call("cuStreamDestroy", self._stream)
 
     def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """Call the driver API; what it returns beside the error code.
+        """Call a function of the driver API and return its results, without the error code.
 
         Raises:
-            UnsupportedError: It failed.
+            UnsupportedError: The call failed.
         """
         error, *values = getattr(self._driver, name)(*arguments)
         if error != self._driver.CUresult.CUDA_SUCCESS:
@@ -238,6 +240,7 @@ class Device:
         return tuple(values)
 
     def _start(self) -> None:
+        """Initialise CUDA, and refuse a machine without a driver or a GPU."""
         try:
             (error,) = self._driver.cuInit(0)
         except RuntimeError:  # cuda-bindings found no libcuda
@@ -259,7 +262,7 @@ class Device:
         return int(self.call("cuDeviceGetAttribute", kind, self._gpu)[0])
 
     def _allocate(self, size: int) -> int | None:
-        """An address, or None where the memory is full."""
+        """Return the address of new memory, or None if the memory is full."""
         error, address = self._driver.cuMemAlloc(size)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             return None
@@ -269,7 +272,7 @@ class Device:
 
 
 def _rounded(size: int) -> int:
-    """Up to an eighth more, so that blocks of nearly the same size serve one another."""
+    """Round a size up by at most an eighth, so that requests of similar sizes can share blocks."""
     step = max(_LEAST, 1 << max(0, size.bit_length() - 4))
     return -(-max(size, 1) // step) * step
 
@@ -278,7 +281,3 @@ def _failed(what: str) -> UnsupportedError:
     return UnsupportedError(
         f"CUDA failed at {what}.", "Look at `nvidia-smi`; if the driver is in order, report this message."
     )
-
-
-def _readable(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -1,4 +1,4 @@
-"""Which profile of an engine takes what it is fed, and what to do where none does."""
+"""Choice of the optimisation profile that fits an engine's inputs, and the error if none does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from visprune.errors import InputError
 from visprune.manifest import EngineProfile, Graph
 
-__all__ = ["choose"]
+__all__ = ["choose_profile"]
 
 _BUILD = "or build engines with a larger {} (visprune-build)."
 _DIMENSIONS = {
@@ -19,27 +19,27 @@ _DIMENSIONS = {
     ),
     "T": ("tiles of a picture", "Give a smaller picture, or fewer frames of a video."),
 }
-"""By the letter of a dimension: what it counts, and what to do where it is too large."""
+"""By the letter of a dimension: what it counts, and a hint for when it is too large."""
 
 _OTHER = ("", f"Keep fewer visual tokens, {_BUILD.format('--max-prompt')}")
 
 
-def choose(
+def choose_profile(
     profiles: Sequence[EngineProfile], graph: str, interface: Graph, fed: Mapping[str, Sequence[int]]
 ) -> int:
-    """The first profile for decoding that takes this, else the first of the others.
+    """Choose the first profile that the inputs fit, profiles for decoding before the others.
 
     Args:
-        profiles: Of an engine, in its order.
-        graph: Its graph's name.
-        interface: That graph.
-        fed: By input its shape, or the value of one that is a count.
+        profiles: Profiles of an engine, in the engine's order.
+        graph: Name of the engine's graph.
+        interface: The graph in the manifest.
+        fed: For each input its shape; for an input that is a count, its value.
 
     Returns:
-        Its index; 0 where nothing varies, and there is no profile.
+        Index of the profile; 0 for an engine without profiles, whose inputs do not vary.
 
     Raises:
-        InputError: None takes this.
+        InputError: The inputs fit no profile.
     """
     if not profiles:
         return 0
@@ -64,7 +64,7 @@ def choose(
 
 
 def _outside(profile: EngineProfile, fed: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
-    """The inputs that do not fit, and at which place."""
+    """Return the inputs that do not fit a profile, each with the index of the dimension."""
     return [
         (name, place)
         for name, ranges in profile.inputs.items()

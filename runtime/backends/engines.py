@@ -1,4 +1,4 @@
-"""The engines of a bundle that this machine can run, and whether they fit into its GPU."""
+"""Selection of the engines that this machine can run, and the check that they fit into the GPU's memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from visprune.bundle import Bundle
 from visprune.cache_names import PAST
 from visprune.errors import BundleError, UnsupportedError, VispruneError
 from visprune.manifest import Engine, Graph, Manifest
+from visprune.rebuild import export_command
 from visprune.runtime.backends.device import Device, DeviceMemoryError
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs
-from visprune.runtime.backends.trt import TrtRunner, room
-from visprune.targets import PACKAGES, TARGETS, Target, export_command, export_for, tensorrt
+from visprune.runtime.backends.trt import TrtRunner, cache_capacity
+from visprune.targets import PACKAGES, TARGETS, Target, export_for, tensorrt
 
 __all__ = ["Engines"]
 
@@ -31,13 +32,13 @@ class Engines:
 
     Args:
         bundle: The bundle.
-        options: `provider` is "tensorrt" or "tensorrt-rtx". With `low_memory` engines are loaded when they
-            are used, and others leave where there is no room for them.
+        options: `provider` is "tensorrt" or "tensorrt-rtx". With `low_memory`, an engine is loaded when it is
+            used, and others are unloaded if there is no room for it.
 
     Raises:
         MissingExtraError: A package is not installed.
-        UnsupportedError: There is no GPU, or the bundle has no engines for it, or for the installed version,
-            or it has too little free memory.
+        UnsupportedError: There is no GPU, the bundle has no engines for the GPU or for the installed version
+            of TensorRT, or the GPU has too little free memory.
         BundleError: The manifest's engines do not fit its graphs.
     """
 
@@ -47,7 +48,7 @@ class Engines:
         _check_flavour(bundle, flavour, options.provider)
         self._trt = tensorrt(bundle.manifest.target)
         self._device = Device()
-        self._engines = _fitting(bundle, flavour, str(self._trt.__version__), self._device.sm)
+        self._engines = _usable_engines(bundle, flavour, str(self._trt.__version__), self._device.sm)
         self._check_memory()
         self._residents = Residents(
             self._open, self._size, self._device.free_memory, evict=options.low_memory
@@ -55,23 +56,23 @@ class Engines:
         self._device.make_room = self._residents.make_room
 
     def __call__(self, graph: str) -> Runner:
-        """The runner of a graph.
+        """Return the runner of a graph.
 
         Raises:
-            BundleError: The engine cannot be loaded, or is not as the manifest tells.
+            BundleError: The engine cannot be loaded, or differs from its description in the manifest.
             UnsupportedError: The GPU has too little free memory.
         """
         if not self._low_memory:
             self._residents.use(graph)
         interface = self._bundle.manifest.graphs[graph]
-        specs = Specs(interface.inputs, interface.outputs, room(self._engines[graph], interface))
+        specs = Specs(interface.inputs, interface.outputs, cache_capacity(self._engines[graph], interface))
         return Resident(graph, specs, self._residents)
 
     def _open(self, graph: str) -> Runner:
         engine, interface = self._engines[graph], self._bundle.manifest.graphs[graph]
         self._device.enter()
-        self._device.trim()  # TensorRT takes memory of its own, and finds none that is kept for later use
-        # Mapped: where the GPU has the machine's own memory, there is no room for a copy.
+        self._device.trim()  # TensorRT allocates memory of its own, and cannot use blocks kept for reuse
+        # Mapped, because a GPU that shares the machine's memory has no room for a copy.
         with (
             self._bundle.file(engine.file).open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -82,7 +83,7 @@ class Engines:
         return self._bundle.manifest.files[self._engines[graph].file].size
 
     def _check_memory(self) -> None:
-        """Refuse what cannot fit, before it is loaded; what engines need while they run comes on top."""
+        """Refuse engines and caches that cannot fit, before loading them. Working memory is not counted."""
         graphs = self._bundle.manifest.graphs
         sizes = [self._size(graph) for graph in self._engines]
         weights = max(sizes) if self._low_memory else sum(sizes)
@@ -93,7 +94,7 @@ class Engines:
 
 
 def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
-    """Refuse a bundle without engines of a package."""
+    """Refuse a bundle that has no engines of a provider's package."""
     manifest, name = bundle.manifest, PACKAGES[flavour].name
     built_for = TARGETS[manifest.target].engines if manifest.target in TARGETS else ""
     if built_for != flavour:
@@ -101,7 +102,7 @@ def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
         raise UnsupportedError(
             f"This bundle was exported for {manifest.target}, and {provider} needs engines of {name}.",
             (f"Use --provider {other}, or export" if other else "Export")
-            + f" again and build: {export_command(manifest, _best(flavour))}.",
+            + f" again and build: {export_command(manifest, _likely_target(flavour))}.",
         )
     if not any(engine.flavour == flavour for engine in manifest.engines):
         raise UnsupportedError(
@@ -109,8 +110,8 @@ def _check_flavour(bundle: Bundle, flavour: str, provider: str) -> None:
         )
 
 
-def _best(flavour: str) -> str:
-    """The target of a package that is most likely this machine's: by its GPU, its TensorRT, its processor."""
+def _likely_target(flavour: str) -> str:
+    """Guess the target of this machine among those of a package, by GPU, installed TensorRT and processor."""
     here = machine.gpu()
 
     def unlike(target: Target) -> tuple[bool, ...]:
@@ -121,14 +122,19 @@ def _best(flavour: str) -> str:
             here is not None and here.sm not in target.sms,
             not installed,
             target.jetson != (platform.machine() == "aarch64"),
-            installed and target.flavour != "native",  # the better form, where its version is there
+            installed and target.flavour != "native",  # the better form, if its version is installed
         )
 
     return min((t for t in TARGETS.values() if t.engines == flavour), key=unlike).name
 
 
-def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
-    """The engine of each graph that runs, for this package, version and GPU."""
+def _usable_engines(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, Engine]:
+    """Return the engine of each graph that a stage names, for this package, version and GPU.
+
+    Raises:
+        UnsupportedError: The bundle has no engines for this GPU or version.
+        BundleError: An engine is missing, or its profiles do not fit its graph.
+    """
     manifest = bundle.manifest
     engines = [engine for engine in manifest.engines if engine.flavour == flavour]
     again = f"Build engines again, from the bundle without any: {_build_command(manifest, 'DIR', sm)}."
@@ -144,8 +150,8 @@ def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, E
             raise BundleError(f"The bundle has no engine of {graph} for SM{sm}.", again)
         if found[graph].version != version:
             raise UnsupportedError(
-                f"{PACKAGES[flavour].name} {found[graph].version} built the engines, which run with no "
-                f"other, and {version} is installed.",
+                f"The engines were built by {PACKAGES[flavour].name} {found[graph].version} and run only "
+                f"with that version, and {version} is installed.",
                 again,
             )
         _check_profiles(found[graph], manifest.graphs[graph])
@@ -153,7 +159,7 @@ def _fitting(bundle: Bundle, flavour: str, version: str, sm: int) -> dict[str, E
 
 
 def _check_profiles(engine: Engine, interface: Graph) -> None:
-    """Every range is of an input, and has as many places as that has dimensions."""
+    """Refuse a range that belongs to no input, or that has another number of dimensions than its input."""
     places = {spec.name: len(spec.shape) or 1 for spec in interface.inputs}
     for profile in engine.profiles:
         for name, ranges in profile.inputs.items():
@@ -165,8 +171,12 @@ def _check_profiles(engine: Engine, interface: Graph) -> None:
 
 
 def _cache_bytes(engine: Engine, interface: Graph) -> int:
-    """Of keys and values at their longest. Where a longer cache is put out, the one before is still there."""
-    tokens, copies = room(engine, interface) or 0, 1 if engine.cache_capacity else 2
+    """Return the bytes of keys and values at their longest.
+
+    Twice as many if the cache is not written in place: the longer cache is an output while the one before is
+    still an input.
+    """
+    tokens, copies = cache_capacity(engine, interface) or 0, 1 if engine.cache_capacity else 2
     past = [spec for spec in interface.inputs if spec.name.startswith(PAST)]
     sizes = [np.dtype(s.dtype).itemsize * prod(d for d in s.shape if isinstance(d, int)) for s in past]
     return copies * tokens * sum(sizes)

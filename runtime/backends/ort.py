@@ -1,7 +1,7 @@
-"""ONNX Runtime: sessions on the CPU, and what those on a GPU have in common with them.
+"""ONNX Runtime: sessions on the CPU, and the parts that sessions on a GPU share with them.
 
-Outputs are bound to the device and handed on as `OrtValue`s, so what flows between graphs, the cache
-above all, is neither copied nor seen by Python.
+Outputs are bound to the device and passed on as `OrtValue`s, so the values between graphs, above all the
+cache, are neither copied nor read by Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 Provider: TypeAlias = tuple[str, dict[str, str]]
-"""A name of ONNX Runtime's own, and options."""
+"""Name of an execution provider of ONNX Runtime, and its options."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -46,7 +46,7 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        BundleError: It cannot read the graph, or the graph is not as the manifest tells.
+        BundleError: ONNX Runtime cannot read the graph, or the graph differs from the manifest.
     """
     ort = require("onnxruntime", extra="cpu")
     settings = settings_for(ort, bundle, graph, options)
@@ -54,21 +54,21 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
 
 
 def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a model on the CPU that is no file of a bundle.
+    """Load a model on the CPU that is not a file of a bundle.
 
     Args:
         model: A serialized ONNX model.
-        folder: Where its external data lies.
+        folder: Directory of its external data.
         graph: Name for messages.
         options: As for a graph of a bundle.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        BundleError: It cannot read the model.
+        BundleError: ONNX Runtime cannot read the model.
         UnsupportedError: There is not enough memory.
     """
     ort = require("onnxruntime", extra="cpu")
-    settings = _settings(ort, options, gpu=False)
+    settings = _session_options(ort, options, gpu=False)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return OrtRunner(ort, _session(ort, model, settings, [(CPU, {})], graph), graph)
 
@@ -76,11 +76,11 @@ def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) 
 def settings_for(
     ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, *, gpu: bool = False
 ) -> Any:
-    """The `SessionOptions` of a graph."""
-    settings = _settings(ort, options, gpu=gpu)
+    """Return the `SessionOptions` of a graph."""
+    settings = _session_options(ort, options, gpu=gpu)
     quantization = bundle.manifest.quantization
     if quantization is not None and "fp8" in quantization.precisions(graph):
-        # Its optimizer takes every 8-bit number for an integer.
+        # ONNX Runtime's optimizer for Q/DQ nodes treats every 8-bit number as an integer.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     return settings
 
@@ -91,14 +91,15 @@ def open_graph(
     """Load a graph of a bundle.
 
     Args:
-        ort: The module.
-        bundle: Its bundle.
-        graph: Its name.
-        settings: From `settings_for`.
-        providers: In the order in which parts of the graph are offered; empty where the settings tell.
+        ort: The module `onnxruntime`.
+        bundle: The bundle.
+        graph: Name of the graph.
+        settings: Session options, from `settings_for`.
+        providers: Execution providers, in the order in which parts of the graph are offered to them; empty if
+            the settings name the provider.
 
     Raises:
-        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
+        BundleError: ONNX Runtime cannot read the graph, or the graph differs from the manifest.
         UnsupportedError: There is not enough memory.
     """
     path = bundle.file(bundle.manifest.graphs[graph].file)
@@ -107,22 +108,22 @@ def open_graph(
     return runner
 
 
-def _settings(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
+def _session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
     settings = ort.SessionOptions()
-    # Errors come as exceptions, except why CUDA did not start, which is only logged.
+    # Errors are raised as exceptions. Only the reason why CUDA did not start is logged instead.
     settings.log_severity_level = 3 if gpu else 4
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    if gpu:  # weights go around the arena, which grows by doubling
+    if gpu:  # keeps weights out of the memory arena, which grows by doubling
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if options.low_memory:
         _keep_weights_on_disk(ort, settings)
-    # Each graph has its own pool of threads. Between two runs they must not spin against another graph's.
+    # Each graph has its own thread pool. Between runs its threads must not spin while another graph runs.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if sums_may_overflow():
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    # A pattern is kept for each new set of shapes, and decoding has a new one at every token.
+    # A memory pattern is stored for each new set of shapes, and decoding has new shapes at every token.
     settings.enable_mem_pattern = False
     return settings
 
@@ -132,7 +133,7 @@ def _session(
 ) -> Any:
     _check_version(ort)
     try:
-        # Without the fallback, which prints on stdout and tries other providers than those asked for.
+        # No fallback: it prints on stdout, and tries other providers than the requested ones.
         return ort.InferenceSession(model, settings, providers=providers or None, enable_fallback=0)
     except Exception as error:  # the package's exceptions have no common base of their own
         text = _first_line(error)
@@ -145,10 +146,10 @@ def _session(
 
 
 def _check_version(ort: ModuleType) -> None:
-    """Refuse versions of which one computes grouped-query attention wrongly, without a word.
+    """Refuse old versions: 1.23.0 computes grouped-query attention wrongly, without an error.
 
     Raises:
-        UnsupportedError: It is older than 1.23.1.
+        UnsupportedError: ONNX Runtime is older than 1.23.1.
     """
     if tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:3]) < (1, 23, 1):
         raise UnsupportedError(
@@ -158,37 +159,38 @@ def _check_version(ort: ModuleType) -> None:
 
 
 def _keep_weights_on_disk(ort: ModuleType, settings: Any) -> None:
-    """Use weights where they are mapped from their file, which the system may take out of memory again.
+    """Use weights from their memory-mapped file, whose pages the system can drop from memory again.
 
-    The CPU has few kernels for float16, so weights are cast to float32. Above the basic level that is done
-    once and kept, in twice the size of the model; on it each cast is a node. The default order of nodes runs
-    all of these early; by priority each comes right before it is used, and its memory is the next one's.
+    The CPU has few kernels for float16, so weights are cast to float32. Above the basic optimization level
+    the casts are done once when the graph is loaded, and the results take twice the size of the model. At the
+    basic level each cast stays a node. The default execution order runs all casts early. The priority-based
+    order runs each cast right before its result is used, so that the next cast can reuse the memory.
     """
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    settings.add_session_config_entry("session.disable_prepacking", "1")  # it copies float32 weights
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # prepacking copies float32 weights
 
 
 def _check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:
-    """The file has the interface that the manifest tells of it; what is fed is made by the manifest's."""
+    """Refuse a file whose interface differs from the manifest, from which inputs are made."""
     told = bundle.manifest.graphs[graph]
     for kind, ours, theirs in (("input", told.inputs, specs.inputs), ("output", told.outputs, specs.outputs)):
         in_file = {spec.name: spec for spec in theirs}
         if odd := in_file.keys() ^ {spec.name for spec in ours}:
-            raise _other_interface(graph, kind, min(odd), "is in only one of them")
+            raise _interface_error(graph, kind, min(odd), "is in only one of them")
         for spec in ours:
             actual = in_file[spec.name]
-            if actual.dtype != spec.dtype or _fixed(actual) != _fixed(spec):
+            if actual.dtype != spec.dtype or _fixed_dims(actual) != _fixed_dims(spec):
                 what = f"is {actual.dtype} {list(actual.shape)}, not {spec.dtype} {list(spec.shape)}"
-                raise _other_interface(graph, kind, spec.name, what)
+                raise _interface_error(graph, kind, spec.name, what)
 
 
-def _fixed(spec: TensorSpec) -> list[int | None]:
-    """The shape without the names of its symbolic dimensions, which a tool may change."""
+def _fixed_dims(spec: TensorSpec) -> list[int | None]:
+    """Return the shape with None for symbolic dimensions, whose names a tool may change."""
     return [dim if isinstance(dim, int) else None for dim in spec.shape]
 
 
-def _other_interface(graph: str, kind: str, tensor: str, what: str) -> BundleError:
+def _interface_error(graph: str, kind: str, tensor: str, what: str) -> BundleError:
     return BundleError(
         f"The file of the graph {graph!r} does not fit the manifest: the {kind} {tensor!r} {what}.",
         "Copy the bundle again, or export again.",
@@ -199,8 +201,8 @@ class OrtRunner:
     """One session with I/O binding.
 
     Args:
-        ort: The module.
-        session: Its `InferenceSession`.
+        ort: The module `onnxruntime`.
+        session: The `InferenceSession`.
         graph: Name for messages.
     """
 
@@ -211,8 +213,8 @@ class OrtRunner:
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self._device = "cpu" if self.providers == (CPU,) else "cuda"
         self._specs = Specs(
-            tuple(_spec(node) for node in session.get_inputs()),
-            tuple(_spec(node) for node in session.get_outputs()),
+            tuple(_tensor_spec(node) for node in session.get_inputs()),
+            tuple(_tensor_spec(node) for node in session.get_outputs()),
         )
 
     @property
@@ -221,11 +223,11 @@ class OrtRunner:
         return self._specs
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Run the graph; see `Runner.infer`. Host arrays are bound where they lie if they are contiguous.
+        """Run the graph; see `Runner.infer`. Contiguous host arrays are bound without a copy.
 
         Raises:
             UnsupportedError: There is not enough memory.
-            BundleError: The graph does not take what the manifest's numbers lead to.
+            BundleError: The graph fails on inputs made by the manifest's numbers.
         """
         try:
             return self._run(feeds)
@@ -235,16 +237,16 @@ class OrtRunner:
             raise BundleError(
                 f"ONNX Runtime {self._ort.__version__} cannot run the graph {self._graph!r}: "
                 f"{_first_line(error)}",
-                "The bundle says other numbers than its graphs were made for, such as its context length: "
-                "copy it again, or export the model again.",
+                "The manifest has other numbers than the graphs were made for, such as the context length: "
+                "copy the bundle again, or export the model again.",
             ) from error
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         binding = self._session.io_binding()
         for name, value in feeds.items():
-            # The OrtValue points into the array and holds a reference to it; the binding copies to a GPU.
+            # The OrtValue uses the array's memory and holds a reference to it; a GPU gets a copy.
             bound = (
-                self._ort.OrtValue.ortvalue_from_numpy(_ready(value))
+                self._ort.OrtValue.ortvalue_from_numpy(_contiguous(value))
                 if isinstance(value, np.ndarray)
                 else value
             )
@@ -264,11 +266,11 @@ class OrtRunner:
         self._session = None
 
 
-def _ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array if array.flags.c_contiguous else array.copy()  # ascontiguousarray would make a scalar 1-d
+def _contiguous(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array if array.flags.c_contiguous else array.copy()  # ascontiguousarray makes a scalar 1-d
 
 
-def _spec(node: Any) -> TensorSpec:
+def _tensor_spec(node: Any) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 
@@ -280,12 +282,12 @@ def _first_line(error: Exception) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    said = ("failed to allocate memory", "bad_alloc", "out of memory")  # the last by CUDA
-    return isinstance(error, MemoryError) or any(words in text for words in said)
+    phrases = ("failed to allocate memory", "bad_alloc", "out of memory")  # the last is CUDA's
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
 def _no_memory(graph: str) -> UnsupportedError:
     return UnsupportedError(
         f"There is not enough memory for the graph {graph!r}.",
-        "Keep fewer visual tokens, shorten the prompt, or take a smaller model or a narrower dtype.",
+        "Keep fewer visual tokens, shorten the prompt, or use a smaller model or a narrower dtype.",
     )

@@ -1,8 +1,8 @@
-"""ONNX Runtime on NVIDIA GPUs: by its own kernels, by TensorRT, by TensorRT-RTX.
+"""ONNX Runtime on NVIDIA GPUs: with its own CUDA kernels, with TensorRT, or with TensorRT-RTX.
 
-The last two build engines of a graph's parts when it is loaded, and keep them in visprune's cache. Parts that
-they cannot take run on CUDA or the CPU. An engine has one profile, the first of `runtime.profiles`, which has
-room for decoding too: among several, ONNX Runtime would have to be told which at every run.
+TensorRT and TensorRT-RTX build engines for parts of a graph when it is loaded, and keep them in visprune's
+cache. Parts that they do not support run on CUDA or the CPU. Each engine has one profile, the first one of
+`backends.profiles`, which covers decoding too: with several, ONNX Runtime would need a choice at every run.
 """
 
 from __future__ import annotations
@@ -22,87 +22,88 @@ from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_g
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
 
-__all__ = ["RTX", "TENSORRT", "Bounded", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
+__all__ = ["RTX", "TENSORRT", "BoundedRunner", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
 
 TENSORRT = "TensorrtExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
 
-_WORKSPACE = str(2 << 30)  # bytes that a layer may use while it runs
+_WORKSPACE = str(2 << 30)  # bytes of working memory that a layer may use
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 def open_cuda(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a graph on the first NVIDIA GPU.
+    """Load a graph on the first NVIDIA GPU with CUDA.
 
     Raises:
-        MissingExtraError: The installed ONNX Runtime has no CUDA in it, or there is none.
-        UnsupportedError: CUDA cannot be used: no GPU, no driver, missing libraries.
-        BundleError: ONNX Runtime cannot read the graph, or the graph is not as the manifest tells.
+        MissingExtraError: ONNX Runtime is not installed, or was built without CUDA.
+        UnsupportedError: CUDA cannot be used: there is no GPU, no driver, or a library is missing.
+        BundleError: ONNX Runtime cannot read the graph, or the graph differs from the manifest.
     """
-    ort = _gpu_build(CUDA, "CUDA")
+    ort = _require_build_with(CUDA, "CUDA")
     settings = settings_for(ort, bundle, graph, options, gpu=True)
-    return _started(CUDA, "CUDA", lambda: open_graph(ort, bundle, graph, settings, [(CUDA, {}), (CPU, {})]))
+    return _load_with(CUDA, "CUDA", lambda: open_graph(ort, bundle, graph, settings, [(CUDA, {}), (CPU, {})]))
 
 
-def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
-    """Load a graph by TensorRT; what that cannot take, by CUDA.
+def open_tensorrt(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
+    """Load a graph with TensorRT, and the parts that it does not support with CUDA.
 
     Raises:
-        MissingExtraError: TensorRT is not installed, or the installed ONNX Runtime cannot call it.
-        UnsupportedError: TensorRT cannot be used: no GPU, no driver, another version than ONNX Runtime wants.
+        MissingExtraError: TensorRT is not installed, or ONNX Runtime was built without it.
+        UnsupportedError: TensorRT cannot be used: there is no GPU, no driver, or its version is not the one
+            that ONNX Runtime needs.
         BundleError: As for `open_cuda`.
     """
-    ort = _gpu_build(TENSORRT, "TensorRT")
-    trt = require("tensorrt", extra="tensorrt")  # its import loads the library that the provider looks for
+    ort = _require_build_with(TENSORRT, "TensorRT")
+    trt = require("tensorrt", extra="tensorrt")  # importing it loads the library that the provider needs
     ranges = _ranges(bundle, graph)
-    folder = _folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
+    folder = _engine_folder(bundle, graph, ranges, f"tensorrt-{trt.__version__}-{ort.__version__}")
     own = {
         "device_id": "0",
         "trt_max_workspace_size": _WORKSPACE,
         "trt_fp16_enable": str(bundle.manifest.dtype == "float16"),
         "trt_int8_enable": str(_has_int8(bundle, graph)),
-        **_shapes("trt", ranges),
+        **_profile_options("trt", ranges),
     }
     if folder is not None:
         own |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": folder}
         own |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": folder}
     settings = settings_for(ort, bundle, graph, options, gpu=True)
     chosen: list[Provider] = [(TENSORRT, own), (CUDA, {}), (CPU, {})]
-    runner = _started(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
-    return Bounded(runner, graph, ranges)
+    runner = _load_with(TENSORRT, "TensorRT", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return BoundedRunner(runner, graph, ranges)
 
 
-def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> Bounded:
-    """Load a graph by TensorRT-RTX: of a build of ONNX Runtime that has it, or by NVIDIA's plug-in package.
+def open_tensorrt_rtx(bundle: Bundle, graph: str, options: BackendOptions) -> BoundedRunner:
+    """Load a graph with TensorRT-RTX, built into ONNX Runtime or from NVIDIA's plug-in package.
 
     Raises:
-        MissingExtraError: There is neither.
-        UnsupportedError: TensorRT-RTX cannot be used: no GPU that it knows, no driver.
+        MissingExtraError: ONNX Runtime was built without it, and the plug-in is not installed.
+        UnsupportedError: TensorRT-RTX cannot be used: there is no supported GPU, or no driver.
         BundleError: As for `open_cuda`.
     """
     ort = require("onnxruntime", extra="cpu")
     ranges = _ranges(bundle, graph)
     settings = settings_for(ort, bundle, graph, options, gpu=True)
-    own = {"nv_max_workspace_size": _WORKSPACE, **_shapes("nv", ranges)}
-    folder = _folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
+    own = {"nv_max_workspace_size": _WORKSPACE, **_profile_options("nv", ranges)}
+    folder = _engine_folder(bundle, graph, ranges, f"tensorrt-rtx-{ort.__version__}")
     if folder is not None:
         own["nv_runtime_cache_path"] = folder
     if RTX in ort.get_available_providers():
         chosen: list[Provider] = [(RTX, {"device_id": "0", **own}), (CPU, {})]
     else:
-        settings.add_provider_for_devices(_plugged_in(ort)[:1], own)
-        chosen = []  # the settings name it
-    runner = _started(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
-    return Bounded(runner, graph, ranges)
+        settings.add_provider_for_devices(_plugin_devices(ort)[:1], own)
+        chosen = []  # the settings name the provider
+    runner = _load_with(RTX, "TensorRT-RTX", lambda: open_graph(ort, bundle, graph, settings, chosen))
+    return BoundedRunner(runner, graph, ranges)
 
 
-class Bounded:
-    """A runner whose engines take what their profile says, and no more.
+class BoundedRunner:
+    """A runner that refuses inputs larger than the profile of its engines.
 
     Args:
-        runner: Of the graph.
+        runner: Runner of the graph.
         graph: Name for messages.
-        ranges: Of the inputs that vary.
+        ranges: Ranges of the inputs that vary.
     """
 
     def __init__(self, runner: Runner, graph: str, ranges: Mapping[str, InputRange]) -> None:
@@ -141,8 +142,8 @@ class Bounded:
         self._runner.__exit__(kind, error, trace)
 
 
-def _gpu_build(provider: str, name: str) -> ModuleType:
-    """ONNX Runtime, if it was built with a provider."""
+def _require_build_with(provider: str, name: str) -> ModuleType:
+    """Import ONNX Runtime, and refuse a build that lacks an execution provider."""
     ort = require("onnxruntime", extra="gpu")
     if provider not in ort.get_available_providers():
         raise MissingExtraError(
@@ -155,8 +156,8 @@ def _gpu_build(provider: str, name: str) -> ModuleType:
     return ort
 
 
-def _plugged_in(ort: ModuleType) -> list[Any]:
-    """The devices of NVIDIA's plug-in."""
+def _plugin_devices(ort: ModuleType) -> list[Any]:
+    """Return the devices of NVIDIA's plug-in."""
     try:
         plugin = require(_PLUGIN, extra="cpu")
     except MissingExtraError:
@@ -176,8 +177,8 @@ def _plugged_in(ort: ModuleType) -> list[Any]:
     return devices
 
 
-def _started(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
-    """The runner, if it has the provider: ONNX Runtime may also only warn, and go on with another."""
+def _load_with(provider: str, name: str, load: Callable[[], OrtRunner]) -> OrtRunner:
+    """Load a graph, and refuse it if ONNX Runtime only warned and fell back to another provider."""
     try:
         runner = load()
     except BundleError as error:
@@ -203,13 +204,13 @@ def _has_int8(bundle: Bundle, graph: str) -> bool:
 
 
 def _ranges(bundle: Bundle, graph: str) -> dict[str, InputRange]:
-    """Of the inputs that vary, for the lengths that `visprune build` has by default."""
+    """Return the ranges of the inputs that vary, for the default lengths of `visprune build`."""
     found = profiles(bundle.manifest, Limits())[graph]
     return found[0].inputs if found else {}
 
 
-def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
-    """The options that tell a profile."""
+def _profile_options(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
+    """Return the provider options that describe a profile."""
     if not ranges:
         return {}
     return {
@@ -220,15 +221,16 @@ def _shapes(prefix: str, ranges: Mapping[str, InputRange]) -> dict[str, str]:
     }
 
 
-def _folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
-    """Where the engines of a graph are kept: they are found by a graph's names alone, so each has its own.
+def _engine_folder(bundle: Bundle, graph: str, ranges: Mapping[str, InputRange], version: str) -> str | None:
+    """Create and return the directory in which a graph's engines are cached.
 
-    None where that is not possible; they are built again at every load then.
+    Every graph has its own, because ONNX Runtime finds engines by names in the graph only. Return None if it
+    cannot be created; the engines are then built at every load.
     """
     manifest = bundle.manifest
     files = (manifest.graphs[graph].file, manifest.graphs[graph].data)
     hashes = [manifest.files[file].sha256 for file in files if file]
-    told = json.dumps([version, *hashes, _shapes("", ranges)])
+    told = json.dumps([version, *hashes, _profile_options("", ranges)])
     folder = cache_dir("ort-engines") / hashlib.sha256(told.encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)

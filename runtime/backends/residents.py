@@ -1,4 +1,4 @@
-"""Runners that are opened when they are first used, and closed where others need their memory."""
+"""Runners that are opened when they are first used, and closed when others need their memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Resident", "Residents"]
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """The runner of one graph, whether it is open or not."""
+    """The runner of one graph. It opens when it is used, and may be closed again in between."""
 
     graph: str
     specs: Specs
-    among: Residents
+    residents: Residents
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the graph; see `Runner.infer`."""
-        return self.among.use(self.graph).infer(feeds)
+        return self.residents.use(self.graph).infer(feeds)
 
     def __enter__(self) -> Runner:
         return self
@@ -30,17 +30,17 @@ class Resident:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.among.close(self.graph)
+        self.residents.close(self.graph)
 
 
 class Residents:
-    """Which runners are open, the last used at the end.
+    """The runners of a bundle that are open, ordered by their last use.
 
     Args:
-        open_runner: Opens that of a graph.
-        needs: About how many bytes it takes.
-        free: How many there are.
-        evict: Whether others may be closed for one that is used.
+        open_runner: Opens the runner of a graph.
+        needs: Returns about how many bytes the runner of a graph takes.
+        free: Returns the free bytes.
+        evict: Whether a runner may be closed to make room for another.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class Residents:
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The graphs whose runners are open, the last used at the end."""
+        """Graphs whose runners are open, the last used one at the end."""
         return tuple(self._open)
 
     def use(self, graph: str) -> Runner:
-        """The runner of a graph; opens it, and closes others for it where that is allowed.
+        """Return the runner of a graph. Open it if needed, and close others for it if that is allowed.
 
         Raises:
-            DeviceMemoryError: It does not fit, even alone.
+            DeviceMemoryError: The runner does not fit.
         """
         runner = self._open.pop(graph, None)
         if runner is None:
             while self._needs(graph) > self._free() and self._close_oldest(0):
                 pass
-            runner = self._opened(graph)
+            runner = self._open_with_room(graph)
         self._open[graph] = runner
         return runner
 
     def make_room(self) -> bool:
-        """Close the runner that was not used for longest, but for the last used; whether there was one."""
+        """Close the least recently used runner unless it is the only one. Return whether one was closed."""
         return self._close_oldest(1)
 
     def close(self, graph: str) -> None:
@@ -82,15 +82,17 @@ class Residents:
         if runner := self._open.pop(graph, None):
             runner.__exit__(None, None, None)
 
-    def _opened(self, graph: str) -> Runner:
+    def _open_with_room(self, graph: str) -> Runner:
+        """Open a runner, closing others until it fits."""
         while True:
             try:
                 return self._open_runner(graph)
-            except DeviceMemoryError:  # it takes more than was thought
+            except DeviceMemoryError:  # it takes more memory than estimated
                 if not self._close_oldest(0):
                     raise
 
     def _close_oldest(self, left: int) -> bool:
+        """Close the least recently used runner if more than `left` are open. Return whether it did."""
         if not self._evict or len(self._open) <= left:
             return False
         self.close(next(iter(self._open)))

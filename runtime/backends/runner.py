@@ -1,7 +1,7 @@
-"""The seam between the runtime and whatever runs a graph.
+"""The interface between the runtime and a backend that runs graphs.
 
-A backend wraps one loaded graph in a `Runner`. Everything above this line passes values from graph to
-graph without looking inside: they stay where the backend left them, in host or in device memory.
+A backend wraps one loaded graph in a `Runner`. The rest of the runtime passes values from graph to graph
+without looking inside, so they stay where the backend left them, in host or in device memory.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ __all__ = [
 
 
 class DeviceArray(Protocol):
-    """A tensor of a backend, in its own memory."""
+    """A tensor in a backend's own memory."""
 
     def shape(self) -> Any:
-        """The dimensions."""
+        """Return the dimensions."""
 
     def numpy(self) -> NDArray[Any]:
-        """The content in host memory; a copy where it was elsewhere."""
+        """Return the content in host memory; a copy if it was elsewhere."""
 
 
 @runtime_checkable
 class Croppable(DeviceArray, Protocol):
-    """Keys or values that can be cut where they are."""
+    """Keys or values that can be cropped without a copy."""
 
     def cropped(self, length: int) -> DeviceArray:
-        """The first tokens, [1, Hkv, `length`, Dh]."""
+        """Return the first tokens, [1, Hkv, `length`, Dh]."""
 
 
 @runtime_checkable
 class Ranked(DeviceArray, Protocol):
-    """Logits [1, 1, V] whose largest is known without them."""
+    """Logits [1, 1, V] whose largest can be found without copying them to host memory."""
 
     def argmax(self) -> int:
-        """The token id of the largest, the first of equals; -1 with NaN or +inf, or only -inf."""
+        """Return the token id of the largest, the first of equals; -1 for NaN, +inf, or -inf only."""
 
 
 Value: TypeAlias = NDArray[Any] | DeviceArray
-"""What flows between graphs: an array of the host, or an opaque one of the backend."""
+"""A value that is passed between graphs: a host array, or an opaque array of the backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Specs:
-    """What a graph takes and gives, in its own order and under its own names.
+    """Inputs and outputs of a graph, in its own order and under its own names.
 
-    `room` is the most tokens that each of its layers' caches can hold; None: whatever the memory can.
+    `cache_capacity`: most tokens in the cache of each of its layers; None: limited only by memory.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    room: int | None = None
+    cache_capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What a user may choose about how graphs are run.
+    """The user's choices about how graphs are run.
 
     Attributes:
         provider: Name in `backends.PROVIDERS`.
         threads: Processor threads for one graph.
-        low_memory: Slower, for less memory. On the CPU weights stay in their file, in the width they have
-            there, and are widened as they are used; engines are loaded when they are used, and leave where
-            others need their memory.
+        low_memory: Use less memory and more time. On the CPU, weights stay in their file with the dtype they
+            have there, and are converted to float32 when they are used. Engines are loaded when they are
+            used, and unloaded when others need their memory.
     """
 
     provider: str
@@ -101,7 +101,7 @@ class Runner(Protocol):
             feeds: A value for every input, by the graph's tensor names, in the dtypes of `specs`.
 
         Returns:
-            Every output by name, in the backend's own memory, valid as long as it is held.
+            Every output by its name, in the backend's own memory. It is valid as long as the object exists.
         """
 
     def __enter__(self) -> Runner: ...
@@ -109,9 +109,9 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free what the graph holds; it cannot run after that."""
+        """Free the graph's memory. The graph cannot run afterwards."""
 
 
 def to_numpy(value: Value) -> NDArray[Any]:
-    """A value in host memory: itself if it is there, otherwise a copy."""
+    """Return a value in host memory: itself if it is there already, otherwise a copy."""
     return value if isinstance(value, np.ndarray) else value.numpy()

@@ -1,1 +1,1 @@
-"""From a picture to visual tokens: decoding, preprocessing, tiles, and how many tokens are kept."""
+"""The way from an image to visual tokens: decoding, preprocessing, tiles, and how many tokens are kept."""

@@ -1,14 +1,14 @@
-"""Pictures of any size: their tiles, and where the tokens of these go.
+"""Tiles of images of any size, and the places of their tokens in the sequence.
 
-A picture is fitted into the best of the model's pinpoints, padded there and cut into square tiles; before
-them comes the whole picture, squeezed into one tile. The vision encoder gives each of the T tiles
-N = side * side tokens. The model's sequence is another thing: the whole picture's tokens, and then the
-patches of all other tiles put together, row by row over the full width, without those of the padding and
-with a newline embedding after each row. LLaVA-OneVision shrinks that grid first where it is large.
+An image is fitted into the best of the model's pinpoints (allowed sizes), padded, and cut into square tiles.
+Before these comes the whole image, resized to one tile. The vision encoder gives N = side * side tokens for
+each of the T tiles. The sequence has another order: first the tokens of the whole image, then the patches
+of all other tiles put together, row by row over the full width, without the padding and with a newline
+embedding after each row. LLaVA-OneVision first shrinks that grid if it is large.
 
-`views` cuts a picture. `arrange` says where the tokens go, as index maps, so that no graph has a shape that
-depends on the picture's. Whatever transformers does is right here, also where it looks odd: of a picture like
-a thread nothing may be left but the whole picture, or newlines without patches.
+`views` cuts an image. `arrange` gives the places of the tokens as index maps, so that no graph has a shape
+that depends on the image's size. The results equal those of transformers, also in odd cases: of a very thin
+image only the whole image may be left, or newlines without patches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
 from visprune.runtime.vision.preprocess import ImageProcessor
-from visprune.runtime.vision.token_grid import Canvas, Tokens, lines
+from visprune.runtime.vision.token_grid import TileCanvas, Tokens, lines
 from visprune.tiling import Tiling
 
 __all__ = [
@@ -32,32 +32,31 @@ __all__ = [
     "arrange",
     "arrange_video",
     "best_pinpoint",
-    "largest",
+    "largest_size",
     "pixel_values",
     "views",
     "window",
 ]
 
-_SHRINK_FROM = 1.1  # the grid is resampled where its sides would shrink by more than this
+_SHRINK_FROM = 1.1  # the grid is resampled if its sides would shrink by more than this factor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrangement:
-    """Where the tokens of one picture go in its sequence.
+    """The places of one image's tokens in its part of the sequence.
 
-    T tiles, of which the first shows the whole picture (each a frame in a video), have N = side * side slots
-    each. A slot holds one token of the sequence or none. Where nothing is resampled, slots are patches.
-    Otherwise a tile's tokens stand in the upper left of its grid of slots, neighbours beside each other.
+    There are T tiles with N = side * side slots each. The first tile shows the whole image; in a video each
+    tile is a frame. A slot holds one token of the sequence, or none. Without resampling, slots are patches.
+    With it, a tile's tokens are in the upper left of its grid of slots, in the order of the image.
 
     Attributes:
-        places: [T, N], int64, place of each slot's token in the picture's sequence, newlines counted;
-            -1: none.
+        places: [T, N], int64, place of each slot's token in the image's sequence, newlines included; -1 for
+            an empty slot.
         newline_places: [R], int64, places of the newline embeddings, ascending.
-        sources: [T, N, J], int64, the encoder tokens (tile * N + patch) that each token is the weighted sum
-            of; J is 1, or 4 where they are resampled.
-        weights: [T, N, J], float32, their weights; zeros for a slot without a token.
-        grid: Rows and columns of the tiled part as it enters the sequence; (0, 0): there is only the whole
-            picture.
+        sources: [T, N, J], int64, encoder tokens (tile * N + patch) of whose weighted sum each token is made.
+            J is 1, or 4 with resampling.
+        weights: [T, N, J], float32, their weights; zeros for an empty slot.
+        grid: Rows and columns of the tiled part in the sequence; (0, 0) if there is only the whole image.
     """
 
     places: NDArray[np.int64]
@@ -68,7 +67,7 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         for array in (self.places, self.newline_places, self.sources, self.weights):
-            array.setflags(write=False)  # one arrangement serves all pictures of a size
+            array.setflags(write=False)  # an arrangement is shared by all images of its size
 
     @property
     def tiles(self) -> int:
@@ -88,7 +87,7 @@ class Arrangement:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of the canvas, the tiles put together, that is not padding; in patches."""
+    """The part of the canvas (the tiles put together) that is not padding, in patches."""
 
     top: int
     left: int
@@ -97,11 +96,11 @@ class Window:
 
 
 def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
-    """The pinpoint in which a picture keeps most of its pixels; among equals, the one with least padding.
+    """Return the pinpoint in which an image keeps most of its pixels; among equals, the smallest one.
 
     Args:
-        size: Height and width of the picture.
-        tiling: Of the model.
+        size: Height and width of the image.
+        tiling: Tiling of the model.
     """
     height, width = size
 
@@ -114,32 +113,32 @@ def best_pinpoint(size: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
 
 
 def window(size: tuple[int, int], tiling: Tiling) -> Window:
-    """Where a tiled picture lies on its canvas, by the ratio of its sides.
+    """Return the part of its canvas that a tiled image covers. It depends on the ratio of its sides.
 
     Args:
-        size: Height and width of the picture.
-        tiling: Of the model.
+        size: Height and width of the image.
+        tiling: Tiling of the model.
     """
     height, width = size
     rows, columns = (edge // tiling.tile_size * tiling.side for edge in best_pinpoint(size, tiling))
     if width / height > columns / rows:
-        top = (rows - _whole(height * (columns / width))) // 2
+        top = (rows - _truncate(height * (columns / width))) // 2
         return Window(top, 0, rows - 2 * top, columns)
-    left = (columns - _whole(width * (rows / height))) // 2
+    left = (columns - _truncate(width * (rows / height))) // 2
     return Window(0, left, rows, columns - 2 * left)
 
 
 @lru_cache(maxsize=16)
 def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arrangement:
-    """The order of the tokens of one picture.
+    """Return the arrangement of the tokens of one image.
 
     Args:
-        size: Height and width of the picture.
-        tiling: Of the model.
-        tiled: False: the picture is one tile, as where there are several and `tiling.several` is "whole".
+        size: Height and width of the image.
+        tiling: Tiling of the model.
+        tiled: False if the image is one tile, as for several images if `tiling.several` is "whole".
 
     Raises:
-        InputError: The picture is so elongated that resampling would leave no row or no column.
+        InputError: The image is so elongated that resampling would leave no row or no column.
     """
     whole, end = _whole_tile(tiling.side), tiling.side**2
     if not tiled:
@@ -148,7 +147,7 @@ def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arr
     seen = window(size, tiling)
     rows, columns = grid = _grid(size, seen, tiling)
     starts = end + np.arange(rows, dtype=np.int64) * (columns + 1)  # a row and its newline
-    rest = Canvas(tiling.side, across=width, offset=end).tokens(
+    rest = TileCanvas(tiling.side, across=width, offset=end).tokens(
         lines(seen.rows, rows, tiling.side, start=seen.top),
         lines(seen.columns, columns, tiling.side, start=seen.left),
         starts[:, None] + np.arange(columns, dtype=np.int64),
@@ -158,25 +157,24 @@ def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arr
 
 @lru_cache(maxsize=16)
 def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
-    """The order of the tokens of a video, as LLaVA-OneVision sees it.
+    """Return the arrangement of the tokens of a video for LLaVA-OneVision.
 
-    Each frame is a tile, pooled to half its side, rounded up; a newline ends the video. A tile shows a frame
-    here, also the first one.
+    Each frame is a tile, whose tokens are pooled to half its side, rounded up. A newline ends the video.
 
     Args:
-        frames: T.
-        tiling: Of the model.
+        frames: Number of frames, T.
+        tiling: Tiling of the model.
 
     Raises:
         InputError: There is no frame.
     """
     if frames < 1:
-        raise InputError("The video has no frames.", "Give at least one.")
+        raise InputError("The video has no frames.", "Give at least one frame.")
     slots, pooled = tiling.side**2, -(-tiling.side // 2)
     across = lines(tiling.side, pooled, tiling.side)
     places = np.arange(pooled**2, dtype=np.int64).reshape(pooled, pooled)
     parts = [
-        Canvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
+        TileCanvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
         for frame in range(frames)
     ]
     return _arrangement((frames, slots), parts, np.array([frames * pooled**2], dtype=np.int64), (0, 0))
@@ -185,20 +183,20 @@ def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
 def views(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> list[Image.Image]:
-    """A picture as the model sees it: the whole, and its tiles row by row.
+    """Cut an image into the views that the model sees: the whole image, and its tiles row by row.
 
     Args:
         image: RGB, as `images.decode` gives it.
-        tiling: Of the model.
-        processor: Of the model; what it does to a tile.
+        tiling: Tiling of the model.
+        processor: Image processor of the model, which is applied to each tile.
         tiled: As for `arrange`.
 
     Returns:
-        T pictures, 8-bit RGB, `tile_size` square.
+        T images, 8-bit RGB, `tile_size` square.
 
     Raises:
         InputError: As for `ImageProcessor.crop`.
-        UnsupportedError: The processor makes pictures of another size than tiles have.
+        UnsupportedError: The processor makes images of another size than tiles have.
     """
     edge = tiling.tile_size
     if processor.output_size != (edge, edge):
@@ -211,7 +209,7 @@ def views(
         return [processor.crop(image)]
     resize = processor.resize or edge
     whole = processor.resized(image, (resize, resize) if isinstance(resize, int) else resize)
-    canvas = _fitted(image, best_pinpoint((image.height, image.width), tiling), processor)
+    canvas = _on_canvas(image, best_pinpoint((image.height, image.width), tiling), processor)
     corners = [(x, y) for y in range(0, canvas.height, edge) for x in range(0, canvas.width, edge)]
     tiles = (canvas.crop((x, y, x + edge, y + edge)) for x, y in corners)
     return [processor.crop(view) for view in (whole, *tiles)]
@@ -220,7 +218,7 @@ def views(
 def pixel_values(
     image: Image.Image, tiling: Tiling, processor: ImageProcessor, *, tiled: bool = True
 ) -> NDArray[np.float32]:
-    """The views of a picture as the vision encoder takes them.
+    """Return the views of an image as a tensor for the vision encoder.
 
     Args and errors are those of `views`.
 
@@ -230,8 +228,8 @@ def pixel_values(
     return processor.tensor(views(image, tiling, processor, tiled=tiled))
 
 
-def _fitted(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
-    """The picture as large as fits, in the middle of a black canvas."""
+def _on_canvas(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProcessor) -> Image.Image:
+    """Resize an image to fit into a pinpoint, in the middle of a black canvas."""
     height, width = pinpoint
     by_width, by_height = width / image.width, height / image.height
     if by_width < by_height:
@@ -243,18 +241,18 @@ def _fitted(image: Image.Image, pinpoint: tuple[int, int], processor: ImageProce
     return canvas
 
 
-def largest(tiling: Tiling) -> tuple[int, int]:
-    """Height and width of a picture that fills the pinpoint with most pixels: the most that a model sees."""
+def largest_size(tiling: Tiling) -> tuple[int, int]:
+    """Return height and width of an image that fills the pinpoint with the most pixels."""
     return max(tiling.pinpoints, key=lambda size: size[0] * size[1])
 
 
-def _whole(length: float) -> int:
-    """Cut to an integer, where a product that should be whole is taken as whole."""
+def _truncate(length: float) -> int:
+    """Truncate to an integer, but first round away the float error of a product that should be whole."""
     return int(round(length, 7))
 
 
 def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int]:
-    """Rows and columns of the tiled part in the sequence."""
+    """Return rows and columns of the tiled part in the sequence."""
     rows, columns = seen.rows, seen.columns
     if tiling.max_tiles is None:
         return rows, columns
@@ -272,15 +270,15 @@ def _grid(size: tuple[int, int], seen: Window, tiling: Tiling) -> tuple[int, int
 
 
 def _whole_tile(side: int) -> Tokens:
-    """One tile that comes first, as it is."""
+    """Return the tokens of one tile that comes first and is not resampled."""
     places = np.arange(side**2, dtype=np.int64).reshape(side, side)
-    return Canvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
+    return TileCanvas(side).tokens(lines(side, side, side), lines(side, side, side), places)
 
 
 def _arrangement(
     shape: tuple[int, int], parts: list[Tokens], newline_places: NDArray[np.int64], grid: tuple[int, int]
 ) -> Arrangement:
-    """T tiles of N slots, filled with tokens."""
+    """Fill T tiles of N slots (`shape`) with tokens."""
     slots, mixed = shape[0] * shape[1], max(part.sources.shape[1] for part in parts)
     places = np.full(slots, -1, dtype=np.int64)
     sources = np.arange(slots, dtype=np.int64)[:, None].repeat(mixed, 1)

@@ -1,8 +1,8 @@
-"""Pictures in: decoding whatever a user hands over.
+"""Decoding of images and of the frames of videos.
 
-`decode` fixes one reading of every picture mode, so that the same file gives the same pixels on every
-machine. What a picture may be given as is in `sources`. This file knows nothing of models; resizing and
-normalising are in `preprocess`.
+`decode` defines one conversion to RGB for every colour mode, so that the same file gives the same pixels on
+every machine. `sources` knows the forms in which an image may be given. This file knows nothing of models;
+resizing and normalising are in `preprocess`.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visprune.errors import InputError, UsageError
-from visprune.runtime.vision.sources import ImageSource, opened
+from visprune.runtime.vision.sources import ImageSource, as_path_bytes_or_image
 
 __all__ = ["MAX_PIXELS", "decode", "decode_frames"]
 
 MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, in pixels: 256 MiB as RGB, the size from which Pillow warns."""
+"""Largest image that is decoded, in pixels: 256 MiB as RGB. Pillow warns of larger ones."""
 
-# Pillow also knows formats that start other programs (EPS runs Ghostscript) or that nobody photographs
-# with; an untrusted file should not be able to choose one of those.
+# Pillow also reads formats that start other programs (EPS runs Ghostscript) or are no usual image formats.
+# An untrusted file should not be able to choose one of those.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 _FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
 
 
 def decode(source: ImageSource) -> Image.Image:
-    """Reads a picture as 8-bit RGB.
+    """Read an image as 8-bit RGB.
 
     The EXIF orientation is applied. Transparency (an alpha channel, or a transparent colour of a palette,
-    grey or RGB picture) is composited over white. CMYK and the other colour spaces are converted by Pillow.
-    Grey pictures of more than 8 bits are scaled linearly, 65535 becoming 255; 32-bit integers are read on
-    the same scale and clipped. 16-bit colour is cut to its upper 8 bits by Pillow. Float pictures, which
-    have no agreed white, are read as 0 to 1 if no value exceeds 1 and as 0 to 255 otherwise, and clipped.
-    Of an animation the first frame is read; an `Image` is taken at the frame it stands at.
+    grey or RGB image) is composited over white. CMYK and the other colour spaces are converted by Pillow.
+    Grey images of more than 8 bits are scaled linearly, so that 65535 becomes 255; 32-bit integers have the
+    same scale and are clipped. 16-bit colour is reduced to its upper 8 bits by Pillow. Float images, for
+    which white is not defined, are read as 0 to 1 if no value exceeds 1, as 0 to 255 otherwise, and clipped.
+    An animation gives its first frame; a Pillow image its current frame.
 
     Args:
         source: A path, a `data:` URL, the bytes of a file, a file opened in binary mode, a Pillow image, or
             pixels as a NumPy array of uint8: [H, W, 3] in the order RGB (OpenCV's is BGR), or [H, W] of grey.
-            It is not changed.
+            The source is not changed.
 
     Returns:
-        A new picture of mode RGB with empty metadata, so that decoding it again changes nothing.
+        A new image of mode RGB with empty metadata, so that decoding it again changes nothing.
 
     Raises:
-        InputError: It is something else, such as another URL; the file is missing, a directory, no picture,
-            damaged, of zero size, of a mode that cannot become RGB, or larger than `MAX_PIXELS` (checked
-            before the pixels are decoded).
+        InputError: The source is something else, such as another URL. Or the file is missing, a directory,
+            not an image, damaged, of zero size, of a mode that cannot become RGB, or larger than
+            `MAX_PIXELS` (which is checked before the pixels are decoded).
     """
-    given = opened(source)
+    given = as_path_bytes_or_image(source)
     if isinstance(given, Image.Image):
         with _as_input_errors("The picture"):
             return _to_rgb(given, "The picture")
@@ -75,28 +75,28 @@ def decode(source: ImageSource) -> Image.Image:
 
 
 def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
-    """Some frames of a video, evenly spaced: of n frames those with the index floor((i + 1/2) n / count).
+    """Read evenly spaced frames of a video: of n frames, those with the index floor((i + 1/2) n / count).
 
     Args:
-        source: A folder, whose pictures are frames in the order of their names, or an animated picture, which
-            may also be a `data:` URL.
-        count: How many; all of them if there are fewer.
+        source: A folder, whose images are the frames in the order of their names, or an animated image,
+            which may also be a `data:` URL.
+        count: Number of frames to read; all if there are fewer.
 
     Returns:
-        As `decode` gives them.
+        The frames, as `decode` returns images.
 
     Raises:
-        InputError: There is no frame, or one cannot be read, or it is another URL.
+        InputError: There is no frame, a frame cannot be read, or the source is another URL.
         UsageError: The count is not positive.
     """
     if count < 1:
         raise UsageError(f"Cannot take {count} frames.", "Give a number of at least 1.")
-    given = opened(source)
+    given = as_path_bytes_or_image(source)
     assert not isinstance(given, Image.Image)
     if isinstance(given, bytes):
         return _frames(io.BytesIO(given), count, "The video given as bytes")
     try:
-        if os.path.isdir(given):  # noqa: PTH112 - Path.is_dir fails on what no system takes for a name
+        if os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises on names that no file can have
             files = sorted(f for f in given.iterdir() if f.is_file() and not f.name.startswith("."))
             return [decode(files[index]) for index in _spaced(len(files), count, str(given))]
         stream = given.open("rb")
@@ -120,6 +120,7 @@ def _frames(stream: IO[bytes], count: int, label: str) -> list[Image.Image]:
 
 
 def _spaced(total: int, count: int, label: str) -> list[int]:
+    """Return the indices of evenly spaced frames, at most `count` of `total`."""
     if not total:
         raise InputError(f"{label} holds no pictures.", "Give a folder of frames.")
     number = min(total, count)
@@ -133,13 +134,14 @@ def _read(stream: IO[bytes], label: str) -> Image.Image:
 
 @contextmanager
 def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
-    Image.init()  # registers every plugin: naming a format that this build of Pillow lacks is a KeyError
+    """Open an image; anything that goes wrong with it is an InputError."""
+    Image.init()  # registers all plugins, because a format that this build of Pillow lacks is a KeyError
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with (
         _as_input_errors(label),
         warnings.catch_warnings(),
     ):
-        # Pillow warns from the header, and some plugins again while loading: here it is an error.
+        # Pillow warns of a large image when it reads the header; some plugins again when they load it.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(stream, formats=formats) as image:
             yield image
@@ -147,6 +149,7 @@ def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_input_errors(label: str) -> Iterator[None]:
+    """Turn every error of the block into an InputError about the image."""
     try:
         yield
     except InputError:
@@ -155,11 +158,11 @@ def _as_input_errors(label: str) -> Iterator[None]:
         raise _too_large(label) from None
     except UnidentifiedImageError:
         raise InputError(f"{label} is not a picture in a known format.", _FORMATS_HINT) from None
-    except MemoryError:  # a damaged file may ask for any amount
+    except MemoryError:  # a damaged file may ask for any amount of memory
         raise InputError(
             f"{label} takes more memory than there is.", "It is damaged, or too large: scale it down first."
         ) from None
-    except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
+    except Exception as error:  # with a damaged file, Pillow's plugins raise almost anything
         raise InputError(f"{label} is damaged or cut short: {error}.", _FORMATS_HINT) from error
 
 
@@ -187,7 +190,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     try:
-        rgb = image.convert("RGB")  # a copy even of an RGB picture
+        rgb = image.convert("RGB")  # a copy, even if the image is RGB already
     except ValueError:
         raise InputError(
             f"{label} has the colour mode {image.mode}, which cannot become RGB.", "Save it as RGB first."
@@ -197,6 +200,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image, label: str) -> Image.Image:
+    """Scale a grey image of integers or floats to 8 bits, as `decode` describes."""
     values = np.asarray(image)  # [H, W] of 16- or 32-bit integers, or float32
     if image.mode == "F":
         if not np.isfinite(values).all():

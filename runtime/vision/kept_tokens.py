@@ -1,4 +1,4 @@
-"""How many visual tokens a request keeps, before the LLM and inside it."""
+"""Number of visual tokens that a request keeps, before the LLM and inside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from visprune.budget import Budget, check_request, no_count
 from visprune.errors import UsageError
 from visprune.manifest import LayerPruning, Manifest, Pruning
-from visprune.runtime.vision.arrangement import Arrangement, arrange, largest
+from visprune.runtime.vision.arrangement import Arrangement, arrange, largest_size
 from visprune.runtime.vision.pictures import Picture
 from visprune.tiling import Tiling
 
@@ -20,27 +20,27 @@ __all__ = ["Keep", "count_for", "keep_for"]
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A checked request.
+    """A checked request: how many visual tokens are kept.
 
     Attributes:
-        tokens: K, of the N visual tokens of a whole tile those that reach the LLM, beside those always kept.
-            An image that is not tiled is one tile. Of an image whose tiles have padding, each tile keeps
-            one number of tokens, the largest with which the tiles together keep no more than K / N of what
-            they have.
-        layer_ratio: Fraction left after the last prune point inside the LLM; the bundle's own if None.
+        tokens: K, the number of visual tokens of a whole tile that reach the LLM, of N; tokens that are
+            always kept come on top. An image that is not tiled is one tile. If tiles have padding, every tile
+            keeps the same number of tokens: the largest with which all tiles together keep at most K / N of
+            their tokens.
+        layer_ratio: Fraction left after the last prune point inside the LLM; None for the bundle's own.
     """
 
     tokens: int
     layer_ratio: float | None = None
 
     def in_layers(self, manifest: Manifest, entering: int) -> tuple[int, ...]:
-        """Visual tokens left after each prune point inside the LLM, of those that entered it."""
+        """Return the number of visual tokens left after each prune point, of those that enter the LLM."""
         if manifest.layer_pruning is None or not entering:
             return ()
         return manifest.layer_pruning.budget.kept(entering, self.layer_ratio)
 
     def counts(self, pruning: Pruning, arrangement: Arrangement | None) -> tuple[int, int]:
-        """The number that a pruner is given for one image, and the visual tokens that it keeps of it."""
+        """Return the `keep_tokens` that a pruner gets for one image, and how many visual tokens it keeps."""
         budget = pruning.budget
         if arrangement is None:
             return self.tokens, self.tokens
@@ -49,19 +49,19 @@ class Keep:
             return max(1, target), max(1, target)
         unit = budget.unit_tokens
         found = (arrangement.places >= 0).reshape(arrangement.tiles, -1, unit).sum(axis=-1)  # [T, units]
-        # The tokens of a tile are a rectangle of its grid: units have equally many, or none.
+        # The tokens of a tile form a rectangle of its grid: all units that have tokens have the same number.
         filled, width = (found > 0).sum(axis=-1), found.max(axis=-1)  # [T]
         units = 1 + np.arange(budget.visual_tokens // unit)
-        kept = (np.minimum(units[:, None], filled) * width).sum(axis=-1)  # for each number of units
+        kept = (np.minimum(units[:, None], filled) * width).sum(axis=-1)  # by the number of units kept
         number = max(1, int(np.searchsorted(kept, target, side="right")))
         return number * unit, int(kept[number - 1])
 
     def sequence_length(self, pruning: Pruning, arrangement: Arrangement | None) -> int:
-        """Places that one image takes in the sequence, newline tokens included."""
-        return self.counts(pruning, arrangement)[1] + _beside(pruning, arrangement)
+        """Return the number of places that one image takes in the sequence, newline tokens included."""
+        return self.counts(pruning, arrangement)[1] + _extra_places(pruning, arrangement)
 
     def feeds(self, pruning: Pruning, picture: Picture) -> dict[str, NDArray[Any]]:
-        """What the stages of one image read."""
+        """Return the values that the stages of one image read, by name."""
         arrangement = picture.arrangement
         number, kept = self.counts(pruning, arrangement)
         values: dict[str, NDArray[Any]] = {
@@ -73,7 +73,7 @@ class Keep:
         return values | {
             "token_places": arrangement.places,
             "newline_places": arrangement.newline_places,
-            "image_tokens": np.array(kept + _beside(pruning, arrangement), dtype=np.int64),
+            "image_tokens": np.array(kept + _extra_places(pruning, arrangement), dtype=np.int64),
             "token_sources": arrangement.sources,
             "token_weights": arrangement.weights,
         }
@@ -81,16 +81,16 @@ class Keep:
     def chosen(
         self, pruning: Pruning, arrangement: Arrangement | None, keep_indices: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which tokens of an image a pruner kept, and where.
+        """Return the tokens of an image that a pruner kept, and their places.
 
         Args:
-            pruning: Of the bundle.
-            arrangement: Of the image.
-            keep_indices: [T, K] as the graph gives it; None where there is no pruner, which keeps everything.
+            pruning: The manifest's `pruning`.
+            arrangement: Arrangement of the image.
+            keep_indices: [T, K], as the graph gives it; None without a pruner, where all tokens are kept.
 
         Returns:
             Tokens, ascending, and the place of each in the image's part of the sequence, both [M] int64. A
-            token is its index among those of all tiles, tile * N + index.
+            token is its index among the tokens of all tiles, tile * N + index.
         """
         if arrangement is None:
             tokens = np.arange(self.tokens) if keep_indices is None else keep_indices[0]
@@ -108,13 +108,13 @@ class Keep:
         return tokens, np.searchsorted(taken, places)
 
     def describe(self, manifest: Manifest, images: int = 1) -> str:
-        """The sentence every command prints. A method inside the LLM counts over all images of a prompt."""
+        """Return the sentence that commands print. A method inside the LLM counts over all images."""
         return self.sentence(manifest.pruning, manifest.layer_pruning, manifest.tiling, images)
 
     def sentence(
         self, before: Pruning, inside: LayerPruning | None, tiling: Tiling | None, images: int = 1
     ) -> str:
-        """The same, where there is no manifest yet."""
+        """Return the sentence of `describe` from its parts, for code that has no manifest yet."""
         sentence = before.budget.describe(self.tokens)
         if tiling is not None:
             sentence += f" (each tile{', chosen among all' if before.budget.scope == 'image' else ''})"
@@ -122,7 +122,7 @@ class Keep:
             sentence += f" (each of {images} images)"
         if inside is None:
             return sentence
-        size = largest(tiling) if tiling else None
+        size = largest_size(tiling) if tiling else None
         entering = images * self.sequence_length(before, arrange(size, tiling) if size and tiling else None)
         within = inside.describe(entering, inside.budget.kept(entering, self.layer_ratio))
         within += f" (with a picture of {size[1]} x {size[0]} pixels)" if size else ""
@@ -130,20 +130,20 @@ class Keep:
 
 
 def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
-    """K for an explicit count, which is of one tile where a picture is several.
+    """Return K for an explicit count. If images are tiled, the count is of one tile.
 
     Args:
-        budget: Of the method before the LLM.
+        budget: Budget of the method before the LLM.
         keep_tokens: The count.
-        tiling: How a picture becomes tiles; None where it is one.
+        tiling: Tiling of the model; None if images are not tiled.
 
     Raises:
-        UsageError: The count cannot be reached. Where it may be meant of a whole picture, the count of a tile
-            that comes to it is named.
+        UsageError: The count cannot be reached. If it may be meant for a whole image, the hint names the
+            count of a tile that amounts to it.
     """
     if tiling is None or keep_tokens <= budget.visual_tokens:
         return budget.from_tokens(keep_tokens)
-    size = largest(tiling)
+    size = largest_size(tiling)
     whole = arrange(size, tiling).visual_tokens
     hint = f"Give a count from {budget.minimum * budget.unit_tokens} to {budget.visual_tokens}."
     if keep_tokens <= whole:
@@ -160,9 +160,10 @@ def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
 
 
 def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int | None = None) -> Keep:
-    """What a request means for a bundle; without one, what it was exported for.
+    """Check a ratio or a count for a bundle, and return how many tokens are kept.
 
-    A ratio or a count is about the method before the LLM; where there is none, about the one inside it.
+    The ratio or count applies to the method before the LLM, or to the method inside it if there is no other.
+    Without either, the result is the one that the bundle was exported for.
 
     Raises:
         UsageError: Both are given, or the number cannot be reached.
@@ -174,7 +175,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
         entering = before.keep_tokens + before.always_kept
         if inside.budget.is_recipe:
             raise UsageError(
-                f"The bundle's {inside.method} recipe fixes what is kept; no other ratio can be had here.",
+                f"The bundle's {inside.method} recipe fixes what is kept, so no other ratio can be chosen.",
                 f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
             )
         if keep_tokens is not None and manifest.tiling is not None:
@@ -190,6 +191,6 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
     return Keep(count_for(before.budget, keep_tokens, manifest.tiling))
 
 
-def _beside(pruning: Pruning, arrangement: Arrangement | None) -> int:
-    """Places of one image's part of the sequence that no visual token takes: a CLS, newline tokens."""
+def _extra_places(pruning: Pruning, arrangement: Arrangement | None) -> int:
+    """Return the number of places of one image that hold no prunable token: a CLS token, newlines."""
     return pruning.always_kept + (0 if arrangement is None else len(arrangement.newline_places))

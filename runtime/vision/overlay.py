@@ -1,7 +1,7 @@
-"""Drawing which patches of a picture pruning kept.
+"""Drawing of the patches of an image that pruning kept.
 
-An overlay shows the picture the model saw, not the file: what a crop cut away is not in it. Of a tiled
-picture that is two pictures side by side, the whole one and the tiles put together.
+An overlay shows the image that the model saw, without the parts that were cropped away. For a tiled image
+it is two images side by side: the whole image, and the tiles put together.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _COLOUR = (255, 176, 0)
 _DIMMED = 0.35
 
 _TALLEST = 1536
-_WIDEST = 4  # times the height; a longer strip gets lower instead
+_WIDEST = 4  # times the height; a longer strip is scaled down to that
 _GAP = 16
 
 
 def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[int, int]) -> Image.Image:
-    """Draws which patches of a picture were kept.
+    """Draw which patches of an image were kept.
 
-    Dropped patches are dimmed and lose their colour; a thin line runs around the kept regions. Pixels
-    beyond the last whole patch, which the vision tower does not see, count as dropped.
+    Dropped patches are dimmed and lose their colour. A thin line surrounds the kept regions. Pixels beyond
+    the last whole patch, which the vision tower does not see, count as dropped.
 
     Args:
-        pixels: What the model saw, RGB, as `ImageProcessor.crop` gives it.
+        pixels: The image that the model saw, RGB, as `ImageProcessor.crop` gives it.
         keep_indices: Kept patches [K], int64, row-major in the grid, in any order.
         grid: Rows and columns of patches.
 
     Returns:
-        RGB picture, enlarged by a whole factor so that its longer side has at least 480 pixels.
+        RGB image, enlarged by a whole factor so that its longer side has at least 480 pixels.
 
     Raises:
-        UsageError: The grid does not fit the picture, or an index lies outside the grid.
+        UsageError: The grid does not fit the image, or an index lies outside the grid.
     """
     rows, columns = grid
     patch_height, patch_width = (pixels.height // rows, pixels.width // columns) if min(grid) > 0 else (0, 0)
@@ -66,7 +66,7 @@ def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[in
     kept[: block.shape[0], : block.shape[1]] = block
 
     line = max(1, min(max(shown.size) // 300, min(patch_height, patch_width) * scale // 6))
-    framed = np.pad(kept, line)  # beyond the picture nothing is kept, so a region closes at the border
+    framed = np.pad(kept, line)  # nothing is kept beyond the image, so the line also follows the border
     inner = framed[: -2 * line, line:-line] & framed[2 * line :, line:-line]
     inner &= framed[line:-line, : -2 * line] & framed[line:-line, 2 * line :]
 
@@ -85,26 +85,26 @@ def overlay_tiled(
     *,
     tiled: bool = True,
 ) -> Image.Image:
-    """Draws which patches of a tiled picture were kept: left in the whole picture, right in its tiles.
+    """Draw which patches of a tiled image were kept: left in the whole image, right in its tiles.
 
-    The tiles are put together, without their padding and the pixels beyond their last whole patch. Where
+    The tiles are put together, without their padding and without the pixels beyond their last whole patch. If
     their features were resampled, the patches of the smaller grid are drawn.
 
     Args:
         image: RGB, as `images.decode` gives it.
-        tiling: Of the model.
-        processor: Of the model.
+        tiling: Tiling of the model.
+        processor: Image processor of the model.
         keep_indices: Kept tokens [K], int64, as tile * N + slot of an `Arrangement`, in any order.
         tiled: As for `arrange`.
 
     Returns:
-        RGB picture. Both parts have one height, unless the right one is a long strip; only the left one is
-        there where the picture has no other patches.
+        RGB image. Both parts have the same height, unless the right one is a long strip. If the image has
+        no patches in tiles, there is only the left part.
 
     Raises:
         InputError: As for `views`.
         UnsupportedError: As for `views`.
-        UsageError: An index is none of a token of this picture.
+        UsageError: An index belongs to no visual token of this image.
     """
     arrangement = arrange((image.height, image.width), tiling, tiled=tiled)
     slots = arrangement.places.reshape(-1)
@@ -122,13 +122,13 @@ def overlay_tiled(
         return drawn
     row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a row ends in a newline
     canvas = _canvas(tiles, (image.height, image.width), tiling, arrangement.grid)
-    return _beside(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
+    return _side_by_side(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
 
 
 def _canvas(
     tiles: list[Image.Image], size: tuple[int, int], tiling: Tiling, grid: tuple[int, int]
 ) -> Image.Image:
-    """What the patches of the tiles show of a picture, in whole pixels a cell of the grid."""
+    """Put the patches of the tiles together, scaled so that each cell of the grid has whole pixels."""
     patch = tiling.tile_size // tiling.side
     edge = patch * tiling.side  # without the pixels that are in no patch
     height, width = (length // tiling.tile_size for length in best_pinpoint(size, tiling))
@@ -142,8 +142,8 @@ def _canvas(
     return canvas.resize((cell[0] * grid[1], cell[1] * grid[0]))
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures side by side, scaled to one height."""
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Put two images side by side, scaled to one height."""
     height = min(max(left.height, right.height), _TALLEST)
     parts = [ImageOps.contain(part, (_WIDEST * height, height)) for part in (left, right)]
     both = Image.new("RGB", (parts[0].width + _GAP + parts[1].width, height))

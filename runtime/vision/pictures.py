@@ -1,7 +1,7 @@
-"""Pictures as the vision encoder takes them, with where their tokens go.
+"""Pictures in the form that the vision encoder takes, each with the arrangement of its tokens.
 
-How a picture is shown may depend on how many there are in the conversation (LLaVA-OneVision tiles a single
-one, and shows several whole), so pictures are made for a number of them.
+The form of a picture may depend on how many there are in the conversation: LLaVA-OneVision cuts a single
+picture into tiles, and shows several whole. So pictures are made for a given number of them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Picture", "PictureMaker"]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image, or one video, as the vision encoder takes it.
+    """One image or one video, in the form that the vision encoder takes.
 
     Attributes:
         pixels: [T, 3, H, W] float32, of the tiles or of the frames.
-        arrangement: Where the tokens of its tiles go; None where an image is one tile and nothing else.
-        source: What it was made from, where more pictures would change how it is shown.
-        is_video: Whether tiles are frames.
-        key: Digest of the pixels and of what becomes of them; two pictures with one key are the same to the
+        arrangement: Places of its tokens in the sequence; None for a model that does not tile.
+        source: The original image, if its form would change with more pictures; else None.
+        is_video: Whether the tiles are frames.
+        key: Digest of the pixels and of the arrangement. Pictures with the same key are the same to the
             model.
     """
 
@@ -43,7 +43,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(np.ascontiguousarray(self.pixels).data, digest_size=16)
-        if self.arrangement is not None:  # the same pixels may be padding to one picture and not to another
+        if self.arrangement is not None:  # equal pixels may be padding in one picture and content in another
             digest.update(np.ascontiguousarray(self.arrangement.places).data)
         object.__setattr__(self, "key", digest.digest())
 
@@ -53,9 +53,9 @@ class PictureMaker:
     """Makes pictures for one model.
 
     Attributes:
-        processor: Of single tiles.
-        tiling: How a picture becomes tiles; None where it is one.
-        video: Of single frames; None where the model takes no videos.
+        processor: Image processor, which is applied to single tiles.
+        tiling: Tiling of the model; None if pictures are not tiled.
+        video: Processor of single frames; None if the model takes no videos.
     """
 
     processor: ImageProcessor
@@ -63,7 +63,7 @@ class PictureMaker:
     video: ImageProcessor | None = None
 
     def tiles(self, images: int) -> bool:
-        """Whether a picture becomes several tiles where there are so many."""
+        """Return whether a picture becomes several tiles if a prompt has this number of images."""
         return self.tiling is not None and (self.tiling.several == "tiled" or images == 1)
 
     def add(
@@ -72,15 +72,15 @@ class PictureMaker:
         images: Sequence[Image.Image],
         videos: Sequence[Sequence[Image.Image]] = (),
     ) -> list[Picture]:
-        """The pictures of a conversation after some images and videos more.
+        """Return the pictures of a conversation after images and videos were added to it.
 
         Args:
-            pictures: Those it has.
-            images: New ones, RGB.
-            videos: The frames of new ones, RGB; they come after the images.
+            pictures: Pictures that it has already.
+            images: New images, RGB.
+            videos: Frames of new videos, RGB. Videos come after the images.
 
         Raises:
-            InputError: One of them cannot be resized, or the model takes no videos.
+            InputError: An image or a frame cannot be resized, or the model takes no videos.
         """
         tiled = self.tiles(sum(not picture.is_video for picture in pictures) + len(images))
         earlier = [p if tiled or p.source is None else self._make(p.source, tiled=False) for p in pictures]
@@ -89,7 +89,7 @@ class PictureMaker:
 
     def _make_video(self, frames: Sequence[Image.Image]) -> Picture:
         if self.video is None or self.tiling is None:
-            raise InputError("This model takes no videos.", "Give single pictures of it.")
+            raise InputError("This model takes no videos.", "Give single frames as pictures.")
         arrangement = arrange_video(len(frames), self.tiling)
         pixels = np.concatenate([self.video(frame) for frame in frames])
         return Picture(pixels, arrangement, is_video=True)

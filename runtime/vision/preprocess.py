@@ -1,9 +1,9 @@
-"""From a picture to the tensor a vision tower takes, as the checkpoint's own processor makes it.
+"""Preprocessing: makes the vision tower's tensor of an image, as the checkpoint's own processor does.
 
-Reproduces the Pillow-based image processors of transformers (CLIP, SigLIP, LLaVA) to the last bit, from the
-`preprocessor_config.json` that the checkpoint ships. Everything up to the crop happens on 8-bit pixels,
-so rescaling and normalising are one table of 256 values a channel. Decoding files is in `images`, reading
-the configuration in `processor_config`, cutting a picture into tiles in `tiling`.
+It reproduces the Pillow-based image processors of transformers (CLIP, SigLIP, LLaVA) bit for bit, from the
+checkpoint's `preprocessor_config.json`. All steps up to the crop work on 8-bit pixels, so rescaling and
+normalising are one table of 256 values for each channel. `images` decodes files, `processor_config` reads the
+configuration, and `arrangement` cuts an image into tiles.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
-from visprune.runtime.vision.processor_config import Settings, unsupported
+from visprune.runtime.vision.processor_config import ProcessorSettings, unsupported
 
 __all__ = ["MAX_EDGE", "MAX_RESIZED_PIXELS", "ImageProcessor"]
 
 MAX_EDGE = 2**20
-"""Longest edge of a picture that is resized, in pixels: Pillow's tables take 32 bytes for each of them."""
+"""Longest edge of an image that is resized, in pixels: Pillow's tables take 32 bytes for each of them."""
 
 MAX_RESIZED_PIXELS = 2**28
-"""Largest intermediate picture, in pixels: resizing the short edge of a strip makes it grow without bound."""
+"""Largest intermediate image, in pixels: a thin strip whose short edge is enlarged can become huge."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """Pads, resizes, crops, rescales and normalises one picture, in this order.
+    """Pads, resizes, crops, rescales and normalises one image, in this order.
 
     Attributes:
-        pad_colour: RGB colour with which the shorter edge is padded on both sides first; None: no padding.
-        resize: Shortest edge after resizing, or (height, width); None: no resizing.
+        pad_colour: RGB colour of the padding that first makes an image square; None for no padding.
+        resize: Shortest edge after resizing, or (height, width); None for no resizing.
         resample: Pillow's filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
-        crop_size: (height, width) of the centre crop; None: no crop. Where the picture is smaller it is
-            surrounded by black *before* rescaling and normalising.
-        rescale_factor: Multiplies the 8-bit values; 1.0 for no rescaling.
+        crop_size: (height, width) of the centre crop; None for no crop. A smaller image is surrounded by
+            black *before* rescaling and normalising.
+        rescale_factor: Factor of the 8-bit values; 1.0 for no rescaling.
         mean: Subtracted from each channel after rescaling; zeros for no normalising.
-        std: Divides each channel then; ones for no normalising.
+        std: Divisor of each channel after that; ones for no normalising.
 
     Raises:
-        UnsupportedError: A setting means nothing, or the tensors would vary in size.
+        UnsupportedError: A setting is out of range, or the tensors would vary in size.
     """
 
     pad_colour: tuple[int, int, int] | None
@@ -66,19 +66,19 @@ class ImageProcessor:
             raise unsupported("image_mean and image_std", (self.mean, self.std))
         if self.pad_colour and not all(0 <= level <= 255 for level in self.pad_colour):
             raise unsupported("do_pad with a colour", self.pad_colour)
-        # In the dtypes and the order of transformers, so that each of the 256 values is the same float32.
+        # The dtypes and the order are those of transformers, so that all 256 values are equal bit for bit.
         levels = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
         mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (self.mean, self.std))  # [3, 1]
         object.__setattr__(self, "_table", (levels - mean) / std)  # [3, 256]
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Height and width of every tensor; settings with which they would vary are refused."""
+        """Height and width of every tensor. Settings with which they would vary are refused."""
         if self.crop_size:
             return self.crop_size
         if isinstance(self.resize, tuple):
             return self.resize
-        if self.pad_colour and self.resize:  # a square's shortest edge is both edges
+        if self.pad_colour and self.resize:  # both edges of a square are its shortest edge
             return (self.resize, self.resize)
         raise UnsupportedError(
             "The image processor neither crops nor resizes to a fixed size, so tensors would vary in size.",
@@ -87,22 +87,22 @@ class ImageProcessor:
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> ImageProcessor:
-        """Reads the configuration of a CLIP, SigLIP or LLaVA image processor.
+        """Read the configuration of a CLIP, SigLIP or LLaVA image processor.
 
-        Any variant of the class name (`...Fast`, `...Pil`, the old `...FeatureExtractor`) means the Pillow
-        processor. Keys that the classes ignore are ignored here too. Of the classes that tile, this is what
-        becomes of a tile, and of a picture that is not tiled; of a video processor, what becomes of a frame.
-        transformers has that one for torchvision only, whose bicubic filter rounds some values of a frame
-        to another level than Pillow's.
+        Every variant of the class name (`...Fast`, `...Pil`, the old `...FeatureExtractor`) means the Pillow
+        processor. Keys that the classes ignore are ignored here too. For classes that tile, the result
+        processes one tile, or an image that is not tiled; for a video processor, one frame. transformers has
+        the video processor only for torchvision, whose bicubic filter rounds some values of a frame to other
+        levels than Pillow's.
 
         Args:
-            config: The content of `preprocessor_config.json`, or of the newer `processor_config.json`,
-                which holds the same under the key `image_processor`.
+            config: Content of `preprocessor_config.json`, or of the newer `processor_config.json`, which has
+                the same under the key `image_processor`.
 
         Raises:
-            UnsupportedError: Another class, or a setting that is not supported.
+            UnsupportedError: The class or a setting is not supported.
         """
-        settings = Settings.of(config)
+        settings = ProcessorSettings.from_config(config)
         defaults = settings.defaults
         do_pad = settings.flag("do_pad", False)
         if do_pad and defaults.squares == "never":
@@ -111,7 +111,7 @@ class ImageProcessor:
             raise unsupported("use_square_size", True)
         tiles = defaults.squares == "always"
         mean = settings.channels("image_mean", defaults.mean)
-        # int() cuts as transformers does; rounding would give a colour one level brighter
+        # int() truncates, as in transformers; rounding would make the colour one level brighter
         colour = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
         normalises = settings.flag("do_normalize", True)
         crops = settings.flag("do_center_crop", defaults.crop_size is not None)
@@ -133,7 +133,7 @@ class ImageProcessor:
         return processor
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Makes the `pixel_values` of one picture.
+        """Make the `pixel_values` of one image.
 
         Args:
             image: RGB, as `images.decode` gives it.
@@ -147,10 +147,10 @@ class ImageProcessor:
         return self.tensor([self.crop(image)])
 
     def tensor(self, views: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Rescales and normalises.
+        """Rescale and normalise images.
 
         Args:
-            views: T pictures of `output_size`, 8-bit RGB, as `crop` gives them.
+            views: T images of `output_size`, 8-bit RGB, as `crop` gives them.
 
         Returns:
             Tensor [T, 3, H, W], float32.
@@ -159,21 +159,21 @@ class ImageProcessor:
         for index, view in enumerate(views):
             levels = np.asarray(view)  # [H, W, 3] uint8
             for channel in range(3):
-                # "clip" only spares numpy its bounds check: an 8-bit index cannot leave the table
+                # "clip" only saves NumPy's bounds check: an 8-bit index cannot be outside the table
                 np.take(self._table[channel], levels[..., channel], out=out[index, channel], mode="clip")
         return out
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the model sees, at the size it sees it.
+        """Resize and crop an image to the part and the size that the model sees.
 
         Args:
             image: RGB, as `images.decode` gives it.
 
         Returns:
-            8-bit RGB picture of `output_size`.
+            8-bit RGB image of `output_size`.
 
         Raises:
-            InputError: The picture is not RGB, or so elongated that resizing it would need more than
+            InputError: The image is not RGB, or so elongated that resizing it would need more than
                 `MAX_RESIZED_PIXELS`.
         """
         if image.mode != "RGB":
@@ -192,23 +192,23 @@ class ImageProcessor:
         return _centre_crop(image, *self.crop_size) if self.crop_size else image
 
     def resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """A picture at another (height, width), by this processor's filter.
+        """Resize an image to another (height, width) with this processor's filter.
 
         Raises:
-            InputError: One of the two would need more than `MAX_RESIZED_PIXELS` or `MAX_EDGE` allow.
+            InputError: The result would exceed `MAX_RESIZED_PIXELS`, or the image exceeds `MAX_EDGE`.
         """
         _check_pixels(image, *size)
         return image.resize((size[1], size[0]), Image.Resampling(self.resample))
 
 
 def _check_tiles(processor: ImageProcessor, crop_size: tuple[int, int] | None) -> None:
-    """Refuse what makes no square tiles, or tiles of another size than they are cut."""
+    """Refuse a processor whose tiles would not be square, or of another size than they are cut."""
     if processor.resize is None:
         raise unsupported("do_resize", False)
     if isinstance(processor.resize, tuple) and processor.resize[0] != processor.resize[1]:
         raise unsupported("size", processor.resize)
     height, width = processor.output_size
-    if height != width or (crop_size and crop_size[0] != height):  # cuts tiles even where nothing is cropped
+    if height != width or (crop_size and crop_size[0] != height):  # tiles are cut even if nothing is cropped
         raise unsupported("crop_size", crop_size)
 
 
@@ -223,7 +223,7 @@ def _pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Im
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    # Floor division also where the edge is too short: there transformers pads ceil(missing / 2) before it.
+    # Floor division also for an edge that is too short: transformers then pads ceil(missing / 2) before it.
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))  # Pillow fills with black beyond the edges
 
@@ -232,7 +232,7 @@ def _check_pixels(image: Image.Image, height: int, width: int) -> None:
     if height * width > MAX_RESIZED_PIXELS:
         raise InputError(
             f"A picture of {image.width} x {image.height} pixels is too elongated for this model: "
-            f"on the way it would grow to {width} x {height}, more than {MAX_RESIZED_PIXELS:,} pixels.",
+            f"it would be resized to {width} x {height}, more than {MAX_RESIZED_PIXELS:,} pixels.",
             "Crop it to the part that matters.",
         )
     if max(image.size) > MAX_EDGE:

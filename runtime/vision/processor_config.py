@@ -1,7 +1,7 @@
-"""A checkpoint's `preprocessor_config.json`, read as transformers reads it.
+"""Reader of a checkpoint's `preprocessor_config.json`, with the rules of transformers.
 
-Knows the image processor classes of transformers, what each does where the configuration says nothing, and
-the forms in which sizes and channels are written. What the settings do to a picture is in `preprocess`.
+It knows the image processor classes of transformers, their defaults, and the forms in which sizes and
+channels are written. `preprocess` applies the settings to images.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Literal
 
 from visprune.errors import UnsupportedError
 
-__all__ = ["Defaults", "Settings", "unsupported"]
+__all__ = ["Defaults", "ProcessorSettings", "unsupported"]
 
-_MOST = 1e9  # of any number; what is far beyond a float32 would overflow on the way
+_MOST = 1e9  # largest number that is accepted; much larger ones would overflow a float32
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,16 +23,16 @@ _HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a processor class of transformers does where its configuration says nothing.
+    """Defaults of a processor class of transformers, for settings that its configuration leaves out.
 
     Attributes:
-        size: The shortest edge, or (height, width).
-        crop_size: Of the centre crop; None: there is none.
-        mean: Of the channels.
-        std: Of the channels.
-        squares: Whether it pads pictures to squares: never, where `do_pad` says so, or always. That is the
-            mark of the classes that tile: tiles are squares anyway, and LLaVA-OneVision pads what it does not
-            tile. By `do_pad` they mean filling a batch up with empty tiles, which is not done here.
+        size: Shortest edge, or (height, width).
+        crop_size: (height, width) of the centre crop; None for no crop.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        squares: Whether the class pads images to squares: never, if `do_pad` says so, or always. "always"
+            marks the classes that tile: tiles are squares, and LLaVA-OneVision pads images that it does not
+            tile. In those classes `do_pad` means to fill a batch with empty tiles, which is not done here.
     """
 
     size: int | tuple[int, int]
@@ -53,7 +53,7 @@ _CLASSES = {
 
 
 def unsupported(key: str, value: object) -> UnsupportedError:
-    """What to raise where a setting cannot be reproduced."""
+    """Return the error for a setting that cannot be reproduced."""
     return UnsupportedError(
         f"The image processor's setting {key} = {value!r} is not supported.",
         "Use a checkpoint with a plain CLIP, SigLIP or LLaVA processor, or correct preprocessor_config.json.",
@@ -61,11 +61,16 @@ def unsupported(key: str, value: object) -> UnsupportedError:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """The content of one configuration.
+class ProcessorSettings:
+    """The settings of one configuration.
 
-    An absent key takes the default of its class, and so does a null one, except that a null `do_...` means
-    no. Every reader refuses with `UnsupportedError` what has another form.
+    A key that is absent or null takes the default of its class, except that a null `do_...` means no. Every
+    method raises `UnsupportedError` for a value of another form.
+
+    Attributes:
+        name: Name of the class, without its variant.
+        defaults: Defaults of the class.
+        given: Keys of the configuration that are not null.
     """
 
     name: str
@@ -73,11 +78,11 @@ class Settings:
     given: Mapping[str, object]
 
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Settings:
-        """The settings of a configuration, which may lie under the key `image_processor`.
+    def from_config(cls, config: Mapping[str, object]) -> ProcessorSettings:
+        """Take the settings from a configuration, in which they may be under the key `image_processor`.
 
         Raises:
-            UnsupportedError: They are of a class that is not known.
+            UnsupportedError: The class is unknown.
         """
         nested = config.get("image_processor")
         settings = nested if isinstance(nested, Mapping) else config
@@ -98,22 +103,22 @@ class Settings:
         return cls(base, _CLASSES[base], given)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A yes or no."""
+        """Return a boolean setting."""
         value = self.given.get(key, default)
         if not isinstance(value, bool):
             raise unsupported(key, value)
         return value
 
     def integer(self, key: str, default: int) -> int:
-        """A whole number."""
+        """Return a whole number."""
         return _integer(key, self.given.get(key, default))
 
     def number(self, key: str, default: float) -> float:
-        """A number."""
+        """Return a number."""
         return _number(key, self.given.get(key, default))
 
     def channels(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        """A number for each channel, or one for all."""
+        """Return a number for each channel. A single number stands for all three."""
         value = self.given.get(key, default)
         if isinstance(value, (int, float)):
             value = (value,) * 3
@@ -123,7 +128,7 @@ class Settings:
         return red, green, blue
 
     def size(self) -> int | tuple[int, int]:
-        """The shortest edge, or (height, width)."""
+        """Return the shortest edge, or (height, width)."""
         value = self.given.get("size", self.defaults.size)
         if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
             return _integer("size", value["shortest_edge"])
@@ -133,7 +138,7 @@ class Settings:
         return _height_width("size", value)
 
     def crop_size(self) -> tuple[int, int] | None:
-        """(height, width), also where nothing is cropped; None: it is not given."""
+        """Return (height, width), even if nothing is cropped; None if there is no such setting."""
         value = self.given.get("crop_size", self.defaults.crop_size)
         return None if value is None else _height_width("crop_size", value)
 
@@ -145,7 +150,7 @@ def _integer(key: str, value: object) -> int:
 
 
 def _number(key: str, value: object) -> float:
-    # Compared, because `isfinite` fails on integers that are too large for a float.
+    # Compared with a limit, because `isfinite` raises for integers that are too large for a float.
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
         raise unsupported(key, value)
     return float(value)

@@ -1,7 +1,7 @@
-"""What a picture may be handed over as, and what becomes of each: a file, bytes, or pixels.
+"""Forms in which an image may be given, and their conversion to a path, the bytes of a file, or pixels.
 
-Pictures are never downloaded: a machine that answers questions should not fetch what a question names.
-Decoding is in `images`.
+Images are never downloaded: a machine that answers questions should not fetch URLs that a question names.
+`images` decodes images.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ from PIL import Image
 
 from visprune.errors import InputError
 
-__all__ = ["ImageSource", "Video", "VisualInput", "as_list", "located", "named", "opened", "resolved"]
+__all__ = [
+    "ImageSource",
+    "Video",
+    "VisualInput",
+    "absolute",
+    "as_list",
+    "as_path_bytes_or_image",
+    "display_name",
+    "locate",
+]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image"
 )
-"""A path, a `data:` URL, the bytes of a file, a file opened in binary mode (read from its beginning where it
-can be set back), pixels as a NumPy array of uint8 ([H, W, 3] in the order RGB, or [H, W] of grey), or a
-Pillow image."""
+"""A path, a `data:` URL, the bytes of a file, a file opened in binary mode (read from its beginning if it can
+seek), pixels as a NumPy array of uint8 ([H, W, 3] in the order RGB, or [H, W] of grey), or a Pillow image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """Frames to be seen as one video, in order: each as a picture may be given."""
+    """The frames of one video, in order. Each may have any form of an image."""
 
     frames: Sequence[ImageSource]
 
@@ -45,17 +53,17 @@ _TAKEN = (
     "array of uint8: [H, W, 3] in the order RGB, or [H, W] of grey."
 )
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_URL_AS_PATH = re.compile(r"(https?|ftp|s3|gs|file):/[^/]", re.IGNORECASE)  # Path makes one slash of two
-_SHOWN = 80  # characters of a URL in a message
+_URL_AS_PATH = re.compile(r"(https?|ftp|s3|gs|file):/[^/]", re.IGNORECASE)  # Path turns // into /
+_SHOWN = 80  # most characters of a URL in a message
 
 
-def located(text: str) -> Path | bytes:
-    """Where a text says that a picture is: a path, or the bytes that a `data:` URL holds.
+def locate(text: str) -> Path | bytes:
+    """Return the path that a text is, or the bytes that a `data:` URL contains.
 
     Raises:
-        InputError: It is another URL, or a damaged one.
+        InputError: The text is another URL, or a damaged `data:` URL.
     """
-    if named(text) != text:
+    if display_name(text) != text:
         return _of_data_url(text)
     if _URL.match(text):
         raise InputError(
@@ -65,31 +73,31 @@ def located(text: str) -> Path | bytes:
     return Path(text)
 
 
-def named(text: str) -> str:
-    """A text for `located`, for people: a path as it is, a `data:` URL without its data."""
+def display_name(text: str) -> str:
+    """Return a text for `locate` in a short form for people: a path as it is, a `data:` URL without data."""
     return "a data: URL" if text[:5].lower() == "data:" else text
 
 
-def resolved(text: str) -> str:
-    """A text for `located` that means the same from any directory.
+def absolute(text: str) -> str:
+    """Return a text for `locate` that means the same in any working directory.
 
     Raises:
-        InputError: As for `located`.
+        InputError: As for `locate`.
     """
-    place = located(text)
+    place = locate(text)
     return text if isinstance(place, bytes) else str(place.resolve())
 
 
-def opened(source: object) -> Path | bytes | Image.Image:
-    """A picture as a path, as the bytes of a file, or as pixels.
+def as_path_bytes_or_image(source: object) -> Path | bytes | Image.Image:
+    """Convert an image to a path, the bytes of a file, or a Pillow image.
 
     Raises:
-        InputError: It is none of those in `ImageSource`, or a file that cannot be read.
+        InputError: The source has none of the forms in `ImageSource`, or a file object cannot be read.
     """
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, str):
-        return located(source)
+        return locate(source)
     if isinstance(source, os.PathLike):
         return _path(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -100,11 +108,11 @@ def opened(source: object) -> Path | bytes | Image.Image:
         return _read(source)
     kind = type(source)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    raise InputError(f"A picture was given as {name}, which is none of what is taken.", _TAKEN)
+    raise InputError(f"A picture was given as {name}, which is not supported.", _TAKEN)
 
 
 def as_list(images: VisualInput | Sequence[VisualInput] | None) -> list[VisualInput]:
-    """Pictures and videos that were given as one, as several, or as None. An array is one picture."""
+    """Return a list of images and videos from one, several or None. An array is one image."""
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
@@ -132,7 +140,7 @@ def _of_data_url(url: str) -> bytes:
 
 def _path(source: os.PathLike[Any]) -> Path:
     text = os.fsdecode(source)
-    if _URL_AS_PATH.match(text) or named(text) != text:
+    if _URL_AS_PATH.match(text) or display_name(text) != text:
         raise InputError(
             f"{_short(text)} is a URL made into a path, which changes it.",
             "Give a data: URL as a text (str). From elsewhere pictures are not downloaded: save them first.",
@@ -141,7 +149,7 @@ def _path(source: os.PathLike[Any]) -> Path:
 
 
 def _of_array(array: NDArray[Any]) -> Image.Image:
-    """The pixels of an array, copied: the picture is not changed by what becomes of the array."""
+    """Copy the pixels of an array, so that later changes of the array do not change the image."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise InputError(
             f"A NumPy array of {array.dtype} {list(array.shape)} was given, which is no picture.", _TAKEN
@@ -155,12 +163,12 @@ def _of_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _read(file: Any) -> bytes:
-    """All of a binary file, as Pillow reads it: from its beginning where it can be set back."""
+    """Read a whole binary file, from its beginning if it can seek, as Pillow does."""
     try:
         if callable(getattr(file, "seekable", None)) and file.seekable():
             file.seek(0)
         content = file.read()
-    except Exception as error:  # a file object may be anybody's
+    except Exception as error:  # a user's file object may raise anything
         raise InputError(f"The picture's file object cannot be read: {error}.", _TAKEN) from error
     if not isinstance(content, bytes):
         raise InputError(

@@ -1,8 +1,8 @@
-"""Grids of tokens on a canvas of tiles: which slot each token takes, and what it is made of.
+"""Grids of tokens on a canvas of tiles: the slot of each token, and the encoder tokens that it is made of.
 
-Every index map of a tiled picture separates into one of its rows and one of its columns: a row or a column
-of tokens is a canvas line, or two of them mixed where the grid is resampled. `lines` says which;
-`Canvas.tokens` crosses rows with columns. What tokens mean, and their order, is in `tiling`.
+Every index map of a tiled image separates into one for its rows and one for its columns. A row or a column
+of tokens is one line of the canvas, or a mix of two if the grid is resampled. `lines` computes these;
+`TileCanvas.tokens` combines rows with columns. `arrangement` decides the order of the tokens.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Canvas", "Lines", "Tokens", "lines"]
+__all__ = ["Lines", "TileCanvas", "Tokens", "lines"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lines:
-    """The rows, or the columns, of a grid of tokens.
+    """The n rows, or the n columns, of a grid of tokens.
 
     Attributes:
-        slots: [n], int64, the canvas line whose slots each takes.
-        sources: [n, j], int64, the canvas lines that each is the weighted sum of; j is 1 or 2.
+        slots: [n], int64, for each row the canvas line whose slots its tokens take.
+        sources: [n, j], int64, the canvas lines of whose weighted sum each row is made; j is 1 or 2.
         weights: [n, j], float32, their weights.
     """
 
@@ -35,10 +35,10 @@ class Tokens:
     """M tokens.
 
     Attributes:
-        slots: [M], int64, the flat slot (tile * N + slot) of each.
-        sources: [M, J], int64, the flat encoder tokens (tile * N + patch) that each is the weighted sum of.
+        slots: [M], int64, flat slot (tile * N + slot) of each token.
+        sources: [M, J], int64, flat encoder tokens (tile * N + patch) of whose weighted sum each is made.
         weights: [M, J], float32, their weights.
-        places: [M], int64, the place of each in the sequence.
+        places: [M], int64, place of each token in the sequence.
     """
 
     slots: NDArray[np.int64]
@@ -48,12 +48,12 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class TileCanvas:
     """Tiles put together, row by row.
 
     Attributes:
         side: Patches along a side of a tile; N is its square.
-        across: Tiles in a row.
+        across: Number of tiles in a row.
         offset: Flat index of the canvas's first patch.
     """
 
@@ -62,7 +62,7 @@ class Canvas:
     offset: int = 0
 
     def tokens(self, rows: Lines, columns: Lines, places: NDArray[np.int64]) -> Tokens:
-        """A grid of R rows and C columns, with their places [R, C]."""
+        """Return the tokens of a grid of R rows and C columns, with their places [R, C]."""
         count, mixed = places.size, rows.sources.shape[1] * columns.sources.shape[1]
         sources = self._row(rows.sources)[:, None, :, None] + self._column(columns.sources)[:, None, :]
         weights = rows.weights[:, None, :, None] * columns.weights[:, None, :]  # both [R, C, j, j]
@@ -83,24 +83,24 @@ class Canvas:
 
 
 def lines(length: int, number: int, side: int, *, start: int = 0) -> Lines:
-    """Rows, or columns, of tokens from a stretch of canvas lines.
+    """Make rows, or columns, of tokens from consecutive canvas lines.
 
     Args:
-        length: Canvas lines in the stretch.
-        number: Lines of tokens: as many, or fewer, which are then interpolated.
+        length: Number of canvas lines.
+        number: Number of rows of tokens: the same, or fewer, which are then interpolated.
         side: Canvas lines in a tile.
-        start: First canvas line of the stretch.
+        start: First canvas line.
     """
     if number == length:
         own = start + np.arange(length, dtype=np.int64)
         return Lines(own, own[:, None], np.ones((length, 1), dtype=np.float32))
     index = np.arange(number, dtype=np.int64)
-    # The tile that the centre of a line falls in, in whole numbers. Centres are more than one canvas line
-    # apart, so that a tile never gets more than `side` of them.
+    # The tile that contains the centre of each line, computed in whole numbers. Centres are more than one
+    # canvas line apart, so a tile never gets more than `side` of them.
     tile = ((2 * index + 1) * length + 2 * number * start) // (2 * number * side)
     slots = tile * side + index - np.searchsorted(tile, tile)
     # Bilinear as torch computes it (align_corners=False, no antialiasing): the step is a float32, and the
-    # coordinate is rounded to one only once, as by a fused multiply-add.
+    # coordinate is rounded to float32 only once, as by a fused multiply-add.
     step = np.float64(np.float32(length) / np.float32(number))
     at = np.maximum(step * (index + 0.5) - 0.5, 0.0).astype(np.float32)
     lower = np.minimum(at.astype(np.int64), length - 1)

@@ -1,6 +1,6 @@
 """visprune: export LLaVA models with visual-token pruning to ONNX, and run them on small devices.
 
-The two verbs most programs need, each importing only what it uses:
+The two functions that most programs need. Each imports only what it uses:
 
     bundle = visprune.export("llava-hf/llava-1.5-7b-hf", method="fopru-rank", ratio=0.25)
     pipeline = visprune.load(bundle.path)

@@ -1,4 +1,4 @@
-"""`python -m visprune` is `visprune`."""
+"""Run the command line as `python -m visprune`."""
 
 from visprune.cli import main
 

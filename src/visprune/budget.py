@@ -1,9 +1,9 @@
-"""How many visual tokens to keep: the one place where a ratio becomes a count.
+"""Conversion of a ratio to a count of visual tokens, for every method.
 
-A ratio is the fraction KEPT. `Budget` counts before the LLM, for one tile (without tiling an image is one)
-and in whole units: a token, or a row of the patch grid. `units = floor(total_units * ratio)`, at least
-`minimum`; a unit count is never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts
-inside the LLM, over all visual tokens of a prompt. This file knows no method by name.
+A ratio is the fraction KEPT. `Budget` counts before the LLM: for one tile (an image that is not tiled is one
+tile) and in whole units, which are tokens or rows of the patch grid. `units = floor(total_units * ratio)`, at
+least `minimum`. Units are never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts
+inside the LLM, over all visual tokens of a prompt. This module knows no method by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Budget", "LayerBudget", "check_ratio", "check_request", "no_count"]
 
 
 def check_ratio(ratio: float) -> None:
-    """Refuse what is no fraction kept.
+    """Refuse a ratio that is no fraction.
 
     Raises:
         UsageError: The ratio is outside (0, 1].
@@ -31,17 +31,17 @@ def check_ratio(ratio: float) -> None:
 
 
 def check_request(ratio: float | None, keep_tokens: int | None) -> None:
-    """Refuse two answers to one question.
+    """Refuse a request with both a ratio and a count.
 
     Raises:
-        UsageError: Both a ratio and a count are given.
+        UsageError: Both are given.
     """
     if ratio is not None and keep_tokens is not None:
         raise UsageError("Both a ratio and a number of tokens to keep are given.", "Give one of them.")
 
 
 def no_count(method: str) -> UsageError:
-    """What to raise where a count is asked of a method inside the LLM that sees pictures of several tiles."""
+    """Return the error for a count that a method inside the LLM is given on a model that tiles pictures."""
     return UsageError(
         "Pictures of this model have different numbers of visual tokens, so a count says nothing to "
         f"{method}.",
@@ -51,17 +51,17 @@ def no_count(method: str) -> UsageError:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How a method counts.
+    """Rules by which a method before the LLM counts.
 
     Attributes:
         visual_tokens: N, the visual tokens of one tile before pruning.
-        unit: What is kept or dropped as a whole.
+        unit: Unit that is kept or dropped as a whole.
         unit_tokens: Visual tokens in one unit.
         prunable: False for a method that keeps everything.
-        minimum: Units kept at the least.
+        minimum: The fewest units that are kept.
         rounding: How `ratio` times units becomes an integer.
-        scope: What is chosen from at once: an image, of which all tiles together keep K times their number;
-            or each of its tiles.
+        scope: Where tokens compete: "image" if all tiles of an image together keep K times their number,
+            "tile" if each tile keeps K.
 
     Raises:
         UsageError: The numbers do not describe whole units.
@@ -85,19 +85,19 @@ class Budget:
             )
 
     def from_ratio(self, ratio: float) -> int:
-        """K, the visual tokens kept of one tile, for a fraction kept in (0, 1].
+        """Return K, the visual tokens kept of one tile, for a fraction kept in (0, 1].
 
         Raises:
             UsageError: The ratio is outside (0, 1], or below 1 for a method that keeps everything.
         """
         check_ratio(ratio)
         units = self.visual_tokens // self.unit_tokens
-        # 0.29 * 100 is 28.999...: a product that should be whole is taken as whole.
+        # 0.29 * 100 is 28.999...: a product that should be whole counts as whole.
         kept = max(self.minimum, math.floor(units * ratio + 1e-9))
         return self._checked(kept * self.unit_tokens)
 
     def from_tokens(self, keep_tokens: int) -> int:
-        """K for an explicit count, which must be reachable exactly.
+        """Return K for an explicit count, which must be reachable exactly.
 
         Raises:
             UsageError: The count is below the minimum, above N, or not a whole number of units.
@@ -125,26 +125,26 @@ class Budget:
         return keep_tokens
 
     def describe(self, keep_tokens: int) -> str:
-        """The sentence every command prints, such as 'kept 144 of 576 visual tokens, 75% removed'."""
+        """Return the sentence that every command prints: 'kept 144 of 576 visual tokens, 75% removed'."""
         removed = 100.0 * (1.0 - keep_tokens / self.visual_tokens)
         return f"kept {keep_tokens} of {self.visual_tokens} visual tokens, {removed:.4g}% removed"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerBudget:
-    """How a method inside the LLM counts: the visual tokens left after each of its prune points.
+    """Rules by which a method inside the LLM counts the visual tokens left after each of its prune points.
 
-    A ratio r is the fraction left after the last of P points, reached in equal steps: after point
-    j = 1 .. P a fraction r^(j/P) is left. A recipe has its own counts instead: `deletions` at each
-    point of a prompt with `recipe_tokens` visual tokens, scaled for another number.
+    A ratio r is the fraction left after the last of P points. It is reached in equal steps: after point
+    j = 1 .. P a fraction r^(j/P) is left. A recipe has fixed counts instead: `deletions` at each point, for a
+    prompt with `recipe_tokens` visual tokens, scaled for prompts with another number.
 
     Attributes:
-        points: P.
-        ratio: Fraction left unless another is asked for; of the visual work for a recipe.
+        points: P, the number of prune points.
+        ratio: Fraction of the tokens left unless another is asked for; for a recipe, of the visual work.
         rounding: How a fraction of the tokens becomes a count, which is at least 1.
-        deletions: A recipe's, one a point.
-        recipe_tokens: What `deletions` were made for.
-        scope: What a count is counted over.
+        deletions: Deletions of a recipe, one number for each point.
+        recipe_tokens: Visual tokens of the prompt that `deletions` were made for; 0 without a recipe.
+        scope: Tokens that a count is over: all visual tokens of a prompt.
 
     Raises:
         UsageError: There are no points, or the deletions leave no token.
@@ -177,15 +177,15 @@ class LayerBudget:
 
     @property
     def is_recipe(self) -> bool:
-        """Whether the counts are fixed, so that no other ratio can be asked for."""
+        """Whether the counts are fixed by a recipe, so that no other ratio can be asked for."""
         return self.recipe_tokens > 0
 
     def kept(self, tokens: int, ratio: float | None = None) -> tuple[int, ...]:
-        """Visual tokens left after each point.
+        """Return the visual tokens left after each point.
 
         Args:
             tokens: Visual tokens that enter the LLM.
-            ratio: Another fraction left after the last point.
+            ratio: Fraction left after the last point; `self.ratio` if None.
 
         Raises:
             UsageError: The ratio is outside (0, 1], or is asked of a recipe.
@@ -193,7 +193,7 @@ class LayerBudget:
         if self.is_recipe:
             if ratio is not None:
                 raise UsageError(
-                    "A recipe fixes how many tokens each layer deletes, so no other ratio can be had.",
+                    "A recipe fixes how many tokens each layer deletes, so it takes no other ratio.",
                     "Fit another recipe with `visprune fit`, or leave the ratio out.",
                 )
             gone = [sum(self.deletions[: j + 1]) for j in range(self.points)]

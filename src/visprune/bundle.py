@@ -1,6 +1,7 @@
-"""The bundle: a directory whose manifest is the only contract between the stages.
+"""Bundles: directories whose manifest is the only contract between the commands.
 
-Opening one checks that the manifest makes sense, and that the files it names are there, whole, and inside.
+Opening a bundle checks that its manifest makes sense, and that the files it names exist, have their size, and
+lie inside the bundle.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ __all__ = ["Bundle"]
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle on disk. `open` reads and checks the manifest; `verify` reads every file."""
+    """A bundle on disk. `open` reads and checks the manifest; `verify` hashes the files."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read a bundle's manifest and check that every file it names is there, whole, and inside.
+        """Read a bundle's manifest, and check that the files it names exist and lie inside the bundle.
 
-        Sizes are compared, contents are not: see `verify`.
+        Sizes of files are compared, contents are not: see `verify`.
 
         Raises:
-            BundleError: No bundle, a manifest that cannot be read or is newer, a path that leaves the
-                bundle, a missing or truncated file.
+            BundleError: The directory is no bundle, the manifest cannot be read or is newer than this
+                version, a path leads out of the bundle, or a file is missing or truncated.
         """
         root = Path(path)
         file = root / MANIFEST
@@ -66,12 +67,12 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names.
+        """Return the path of a file that the manifest names.
 
-        The name stays inside the bundle, and so does what it leads to, with one exception: in a snapshot of
-        the Hugging Face hub's cache, where every file is a link, the `blobs` of that same cache entry count
-        as inside. Any other link that leads out is refused, because whoever copies or sends the bundle would
-        take along a file that is no part of it.
+        The name must stay inside the bundle, and so must the file that it links to. There is one exception:
+        in a snapshot of the Hugging Face hub's cache, where every file is a link, the `blobs` of the same
+        cache entry count as inside. Any other link that leads out is refused, because a copy of the bundle
+        would contain a file that is no part of it.
 
         Raises:
             BundleError: The name is absolute or climbs out of the bundle, or a link leads out of it.
@@ -81,7 +82,7 @@ class Bundle:
         named = inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
         try:
             inside = inside and any(map(path.resolve().is_relative_to, self._places()))
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL in the name
             named, inside = named and "\0" not in name, False
         if named and not inside:
             raise BundleError(
@@ -96,15 +97,15 @@ class Bundle:
         return path
 
     def _places(self) -> Iterator[Path]:
-        """Where its files may really lie."""
+        """Yield the directories that its files may lie in after links are resolved."""
         root = self.path.resolve()
         yield root
-        # A cache entry is models--OWNER--NAME/snapshots/COMMIT/..., and has its blobs beside `snapshots`.
-        # They are not resolved: were `blobs` itself a link, it could lead anywhere.
+        # A cache entry is models--OWNER--NAME/snapshots/COMMIT/..., with its `blobs` next to `snapshots`. The
+        # path of `blobs` is not resolved: if it were a link, it could lead anywhere.
         yield from (folder.parent / "blobs" for folder in root.parents if folder.name == "snapshots")
 
     def _check_program(self) -> None:
-        """Each stage names a known graph and its own tensors, and every value is assigned once."""
+        """Check that each stage names a known graph and its tensors, and that values are assigned once."""
         inside = self.manifest.layer_pruning
         assigned = {*SUPPLIED, *(inside.supplied() if inside else ())}
         for stage in self.manifest.stages:
@@ -158,7 +159,7 @@ class Bundle:
             return
         rows, columns = pruning.grid
         tokens = pruning.budget.visual_tokens
-        # The patches before `grid_offset` are those that no visual token stands for.
+        # The patches before `grid_offset` have no visual token.
         if (
             min(rows, columns) < 1
             or pruning.grid_offset < 0
@@ -203,10 +204,10 @@ class Bundle:
                 )
 
     def verify(self, names: list[str] | None = None) -> None:
-        """Hash files and compare with the manifest.
+        """Hash files and compare the hashes with the manifest.
 
         Args:
-            names: The files to read; all of them if None.
+            names: The files to hash; all of them if None.
 
         Raises:
             BundleError: A file was altered.
@@ -219,9 +220,9 @@ class Bundle:
                 )
 
     def copy(self, names: Iterable[str], folder: Path) -> None:
-        """Put files of the bundle into another one's directory, under their names.
+        """Copy files of the bundle to another bundle's directory, under the same names.
 
-        As copies: onnx refuses to load external data that has more than one hard link.
+        They are copies and not hard links, because onnx refuses external data with more than one hard link.
         """
         for name in names:
             place = folder / name
@@ -230,7 +231,10 @@ class Bundle:
 
 
 def _as_of_today(manifest: Manifest) -> Manifest:
-    """Before schema 3 the stages that see images took all new ones at once; they do as well one by one."""
+    """Convert an older manifest to the current schema.
+
+    Before schema 3, the stages that see images took all new images at once. They work one by one as well.
+    """
     if manifest.schema_version >= 3:
         return manifest
     stages = manifest.stages

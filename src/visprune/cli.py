@@ -1,8 +1,8 @@
 """The command line: `visprune VERB`, and `visprune-VERB` for each verb.
 
-A verb is one file in `commands/` and one line in `VERBS`. Those files import heavy packages inside their
-functions, and only the verb that was asked for is imported at all, so `--help` comes at once. What goes
-wrong on purpose is printed as two lines, what and what to do, and ends with exit code 2.
+A verb is one file in `commands/`, one line in `VERBS` and one in `pyproject.toml`. Those files import heavy
+packages inside their functions, and only the verb that was asked for is imported, so `--help` is quick. An
+error that the user can correct is printed as two lines, what is wrong and what to do, with exit code 2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -44,7 +45,7 @@ VERBS = {
 # stable import path; BadParameter -> UsageError -> ClickException has been there in every version.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
-_CTRL_C = 130  # what Typer makes of it, where that is not an Abort
+_CTRL_C = 130  # Typer's result after Ctrl-C, if it does not raise Abort
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 _HINTS = {
@@ -56,86 +57,34 @@ _HINTS = {
 }
 
 
-def main() -> NoReturn:
-    """`visprune`."""
-    sys.exit(run_command(None, sys.argv[1:]))
+def main(verb: str | None = None) -> NoReturn:
+    """Run `visprune`, or `visprune-VERB`, with the arguments of this process."""
+    sys.exit(run_command(verb, sys.argv[1:]))
 
 
-def export_main() -> NoReturn:
-    """`visprune-export`."""
-    sys.exit(run_command("export", sys.argv[1:]))
-
-
-def fit_main() -> NoReturn:
-    """`visprune-fit`."""
-    sys.exit(run_command("fit", sys.argv[1:]))
-
-
-def quantize_main() -> NoReturn:
-    """`visprune-quantize`."""
-    sys.exit(run_command("quantize", sys.argv[1:]))
-
-
-def build_main() -> NoReturn:
-    """`visprune-build`."""
-    sys.exit(run_command("build", sys.argv[1:]))
-
-
-def run_main() -> NoReturn:
-    """`visprune-run`."""
-    sys.exit(run_command("run", sys.argv[1:]))
-
-
-def chat_main() -> NoReturn:
-    """`visprune-chat`."""
-    sys.exit(run_command("chat", sys.argv[1:]))
-
-
-def bench_main() -> NoReturn:
-    """`visprune-bench`."""
-    sys.exit(run_command("bench", sys.argv[1:]))
-
-
-def eval_main() -> NoReturn:
-    """`visprune-eval`."""
-    sys.exit(run_command("eval", sys.argv[1:]))
-
-
-def plan_main() -> NoReturn:
-    """`visprune-plan`."""
-    sys.exit(run_command("plan", sys.argv[1:]))
-
-
-def methods_main() -> NoReturn:
-    """`visprune-methods`."""
-    sys.exit(run_command("methods", sys.argv[1:]))
-
-
-def inspect_main() -> NoReturn:
-    """`visprune-inspect`."""
-    sys.exit(run_command("inspect", sys.argv[1:]))
-
-
-def doctor_main() -> NoReturn:
-    """`visprune-doctor`."""
-    sys.exit(run_command("doctor", sys.argv[1:]))
+def __getattr__(name: str) -> Callable[[], NoReturn]:
+    """Return the entry point of `visprune-VERB`, which `pyproject.toml` calls `VERB_main`."""
+    verb, suffix, rest = name.partition("_main")
+    if verb not in VERBS or not suffix or rest:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return partial(main, verb)
 
 
 def run_command(verb: str | None, arguments: Sequence[str]) -> int:
-    """Run a command line to its end.
+    """Run a command line.
 
     Args:
-        verb: The verb of a `visprune-VERB`, or None where the arguments name it.
-        arguments: Without the program's name.
+        verb: The verb of `visprune-VERB`; None: the arguments name it.
+        arguments: The command line without the program's name.
 
     Returns:
-        The exit code: 0; 2 for what the user can put right; 130 for Ctrl-C, and likewise 128 and its number
-        for another signal that ends a program; 141 where the reader of the output went away.
+        The exit code: 0 for success; 2 for an error that the user can correct; 130 for Ctrl-C, and 128 plus
+        the signal's number for another signal; 141 if the reader of the output closed it.
     """
-    # What libraries are going to change is not for those who run a command.
+    # Warnings about future versions of libraries are for developers.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character of the answer should not end the answer.
+        # A character that the terminal cannot show must not end an answer.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     program = f"visprune-{verb}" if verb else "visprune"
@@ -143,7 +92,7 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         command = typer.main.get_command(_alias(verb) if verb else _umbrella(arguments))
         with _stoppable():
             result = command.main(list(arguments), prog_name=program, standalone_mode=False)
-        print(end="", flush=True)  # unlike `sys.stdout.flush`, where that was closed too
+        print(end="", flush=True)  # unlike `sys.stdout.flush`, this works when stdout was closed
     except VispruneError as error:
         return _fail(error.what, error.hint)
     except _ClickException as error:
@@ -152,16 +101,14 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         return _stop(signal.SIGINT)
     except _StoppedBy as stopped:
         return _stop(stopped.signal)
-    except (
-        BrokenPipeError,
-        SystemExit,
-    ):  # Typer turns the former into the latter, and raises it for nothing else
-        # Python flushes once more at exit, and must not find the broken pipe then.
+    except (BrokenPipeError, SystemExit):
+        # Typer turns the first into the second, which it raises for nothing else. Python flushes stdout once
+        # more at exit, so the broken pipe is replaced.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ImportError as error:
-        # What a package in C makes of a signal that came while it was imported.
+        # A package in C turns a signal during its import into an ImportError.
         cause = error.__cause__ or error.__context__
         if isinstance(cause, (KeyboardInterrupt, _StoppedBy)):
             return _stop(getattr(cause, "signal", signal.SIGINT))
@@ -178,7 +125,7 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
 
 
 class _StoppedBy(BaseException):
-    """A signal came that ends a program."""
+    """Raised when a signal comes that ends a program."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -187,12 +134,12 @@ class _StoppedBy(BaseException):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Have a signal raise, as Ctrl-C does: a program that just ends leaves half of its work behind."""
+    """Make signals raise an exception, as Ctrl-C does, so that unfinished files are removed."""
 
     def stop(number: int, frame: Any) -> NoReturn:
         raise _StoppedBy(number)
 
-    # A signal that is ignored stays so, as under nohup; and only the main thread may ask for any.
+    # An ignored signal stays ignored, as under nohup. Only the main thread may set a handler.
     in_main = threading.current_thread() is threading.main_thread()
     ours = [s for s in _SIGNALS if in_main and signal.getsignal(s) is signal.SIG_DFL]
     for number in ours:
@@ -217,7 +164,7 @@ def _fail(what: str, hint: str) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What click says of a mistyped command line, as one sentence."""
+    """Return click's message about a mistyped command line as one sentence."""
     text = " ".join(str(error.format_message()).split())
     return text if text.endswith((".", "?", ")")) else f"{text}."
 
@@ -228,7 +175,7 @@ def _path(error: Any, program: str) -> str:
 
 
 def _settings() -> dict[str, Any]:
-    # Typer's own tracebacks print local variables, which may be gigabytes of weights.
+    # Typer's tracebacks print local variables, which may be gigabytes of weights.
     return {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
 
 

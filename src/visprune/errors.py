@@ -1,18 +1,18 @@
-"""Every error visprune raises on purpose.
+"""Exceptions that visprune raises on purpose.
 
     VispruneError
-    ├── UsageError          an option, an argument or a combination of them
-    ├── CheckpointError     the model to export: missing, truncated, of another kind
-    ├── UnsupportedError    asked for, understood, and not possible
-    ├── ExportError         the export went wrong
+    ├── UsageError          an option, an argument or a combination of them is wrong
+    ├── CheckpointError     the model to export is missing, truncated or of another kind
+    ├── UnsupportedError    the request is understood, and is not possible
+    ├── ExportError         the export failed
     │   └── ParityError     an exported graph does not compute what PyTorch computes
     ├── EngineError         a TensorRT engine could not be built
     ├── BundleError         a bundle is incomplete, altered, or of a newer schema
-    ├── InputError          an image, a prompt or a conversation that cannot be used
+    ├── InputError          an image, a prompt or a conversation cannot be used
     └── MissingExtraError   a package that this feature needs is not installed
 
-An error carries two sentences: what is wrong, and what to do about it. Commands print both and
-end with exit code 2; anything else that escapes is a bug, and shows its traceback.
+An error has two sentences: what is wrong, and what to do. Commands print both and end with exit code 2. Any
+other exception that reaches the user is a bug, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class VispruneError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        what: One sentence: what is wrong, with the value that was found.
-        hint: One sentence: what to do.
+        what: A sentence that says what is wrong, with the value that was found.
+        hint: A sentence that says what to do.
     """
 
     def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what, hint)  # both, so that an error can be pickled
+        super().__init__(what, hint)  # both are needed to pickle the error
         self.what = what
         self.hint = hint
 
@@ -49,7 +49,7 @@ class VispruneError(Exception):
 
 
 class UsageError(VispruneError):
-    """An option, an argument or a combination of them that means nothing."""
+    """An option, an argument or a combination of them is wrong."""
 
 
 class CheckpointError(VispruneError):
@@ -57,11 +57,11 @@ class CheckpointError(VispruneError):
 
 
 class UnsupportedError(VispruneError):
-    """Something that was understood and is not possible."""
+    """The request is understood, and is not possible."""
 
 
 class ExportError(VispruneError):
-    """The export went wrong."""
+    """The export failed."""
 
 
 class ParityError(ExportError):
@@ -73,11 +73,11 @@ class EngineError(VispruneError):
 
 
 class BundleError(VispruneError):
-    """A bundle that is incomplete, altered, or written by a newer visprune."""
+    """A bundle is incomplete, altered, or written by a newer visprune."""
 
 
 class InputError(VispruneError):
-    """An image, a prompt or a conversation that cannot be used."""
+    """An image, a prompt or a conversation cannot be used."""
 
 
 class MissingExtraError(VispruneError):

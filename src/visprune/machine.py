@@ -1,7 +1,8 @@
-"""What this machine has: its GPU, its CUDA, its memory, and if it is a Jetson, which.
+"""Description of this machine: its GPU, CUDA and memory, and the kind of Jetson if it is one.
 
-Asked of the driver, of the system's own tools and of its files, whichever is there; no package is needed.
-Nothing here raises: what cannot be found is None.
+The facts come from the driver, the system's own tools and its files, whichever are there; no package is
+needed. Nothing here raises an error: a fact that cannot be found is None. `visprune.cores` has the cores and
+memory that this process may use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 __all__ = ["HERE", "Gpu", "Jetson", "System", "cuda", "gpu", "jetson", "memory", "package", "power_mode"]
 
 _CHIPS = {"nvidia,tegra234": ("Orin", 87), "nvidia,tegra264": ("Thor", 110)}
-_JETPACKS = {"36": "6", "38": "7", "39": "7"}  # by the first number of L4T
+_JETPACKS = {"36": "6", "38": "7", "39": "7"}  # major version of JetPack, by the first number of L4T
 _QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version")
 
 
@@ -27,10 +28,12 @@ class Gpu:
     """The first NVIDIA GPU.
 
     Attributes:
-        sm: Its compute capability times ten, such as 87.
-        memory: Bytes; those of the machine where the two share it. None: not told.
-        driver: Its version, such as "570.86.15"; None: not told.
-        answers: Whether its driver told of it; a Jetson's is known by its chip too.
+        name: Name of the GPU.
+        sm: Compute capability times ten, such as 87.
+        memory: Bytes of its memory; of the machine's memory if they share it. None if not known.
+        driver: Version of the driver, such as "570.86.15"; None if not known.
+        answers: Whether the driver or nvidia-smi reported the GPU. False for a Jetson's GPU that is known
+            only by its chip.
     """
 
     name: str
@@ -42,13 +45,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Jetson:
-    """A Jetson.
+    """Model and software of a Jetson.
 
     Attributes:
-        model: As its device tree says.
-        l4t: The version of Jetson Linux, such as "36.4.3"; None: not told, as in a container.
-        jetpack: Of the package nvidia-jetpack, such as "6.2+b77"; where that is not installed, the major
-            version by `l4t`.
+        model: Model in the device tree.
+        l4t: Version of Jetson Linux, such as "36.4.3"; None if not known, as in a container.
+        jetpack: Version of the package nvidia-jetpack, such as "6.2+b77". If it is not installed, the major
+            version that `l4t` belongs to; None if that is not known either.
     """
 
     model: str
@@ -67,7 +70,7 @@ def _output(command: tuple[str, ...]) -> str | None:
 
 
 def _asked_of_driver() -> Gpu | None:
-    """By cuda-bindings; no context is made on the GPU."""
+    """Ask the driver through cuda-bindings; no context is made on the GPU."""
     try:
         driver: Any = importlib.import_module("cuda.bindings.driver")
         attribute = driver.CUdevice_attribute
@@ -82,7 +85,7 @@ def _asked_of_driver() -> Gpu | None:
             )
         )
         total = int(_checked(driver.cuDeviceTotalMem(device)))
-    except Exception:  # not installed; no driver, for which each version has another exception; no GPU
+    except Exception:  # no package, no GPU, or no driver, for which each version raises another exception
         return None
     return Gpu(name.decode().rstrip("\0"), 10 * major + minor, total)
 
@@ -96,12 +99,12 @@ def _checked(answer: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Where to look.
+    """Sources of facts about a machine; tests give those of other machines.
 
     Attributes:
-        root: Of the file system.
-        run: Gives the output of a command; None where it is missing or fails.
-        driver: Asks the driver itself for the GPU.
+        root: Root of the file system.
+        run: Returns the output of a command; None if the command is missing or fails.
+        driver: Asks the driver for the GPU.
     """
 
     root: Path = Path("/")
@@ -109,7 +112,7 @@ class System:
     driver: Callable[[], Gpu | None] = _asked_of_driver
 
     def text(self, path: str) -> str:
-        """What a file says; nothing where it cannot be read."""
+        """Return the text of a file; an empty text if it cannot be read."""
         with suppress(OSError):
             return (self.root / path).read_text(encoding="utf-8", errors="replace")
         return ""
@@ -120,7 +123,7 @@ HERE = System()
 
 
 def gpu(system: System = HERE) -> Gpu | None:
-    """The first NVIDIA GPU: by the driver, by nvidia-smi, or by the chip of a Jetson; None: none is found."""
+    """Find the first NVIDIA GPU by the driver, nvidia-smi, or the chip of a Jetson; None if there is none."""
     found = system.driver() or _smi(system) or _chip(system)
     if found is None:
         return None
@@ -131,7 +134,7 @@ def gpu(system: System = HERE) -> Gpu | None:
 
 
 def _smi(system: System) -> Gpu | None:
-    """The first line of nvidia-smi, which tells no more than a name on some Jetsons."""
+    """Read the first line of nvidia-smi; None if it has only a name, as on some Jetsons."""
     lines = (system.run((*_QUERY, "--format=csv,noheader,nounits")) or "").splitlines()
     fields = [field.strip() for field in lines[0].split(",")] if lines else []
     if len(fields) != 4 or not re.fullmatch(r"\d+\.\d", fields[1]):
@@ -147,6 +150,7 @@ def _smi(system: System) -> Gpu | None:
 
 
 def _chip(system: System) -> Gpu | None:
+    """Return the GPU of a Jetson by the chip in its device tree; None if it is no known chip."""
     for compatible in system.text("proc/device-tree/compatible").split("\0"):
         if compatible in _CHIPS:
             name, sm = _CHIPS[compatible]
@@ -155,7 +159,7 @@ def _chip(system: System) -> Gpu | None:
 
 
 def jetson(system: System = HERE) -> Jetson | None:
-    """What Jetson this is; None: it is none."""
+    """Return the model and software of this Jetson; None if the machine is no Jetson."""
     release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", system.text("etc/nv_tegra_release"))
     if release is None and _chip(system) is None:
         return None
@@ -167,20 +171,20 @@ def jetson(system: System = HERE) -> Jetson | None:
 
 
 def package(name: str, system: System = HERE) -> str | None:
-    """The version of an installed package of the system (Debian, Ubuntu); None: it is not installed."""
+    """Return the version of a system package (Debian, Ubuntu); None if it is not installed."""
     told = system.run(("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", name)) or ""
     state, _, version = told.partition(" ")
     return version if state == "installed" else None
 
 
 def power_mode(system: System = HERE) -> str | None:
-    """The power mode of a Jetson, such as "MAXN" or "15W"; None: it is not told."""
+    """Return the power mode of a Jetson, such as "MAXN" or "15W"; None if it is not known."""
     told = re.search(r"NV Power Mode: *(\S+)", system.run(("nvpmodel", "-q")) or "")
     return told[1] if told else None
 
 
 def cuda(system: System = HERE) -> str | None:
-    """The version of CUDA that the driver takes, or that of the system's toolkit; None: neither is found."""
+    """Return the CUDA version of the driver, else of the system's toolkit; None if neither is found."""
     told = re.search(r"CUDA Version: *(\d+\.\d+)", system.run(("nvidia-smi",)) or "")
     toolkit = re.search(
         r'"cuda" *: *{[^}]*"version" *: *"([\d.]+)"', system.text("usr/local/cuda/version.json")
@@ -190,6 +194,6 @@ def cuda(system: System = HERE) -> str | None:
 
 
 def memory(system: System = HERE) -> int | None:
-    """Bytes of memory of the machine; None: it is not told."""
+    """Return the bytes of memory of the machine; None if they are not known."""
     told = re.search(r"MemTotal: *(\d+) kB", system.text("proc/meminfo"))
     return 1024 * int(told[1]) if told else None

@@ -1,4 +1,4 @@
-"""The one place that imports packages which may not be installed."""
+"""Import of packages that may not be installed; no other module imports them without a check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["have", "require"]
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import a module, or raise an error that names the extra to install.
 
     Args:
         module: Dotted name, as in `import module`.
@@ -25,7 +25,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        # A package that is there and misses one of its own parts is another problem: let it show.
+        # A package that is installed but lacks one of its own parts is another problem: let it show.
         if error.name != package:
             raise
         raise MissingExtraError(
@@ -35,8 +35,8 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def have(module: str) -> bool:
-    """Whether `module` could be imported, without importing it."""
+    """Return whether a module could be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # no parent of a dotted name; a module without a spec
+    except (ModuleNotFoundError, ValueError):  # the parent is missing, or the module has no spec
         return False

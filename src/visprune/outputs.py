@@ -1,4 +1,4 @@
-"""Files that a command writes beside its table: refused before the work, and written whole or not at all."""
+"""Result files of a command: checked before the work, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def check_file(path: Path, *, force: bool) -> None:
 
     Args:
         path: The file.
-        force: Whether an earlier one may be replaced.
+        force: Whether an earlier file may be replaced.
 
     Raises:
-        UsageError: It exists, is a directory, or its directory is not there or cannot be written to.
+        UsageError: The file exists or is a directory, or its directory is missing or not writable.
     """
     if not path.parent.is_dir():
         raise UsageError(f"There is no directory {path.parent}.", "Create it first.")
@@ -32,10 +32,10 @@ def check_file(path: Path, *, force: bool) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text file, under another name first.
+    """Write a text file under a temporary name, and rename it when it is complete.
 
     Raises:
-        OSError: The disk is full, for instance; an earlier file is then as it was.
+        OSError: The disk is full, for instance. An earlier file is then unchanged.
     """
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Frozen dataclasses from JSON, strictly; and the hash of a file.
+"""Strict reading of dataclasses from JSON, and the hash of a file.
 
-`from_json` is the reader of every JSON file visprune writes: an unknown, missing or mistyped field
-is an error that names its place, so that a hand-edited manifest fails at its own line.
+`from_json` reads every JSON file that visprune writes. An unknown, missing or mistyped field is an error that
+names the place of the field, so that a mistake in a hand-edited manifest is found.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ T = TypeVar("T")
 
 
 def from_json(kind: type[T], data: Any, where: str) -> T:
-    """Build the dataclass `kind` from parsed JSON.
+    """Build a dataclass from parsed JSON.
 
     Args:
-        kind: A dataclass of plain fields, dataclasses, tuples, string-keyed dicts, unions, literals.
-        data: What `json.loads` gave.
-        where: The place to name in errors, such as `visprune.json`.
+        kind: The dataclass. Its fields are plain values, dataclasses, tuples, dictionaries with string keys,
+            unions and literals.
+        data: Result of `json.loads`.
+        where: Place to name in errors, such as `visprune.json`.
 
     Raises:
         BundleError: A field is unknown, missing, of the wrong type, an integer of more than 64 bits, or
-            refused by the dataclass's own checks.
+            refused by the checks of the dataclass.
     """
     return cast(T, _convert(kind, data, where))
 
@@ -75,7 +76,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
 
 def _convert_union(kind: Any, data: Any, where: str) -> Any:
     options = [option for option in get_args(kind) if option is not type(None) or data is None]
-    if len(options) == 1:  # what it can only be says best what is wrong with it
+    if len(options) == 1:  # the error of the only option says best what is wrong
         return _convert(options[0], data, where)
     for option in options:
         try:
@@ -114,9 +115,11 @@ def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
 
 
 def sha256(path: Path, check_cancelled: Callable[[], None] = lambda: None) -> str:
-    """Return the SHA-256 of a file, in hexadecimal.
+    """Compute the SHA-256 of a file, in hexadecimal.
 
-    `check_cancelled` is called for each block of the file; it may raise to stop the reading.
+    Args:
+        path: The file.
+        check_cancelled: Called after each block is read; may raise an exception to stop the reading.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:

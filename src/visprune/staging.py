@@ -1,14 +1,14 @@
-"""Write a directory whole or not at all.
+"""Staging directories: a directory is written whole or not at all.
 
-Everything that makes a bundle works in a staging directory beside the destination and renames it
-when it is complete, so an interrupted command leaves nothing that looks finished. Two kinds of hidden
-directories lie beside a destination, for as long as a command runs:
+Every command that makes a bundle works in a staging directory next to the destination and renames it when it
+is complete, so an interrupted command leaves nothing that looks finished. While a command runs, there are two
+kinds of hidden directories next to its destination:
 
-    .visprune-partial-1f2e3d4c          what is being written, or being removed
+    .visprune-partial-1f2e3d4c          the directory that is being written or removed
     .visprune-earlier-1f2e3d4c/NAME     the earlier NAME, for the moment between two renames
 
-A process that is killed leaves them. It held a lock on each, which died with it: so `tidy` can tell its
-directories from those of a living one.
+A killed process leaves them behind. A process holds a lock on each of its directories, and the lock ends with
+the process. So `tidy` can tell the directories of a killed process from those of a running one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def check_destination(destination: Path, *, force: bool, marker: str) -> None:
     Args:
         destination: The directory to write.
         force: Whether an earlier result may be replaced.
-        marker: The file that shows a directory to be such a result; nothing else is ever replaced.
+        marker: Name of a file that every such result has. A directory without it is never replaced.
 
     Raises:
-        UsageError: It exists and may not be replaced, or its parent cannot be written.
+        UsageError: The destination exists and may not be replaced, or its parent is not writable.
     """
     try:
         exists = destination.exists() or destination.is_symlink()
@@ -56,13 +56,15 @@ def check_destination(destination: Path, *, force: bool, marker: str) -> None:
             f"{destination} exists.", "Choose another directory with -o, or replace it with --force."
         )
     if exists and Path.cwd().is_relative_to(_absolute(destination)):
-        raise UsageError(f"{destination} is where you are, and would go.", "Leave it first.")
+        raise UsageError(
+            f"{destination} is where you are, and would be replaced.", "Change to another directory first."
+        )
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{parent} cannot be written to.", "Choose another directory with -o.")
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest directory above `path` that is there."""
+    """Return the nearest directory above `path` that exists."""
     parent = _absolute(path).parent
     while not parent.exists():
         parent = parent.parent
@@ -70,8 +72,8 @@ def existing_parent(path: Path) -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    """Without `..`, whose directory would have to be made first."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps them
+    """Return an absolute path without `..`, which would need directories that may not exist."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
 def _cannot_make(destination: Path, error: OSError) -> UsageError:
@@ -82,11 +84,11 @@ def _cannot_make(destination: Path, error: OSError) -> UsageError:
 def staged(destination: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `destination` if the block succeeds.
 
-    A destination that exists now is replaced then: `check_destination` has allowed it. One that appears
-    while the block runs is somebody else's, and is left alone.
+    A destination that exists now is replaced, because `check_destination` has allowed it. A destination that
+    appears while the block runs was made by somebody else, and is left alone.
 
     Raises:
-        ExportError: The disk is full, or the destination has appeared meanwhile.
+        ExportError: The disk is full, or the destination appeared while the block ran.
         UsageError: The directory cannot be made.
     """
     destination = _absolute(destination)
@@ -100,7 +102,7 @@ def staged(destination: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        # NumPy reports a write that fell short without an errno.
+        # NumPy reports an incomplete write without an errno.
         if error.errno in _DISK_FULL or (error.errno is None and "written" in str(error)):
             raise ExportError(
                 f"The disk is full: {destination.parent} could not take the whole bundle.",
@@ -116,7 +118,7 @@ def staged(destination: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(destination: Path) -> Iterator[Path]:
-    """An empty directory beside `destination` for what is made on the way; it is gone after the block.
+    """Yield an empty directory next to `destination` for intermediate files; it is removed after the block.
 
     Raises:
         UsageError: The directory cannot be made.
@@ -130,10 +132,10 @@ def scratch(destination: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write a file under, which becomes `path` if the block succeeds.
+    """Yield a temporary path next to `path`; the file written there becomes `path` if the block succeeds.
 
     Raises:
-        OSError: The disk is full, for instance; an earlier file is then as it was.
+        OSError: The disk is full, for instance. An earlier file is then unchanged.
     """
     temporary = path.with_name(f"{_PARTIAL}{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -144,7 +146,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(stage: Path, destination: Path, *, replaces: bool) -> None:
-    """Rename what is staged; an earlier result steps aside, and comes back if that fails."""
+    """Rename the staged directory. An earlier result is moved aside first, and moved back if that fails."""
     if not destination.exists():
         stage.rename(destination)
         return
@@ -155,7 +157,7 @@ def _put_in_place(stage: Path, destination: Path, *, replaces: bool) -> None:
         try:
             destination.rename(earlier)
             stage.rename(destination)
-            aside.rename(stage)  # from here on nothing in it is to be put back
+            aside.rename(stage)  # under this name, `tidy` removes it and puts nothing back
             shutil.rmtree(stage, ignore_errors=True)
         finally:
             if not os.path.lexists(destination):
@@ -165,7 +167,7 @@ def _put_in_place(stage: Path, destination: Path, *, replaces: bool) -> None:
 
 @contextlib.contextmanager
 def _claimed(destination: Path, prefix: str) -> Iterator[Path]:
-    """A new directory beside `destination`, locked while the block runs."""
+    """Yield a new directory next to `destination`, locked while the block runs."""
     path, descriptor = _make(destination, prefix)
     try:
         yield path
@@ -174,9 +176,9 @@ def _claimed(destination: Path, prefix: str) -> Iterator[Path]:
 
 
 def _make(destination: Path, prefix: str) -> tuple[Path, int]:
-    """A new directory, and a descriptor of it that holds its lock."""
+    """Make a new directory, and return it with a descriptor that holds its lock."""
     while True:
-        # Not named by the process: numbers come again.
+        # The name does not use the process id, because ids are used again.
         path = destination.parent / f"{prefix}{secrets.token_hex(4)}"
         try:
             path.mkdir(parents=True)
@@ -184,7 +186,7 @@ def _make(destination: Path, prefix: str) -> tuple[Path, int]:
             if error.errno in _DISK_FULL:
                 raise
             raise _cannot_make(destination, error) from None
-        with contextlib.suppress(FileNotFoundError):  # another process may tidy it away before it is locked
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it before it is locked
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -194,25 +196,32 @@ def _make(destination: Path, prefix: str) -> tuple[Path, int]:
 
 
 def tidy(parent: Path) -> list[str]:
-    """Clear what killed processes left in a directory: put earlier results back, remove the rest.
+    """Clear the directories that killed processes left: put earlier results back, and remove the rest.
 
     Returns:
-        A sentence for each thing done, and for each left alone because nothing tells whether it is in use.
+        A sentence for each directory that was cleared, or left alone because it may be in use.
     """
     said = []
     for path in sorted(path for path in parent.glob(".visprune-*") if _OURS.fullmatch(path.name)):
         try:
             said += _clear(path)
         except (BlockingIOError, FileNotFoundError, NotADirectoryError):
-            continue  # of a living process, or nothing of ours
-        except OSError:  # a file system without locks, or a directory of somebody else
+            continue  # it belongs to a running process, or is no directory of ours
+        except OSError:  # the file system has no locks, or the directory belongs to another user
             holds = "an earlier bundle" if path.name.startswith(_EARLIER) else "a part of a bundle"
             said.append(f"{path} holds {holds}. If no export is running, move it away.")
     return said
 
 
 def _clear(path: Path) -> list[str]:
-    """Clear one directory; BlockingIOError where a process holds it."""
+    """Clear one directory.
+
+    Returns:
+        A sentence for each thing done.
+
+    Raises:
+        BlockingIOError: A running process holds the lock.
+    """
     said = []
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

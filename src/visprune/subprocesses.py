@@ -1,4 +1,4 @@
-"""Subprocesses that run a module of visprune: how they start, end with their parent, and are reported."""
+"""Subprocesses that run a module of visprune: start, end with the parent, and a report of how they ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 __all__ = ["end_with_parent", "start", "status"]
 
-_LINES = 3  # of a log, quoted in a message
+_LINES = 3  # lines of a log that a message quotes
 
 
 def start(
@@ -21,9 +21,9 @@ def start(
 
     Args:
         module: Dotted name of a module of visprune.
-        arguments: Of the command line.
-        folder: Working directory. Nothing in the user's own directory can be imported by mistake.
-        stdout: As `subprocess.Popen` takes it.
+        arguments: Arguments of the command line.
+        folder: Working directory. It is not the user's own, from which a module could be imported by mistake.
+        stdout: Target of stdout, as `subprocess.Popen` takes it.
         stderr: The log file.
     """
     package = str(Path(__file__).resolve().parents[1])
@@ -42,7 +42,7 @@ def status(code: int, log: Path) -> str:
     """Describe how a subprocess ended: by which signal or exit code, and the end of its log.
 
     Args:
-        code: Its return code; negative for a signal, as `subprocess` gives it.
+        code: Return code of the subprocess; negative for a signal.
         log: The file that its stderr went to.
 
     Returns:
@@ -58,9 +58,9 @@ def status(code: int, log: Path) -> str:
 
 
 def end_with_parent() -> None:
-    """Block until the parent closes stdin, which its end does too, and then end this process.
+    """Wait until the parent closes stdin or ends, and then end this process.
 
     Run it in a daemon thread. The parent must write nothing to stdin.
     """
-    os.read(0, 1)  # not sys.stdin, whose lock the interpreter wants at its end
+    os.read(0, 1)  # not sys.stdin, whose lock the interpreter needs when it exits
     os._exit(1)

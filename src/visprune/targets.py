@@ -1,8 +1,8 @@
-"""What each deployment target can take: a row of a table for each.
+"""Deployment targets, in a table: the graphs, precisions and TensorRT versions of each.
 
-The native flavour keeps `Attention`, `RMSNormalization` and `RotaryEmbedding` as single operators
-(opset 23): ONNX Runtime and TensorRT from 10.15 have kernels for them. The primitive flavour spells
-them out at opset 19, which TensorRT from 10.3 is documented to read.
+The native flavour keeps `Attention`, `RMSNormalization` and `RotaryEmbedding` as single operators (opset 23),
+for which ONNX Runtime and TensorRT from 10.15 have kernels. The primitive flavour expresses them by simpler
+operators at opset 19, which TensorRT from 10.3 is documented to read.
 """
 
 from __future__ import annotations
@@ -10,15 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from visprune.bundled import DEMO
 from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.names import lookup
 from visprune.optional import require
-
-if TYPE_CHECKING:
-    from visprune.manifest import Manifest
 
 __all__ = [
     "DTYPES",
@@ -31,11 +27,9 @@ __all__ = [
     "Target",
     "check_sm",
     "check_version",
-    "export_command",
     "export_for",
     "in_place",
     "no_engines",
-    "refuse_other_target",
     "target",
     "tensorrt",
 ]
@@ -45,23 +39,24 @@ DType = Literal["float32", "float16"]
 Engines = Literal["", "tensorrt", "tensorrt_rtx"]
 
 DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
-"""Types of weights and activations, by what commands call them."""
+"""Dtypes of weights and activations, by their names in commands."""
 
 WIDTHS: dict[str, str] = {dtype: name for name, dtype in DTYPES.items()}
-"""What commands call a type."""
+"""Names of dtypes in commands, by dtype."""
 
 FP8_SM = 89
-"""The first SM with 8-bit floating point: 89 is Ada (RTX 40)."""
+"""The first SM with 8-bit floating point; 89 is Ada (RTX 40)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One of the two packages that build engines and run them.
+    """One of the two Python packages that build engines and run them.
 
     Attributes:
-        name: For people.
-        extra: Of visprune, that installs it; the name of its own project too.
-        in_place: The first version tried or documented to write a cache in place (ONNX `TensorScatter`).
+        name: Name for people.
+        extra: Extra of visprune that installs it; also the name of the package's own project.
+        in_place: The first version that was tried, or is documented, to write a cache in place (ONNX
+            `TensorScatter`).
     """
 
     name: str
@@ -80,16 +75,16 @@ class Target:
     """A platform to export for.
 
     Attributes:
+        name: Name for `--target`.
         about: One line for people.
-        flavour: How graphs are spelled.
+        flavour: Flavour of the graphs, native or primitive.
         opset: ONNX operator set.
-        dtype: Of weights and activations unless the user asks for another.
-        quantized: The precisions that its graphs can be quantized to.
-        engines: The Python package that builds its engines and runs them; empty: ONNX Runtime reads its
-            graphs.
-        versions: Of that package: the least, and the first that is too new.
-        sms: SMs that it may run on, as TensorRT names them (86 is 8.6).
-        anywhere: Whether engines are built on any machine, and not only on the one with the GPU.
+        dtype: Dtype of weights and activations unless the user asks for another.
+        quantized: Precisions that its graphs can be quantized to.
+        engines: Python package that builds its engines and runs them; empty if ONNX Runtime runs its graphs.
+        versions: Versions of that package: the lowest, and the first that is too new.
+        sms: SMs that the engines may run on, as TensorRT names them (86 is 8.6).
+        anywhere: Whether engines can be built on any machine, and not only on one with the GPU.
     """
 
     name: str
@@ -105,12 +100,12 @@ class Target:
 
     @property
     def builds_engines(self) -> bool:
-        """Whether TensorRT reads its graphs, and not ONNX Runtime."""
+        """Whether its graphs are built to TensorRT engines, and not run by ONNX Runtime."""
         return bool(self.engines)
 
     @property
     def jetson(self) -> bool:
-        """Whether TensorRT is part of its system."""
+        """Whether it is a Jetson, whose system includes TensorRT."""
         return self.name.startswith("jetpack")
 
 
@@ -141,23 +136,23 @@ TARGETS = {
 
 
 def target(name: str) -> Target:
-    """The target of a name.
+    """Return the target of a name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No target has this name.
     """
     return lookup(name, TARGETS, "target")
 
 
 def check_sm(precisions: Sequence[str], sm: int) -> None:
-    """Refuse what a GPU has no arithmetic for, before an engine is built.
+    """Refuse precisions that a GPU cannot compute in, before an engine is built.
 
     Args:
-        precisions: Of the parts of a bundle.
-        sm: Its SM, such as 86.
+        precisions: Precisions of the parts of a bundle.
+        sm: SM of the GPU, such as 86.
 
     Raises:
-        UnsupportedError: fp8 before SM89.
+        UnsupportedError: One is fp8, and the SM is below 89.
     """
     if "fp8" in precisions and sm < FP8_SM:
         raise UnsupportedError(
@@ -167,14 +162,14 @@ def check_sm(precisions: Sequence[str], sm: int) -> None:
 
 
 def check_version(name: str, version: str) -> None:
-    """Refuse a TensorRT that a target's graphs are not for.
+    """Refuse a version of TensorRT that a target does not take.
 
     Args:
-        name: Of the target.
-        version: Of its package, such as "10.16.1.11".
+        name: Name of the target.
+        version: Version of its package, such as "10.16.1.11".
 
     Raises:
-        UnsupportedError: It is older or newer, or the target has no engines.
+        UnsupportedError: The version is too old or too new, or the target has no engines.
     """
     known = target(name)
     if not known.engines:
@@ -196,20 +191,20 @@ def check_version(name: str, version: str) -> None:
 
 
 def no_engines(name: str) -> UnsupportedError:
-    """What to say of a target that ONNX Runtime serves."""
+    """Return the error for a target whose graphs ONNX Runtime runs."""
     others = ", ".join(one.name for one in TARGETS.values() if one.engines)
     return UnsupportedError(f"The target {name} has no engines.", f"Take one of: {others}.")
 
 
 def in_place(name: str, version: str) -> bool:
-    """Whether engines of a target write their caches in place, by ONNX `TensorScatter` (opset 24).
+    """Return whether engines of a target write their caches in place, by ONNX `TensorScatter` (opset 24).
 
-    Only those of native graphs do: the operators that primitive ones are spelled in, and their opset, are
-    chosen for TensorRTs without it.
+    Only engines of native graphs do. The opset and operators of primitive graphs are chosen for versions of
+    TensorRT that do not have it.
 
     Args:
-        name: Of the target.
-        version: Of its TensorRT.
+        name: Name of the target.
+        version: Version of its TensorRT.
     """
     known = target(name)
     if known.flavour != "native" or not known.engines:
@@ -218,11 +213,11 @@ def in_place(name: str, version: str) -> bool:
 
 
 def tensorrt(name: str) -> Any:
-    """The TensorRT of a target with engines.
+    """Import and return the TensorRT package of a target.
 
     Raises:
-        MissingExtraError: It is not installed.
-        UnsupportedError: It is of a version that the target does not take, or the target has no engines.
+        MissingExtraError: The package is not installed.
+        UnsupportedError: The target does not take its version, or has no engines.
     """
     known = target(name)
     if not known.engines:
@@ -241,58 +236,14 @@ def tensorrt(name: str) -> Any:
     return found
 
 
-def refuse_other_target(manifest: Manifest, name: str) -> None:
-    """Refuse a bundle that was exported for another target.
-
-    Args:
-        manifest: Of the bundle.
-        name: Of the target that it is to be built or loaded for.
-
-    Raises:
-        UnsupportedError: It was; with the command that exports one that fits.
-    """
-    if manifest.target != target(name).name:
-        raise UnsupportedError(
-            f"This bundle was exported for {manifest.target}, and engines for {name} need its graphs "
-            "in another form.",
-            f"Export it again: {export_command(manifest, name)}.",
-        )
-
-
-def export_command(manifest: Manifest, name: str) -> str:
-    """What makes a bundle of the same model and methods for a target.
-
-    A model that was a directory is `MODEL`, and a recipe that of `BUNDLE`: a manifest knows no paths.
-    """
-    before, inside, model = manifest.pruning, manifest.layer_pruning, manifest.source.model
-    words = ["visprune-export"]
-    if model != DEMO:
-        words.append(model if "/" in model else "MODEL")
-    words += ["--method", before.method if inside is None or before.budget.prunable else inside.method]
-    if before.budget.prunable:
-        words += ["--keep-tokens", str(before.keep_tokens)]
-    if inside is not None and inside.budget.is_recipe:
-        words += ["--then", inside.method] if before.budget.prunable else []
-        words += ["--recipe", "BUNDLE/recipe.json"]
-    elif inside is not None:
-        ratio = f"{inside.budget.ratio:g}"
-        words += ["--then", f"{inside.method}:{ratio}"] if before.budget.prunable else ["--ratio", ratio]
-    elif (segments := sum(graph.startswith("decoder_segment") for graph in manifest.graphs)) > 1:
-        words += ["--segments", str(segments)]
-    if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, name) if one in TARGETS}:
-        words += ["--dtype", WIDTHS[manifest.dtype]]
-    words += ["--target", name]
-    return " ".join(words) + (", then visprune-quantize as before" if manifest.quantization else "")
-
-
 def export_for(sm: int) -> str:
-    """What to do where a target does not take a kind of GPU."""
+    """Return the hint for a GPU that a target does not take."""
     fits = [one.name for one in TARGETS.values() if sm in one.sms]
     return f"Export for {' or '.join(fits)}." if fits else "No target of this visprune is for this GPU."
 
 
 def _other(known: Target, version: str) -> str | None:
-    """Another target of the same boards that takes a version."""
+    """Return another target for the same SMs that takes a version of TensorRT; None if there is none."""
     for one in TARGETS.values():
         if one.engines == known.engines and set(one.sms) & set(known.sms):
             least, beyond = map(_numbers, one.versions)

@@ -1,4 +1,4 @@
-"""What the verbs share: answers go to stdout, everything about them to stderr."""
+"""Output of the commands: results go to stdout; notes and progress go to stderr."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["bars", "busy", "note", "print_json"]
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line for people on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_json(data: Any, *, lines: bool = False) -> None:
-    """One JSON value on stdout, on a single line if `lines`."""
+    """Print a JSON value on stdout, on a single line if `lines`."""
     print(json.dumps(data, ensure_ascii=False, indent=None if lines else 2), flush=True)
 
 
 @contextmanager
 def busy(text: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr while the block runs, if a person is looking; gives what changes its text."""
+    """Show a spinner while the block runs, if stderr is a terminal; yield a function that sets its text."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -35,8 +35,11 @@ def busy(text: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a step on a terminal; a line a step elsewhere, so that a log shows where it is."""
-    stream = sys.stderr  # a step may turn it elsewhere, to quieten a library
+    """Show the progress of steps on stderr; yield a function that takes a step's name, work done and total.
+
+    On a terminal each step has a bar. Elsewhere each step is a line, so that a log shows where the work is.
+    """
+    stream = sys.stderr  # a step may redirect it to silence a library
     if stream is None:  # it was closed
         yield lambda *_: None
         return
@@ -75,7 +78,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
         def update(what: str, done: int, total: int) -> None:
             progress.update(first, visible=False)
-            if what not in tasks:  # what was done before says nothing of the speed
+            if what not in tasks:  # work done before the first call must not count for the speed
                 tasks[what] = progress.add_task(what, total=total, completed=done)
             progress.update(tasks[what], completed=done, total=total)
 

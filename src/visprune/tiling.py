@@ -1,6 +1,6 @@
-"""How a model cuts pictures of any size into tiles: the settings, which a manifest holds.
+"""Settings by which a model cuts pictures of any size into tiles; a manifest holds them.
 
-What follows from them, the tiles of a picture and the order of its tokens, is in `runtime.tiling`.
+`runtime.vision.arrangement` computes the tiles of a picture and the order of its tokens from them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ["Tiling"]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a picture of any size becomes square tiles, and its tokens one sequence.
+    """Rules by which a picture of any size becomes square tiles, and its tokens one sequence.
 
     Attributes:
-        pinpoints: Sizes (height, width), in pixels, to one of which a picture is fitted before it is cut;
-            each a multiple of `tile_size`. Where two fit a picture equally well, the first is taken.
+        pinpoints: Sizes (height, width) in pixels, each a multiple of `tile_size`. A picture is fitted to one
+            of them before it is cut. If two fit equally well, the first is used.
         tile_size: Pixels along a side of a tile.
         side: Patches along a side of a tile.
-        max_tiles: Where the patches of a picture, without those of its padding, are more than about so many
-            tiles have, its features are resampled to a smaller grid; None: never.
-        several: What pictures are where a prompt has more than one: tiled like a single one (LLaVA-NeXT), or
-            each padded to a square and one tile (LLaVA-OneVision).
+        max_tiles: Features of a picture are resampled to a smaller grid if it has more patches, without those
+            of its padding, than about this number of tiles has; None if features are never resampled.
+        several: How pictures are treated if a prompt has more than one: "tiled" like a single picture
+            (LLaVA-NeXT), or "whole", each padded to a square and one tile (LLaVA-OneVision).
 
     Raises:
         UsageError: The numbers describe no tiles.

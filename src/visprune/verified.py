@@ -1,7 +1,7 @@
-"""Remembers which files of a bundle were hashed, so that only the first load of large weights is slow.
+"""Verification of a bundle's files that remembers which were hashed, so that only the first load is slow.
 
-A file counts as verified while its path, size and time of change are those of the last good hash. That
-guards against damaged copies and interrupted downloads, not against somebody who can set file times.
+A file counts as verified while its path, size and modification time are those of the last good hash. This
+finds damaged copies and interrupted downloads. It does not protect against somebody who can set file times.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["verify"]
 
 
 def verify(bundle: Bundle, on_file: Callable[[str, int], None] | None = None) -> int:
-    """Check the files of a bundle against its manifest, skipping those known to be good.
+    """Check the files of a bundle against its manifest; skip files that are known to be good.
 
     Args:
         bundle: An opened bundle.
-        on_file: Called with name and size of each file before it is hashed.
+        on_file: Called with the name and size of each file before it is hashed.
 
     Returns:
-        The number of files that had to be read.
+        The number of files that were hashed.
 
     Raises:
         BundleError: A file was altered.

@@ -1,3 +1,3 @@
-"""The version of visprune, in a module that imports nothing."""
+"""Version of visprune, in a module that imports nothing."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

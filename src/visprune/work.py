@@ -1,13 +1,13 @@
-"""Work of a transformer layer, in multiply-accumulates (MAC): the formulas every figure comes from.
+"""Work of a transformer layer in multiply-accumulates (MAC): the formulas behind every figure.
 
-With n tokens, hidden size d and MLP size m, by the two conventions in print:
+With n tokens, hidden size d and MLP size m, there are two conventions in print:
 
     F2 = 4 n d^2 + 2 n^2 d + 2 n d m     two MLP matrices (FastV, DivPrune, VisionZip; right for a ViT)
     F3 = 4 n d^2 + 2 n^2 d + 3 n d m     three, as SwiGLU has (PyramidDrop, FitPrune; right for LLaMA)
 
-Queries, keys, values and output count n d^2 each, also where heads share keys. A FLOP count is twice
-the MAC count. Where tokens are deleted inside a layer, after attention and before the output
-projection, the layer costs `before_deletion` of the tokens that entered and `after_deletion` of those left.
+Queries, keys, values and output count n d^2 each, even if heads share keys. A FLOP count is twice the MAC
+count. If tokens are deleted inside a layer, after attention and before the output projection, the layer costs
+`before_deletion` of the tokens that entered and `after_deletion` of the tokens left.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Convention = Literal["F2", "F3"]
 
 @dataclass(frozen=True, slots=True)
 class LayerWork:
-    """MACs of one layer.
+    """Work of one layer, in MACs.
 
     Attributes:
         hidden_size: d.
         intermediate_size: m.
-        convention: How the MLP is counted.
+        convention: Matrices of the MLP: "F2" for two, "F3" for three.
     """
 
     hidden_size: int
@@ -37,38 +37,38 @@ class LayerWork:
     convention: Convention = "F3"
 
     def before_deletion(self, tokens: int) -> int:
-        """Queries, keys, values and attention: 3 n d^2 + 2 n^2 d."""
+        """Return the MACs of queries, keys, values and attention: 3 n d^2 + 2 n^2 d."""
         n, d = tokens, self.hidden_size
         return 3 * n * d * d + 2 * n * n * d
 
     def after_deletion(self, tokens: int) -> int:
-        """Output projection and MLP: n d^2 + 2 n d m or 3 n d m."""
+        """Return the MACs of the output projection and the MLP: n d^2 + 2 n d m or 3 n d m."""
         n, d = tokens, self.hidden_size
         matrices = {"F2": 2, "F3": 3}[self.convention]
         return n * d * d + matrices * n * d * self.intermediate_size
 
     def layer(self, tokens: int) -> int:
-        """A whole layer in which nothing is deleted."""
+        """Return the MACs of a whole layer in which nothing is deleted."""
         return self.before_deletion(tokens) + self.after_deletion(tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The sizes that a model's work depends on; an exported bundle's manifest has them.
+    """Sizes that a model's work depends on; the manifest of a bundle has them.
 
     Attributes:
-        vision_hidden_size: Of the vision tower.
-        vision_intermediate_size: Of its MLPs, which have two matrices.
-        vision_layers: Layers of it that run: those up to the feature layer.
-        vision_tokens: Tokens of one image in it (577 for CLIP-L/336, its CLS among them).
+        vision_hidden_size: Hidden size of the vision tower.
+        vision_intermediate_size: Size of the vision tower's MLPs, which have two matrices.
+        vision_layers: Layers of the vision tower that run: those up to the feature layer.
+        vision_tokens: Tokens of one image in the vision tower (577 for CLIP-L/336, with its CLS).
         vision_patches: Patches of one image (576).
         patch_values: Pixels of a patch times channels.
         projector: (in, out) of each linear layer of the projector, first to last.
-        hidden_size: Of the decoder.
-        intermediate_size: Of its MLPs.
-        num_layers: Of the decoder.
+        hidden_size: Hidden size of the decoder.
+        intermediate_size: Size of the decoder's MLPs.
+        num_layers: Layers of the decoder.
         vocab_size: Rows of the output head.
-        convention: F3 for a decoder whose MLP has three matrices, F2 for one with two.
+        convention: "F3" for a decoder whose MLP has three matrices, "F2" for one with two.
 
     Raises:
         UsageError: A size is not positive.

@@ -19,7 +19,7 @@ from visprune.bench.report.report import (
     NotMade,
     Repetition,
     Row,
-    Work,
+    Workload,
 )
 from visprune.demo.held_out import wilson
 
@@ -29,11 +29,11 @@ LAYERS = 4
 
 
 @pytest.fixture
-def work(picture, tmp_path) -> Work:
+def work(picture, tmp_path) -> Workload:
     """A tiny piece of work: three tokens, two rounds."""
     path = tmp_path / "picture.png"
     picture(0).save(path)
-    return Work((str(path),), "What is it?", 3, threads=1, rounds=2, warm_up=1)
+    return Workload((str(path),), "What is it?", 3, threads=1, rounds=2, warm_up=1)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def report() -> Callable[..., BenchReport]:
         machine = Machine(
             "A processor", 2, 24 * 10**9, "Linux, x86_64", "3.11.7", {"visprune": "0"}, None, "no counter"
         )
-        work = Work(("scene.png",), "What <is> it & why?", 8, threads=2, rounds=10)
+        work = Workload(("scene.png",), "What <is> it & why?", 8, threads=2, rounds=10)
         return BenchReport(SCHEMA_VERSION, "2026-01-01T00:00:00+00:00", machine, work, rows, not_made, notes)
 
     return make

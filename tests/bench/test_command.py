@@ -59,6 +59,10 @@ def test_a_comparison_writes_its_files(tiny_bundle, picture_file, tmp_path, caps
         (["--html", "new", "--json", "./new"], "the same file"),
         (["--methods", "random"], "belong to a sweep"),
         (["-o", "new"], "belong to a sweep"),
+        (["--data", "questions.jsonl"], "belong to a sweep"),
+        (["--sweep", "-o", "new", "--metric", "vqa"], "belong to --data"),
+        (["--sweep", "-o", "new", "--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["--sweep", "-o", "new", "--data", "there.html", "--metric", "exakt"], "Did you mean 'exact'"),
         (["--sweep"], "one model"),
         (["--sweep", "-o", "new", "--methods", "fopru-rov"], "fopru-rov"),
         (["--sweep", "-o", "new", "--ratios", "half"], "no numbers"),
@@ -95,7 +99,7 @@ def test_more_tokens_than_a_row_has_room_for_are_refused(tiny_bundle, picture_fi
 
 
 def test_engines_are_asked_for_without_processor_threads(tiny_bundle, picture_file, capsys):
-    """What is missing is the engines, or what runs them."""
+    """The engines are missing, or the package that runs them."""
     assert run_command("bench", [str(tiny_bundle), "-i", picture_file, "--provider", "tensorrt"]) == 2
     said = capsys.readouterr().err
     assert "threads" not in said
@@ -114,10 +118,10 @@ def test_a_full_disk_leaves_the_earlier_file(tiny_bundle, picture_file, tmp_path
     file.write_text("earlier")
     write_text = Path.write_text
 
-    def full(path: Path, text: str, **options: str) -> int:
+    def full(path: Path, data: str, **options: str) -> int:
         if "partial" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write_text(path, text, **options)
+        return write_text(path, data, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
     arguments = [

@@ -1,4 +1,4 @@
-"""Which rows a comparison has, and what is measured of them."""
+"""The rows of a comparison, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_bundle_against_itself_is_no_difference_and_has_its_controls(tiny_bund
     (missing,) = found.report.not_made
     assert missing.what == "random, 4 of 16"
     assert "visprune-export MODEL --method random -o random" in missing.reason
-    assert set(found.pictures) == set(rows)
+    assert set(found.overlays) == set(rows)
     assert found.report.work == work
     assert rows["tiny"].memory_bytes > 10_000_000
     assert rows["tiny"].disk_bytes == sum(r.size for r in Bundle.open(tiny_bundle).manifest.files.values())

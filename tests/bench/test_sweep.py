@@ -1,4 +1,4 @@
-"""A sweep makes what is missing, names what cannot be made, goes on where it was, and is refused early."""
+"""A sweep makes what is missing, names what cannot be made, continues an earlier one, is refused early."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from visprune.bench.sweep import FLOATS, Plan, _claim, _Maker, sweep
+from visprune.bench.report.report import BenchReport
+from visprune.bench.row_accuracy import _accuracy, row_accuracies
+from visprune.bench.sweep import SweepPlan, _claim, sweep
+from visprune.bench.sweep_bundles import FLOATS, SweepBundles
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
 from visprune.errors import InputError, UsageError
+from visprune.evaluation import evaluate, read_questions
+from visprune.evaluation.intervals import wilson
+from visprune.evaluation.summary import EvaluatedBundle, EvaluationRow, Figure
+from visprune.evaluation.workers import Workers
 from visprune.export.checkpoint.checkpoint import find
+from visprune.records import from_json
 from visprune.runtime import load
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
     return str(checkpoint(checkpoint.Tiny(layers=4)))
+
+
+def read(report: BenchReport) -> BenchReport:
+    return from_json(BenchReport, json.loads(report.to_json()), "report")
 
 
 def made(said: list[str]) -> set[str]:
@@ -40,13 +52,15 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
         said.append(what)
 
     output = tmp_path / "sweep"
-    first = sweep(model, Plan(("fastv",), (0.5,)), work, output, progress=progress)
+    first = sweep(model, SweepPlan(("fastv",), (0.5,)), work, output, progress=progress)
     assert made(said) == {"none-fp32", "fastv-fp32", "random-fp32"}
     assert [row.role for row in first.report.rows] == ["unpruned", "given", "random"]
     assert any("Accuracy was not measured" in note for note in first.report.notes)
 
     said.clear()
-    found = sweep(model, Plan(("fastv", "fitprune"), (0.5, 0.01)), work, output, progress=progress).report
+    found = sweep(
+        model, SweepPlan(("fastv", "fitprune"), (0.5, 0.01)), work, output, progress=progress
+    ).report
     assert made(said) == {"fitprune-0.5-fp32", "fitprune-0.01-fp32"}
     names = {row.name for row in found.rows}
     assert {"none, fp32", "fastv 50%, fp32", "fastv 1%, fp32", "fitprune 50%, fp32"} <= names
@@ -55,14 +69,14 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
     assert all(len(row.repetitions) == work.rounds for row in found.rows)
 
     said.clear()
-    plan = Plan(("fastv",), (0.5,), ("fp32", "int8-dynamic"))
+    plan = SweepPlan(("fastv",), (0.5,), ("fp32", "int8-dynamic"))
     found = sweep(model, plan, work, output, progress=progress).report
     assert made(said) == {f"{name}-int8-dynamic" for name in ("none", "fastv", "random")}
     assert {row.precision for row in found.rows} == {"fp32", "int8-dynamic"}
 
     said.clear()
     (output / "bundles" / "fastv-fp32" / "tokenizer.json").unlink()
-    again = sweep(model, Plan(("fastv",), (0.5,)), work, output, progress=progress).report
+    again = sweep(model, SweepPlan(("fastv",), (0.5,)), work, output, progress=progress).report
     assert made(said) == set()
     broken = next(one for one in again.not_made if one.what == "fastv 50%, fp32")
     assert "is not whole" in broken.reason
@@ -72,14 +86,14 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
 @pytest.mark.parametrize("width", FLOATS)
 def test_what_is_quantized_of_each_float_has_a_place_of_its_own(width, monkeypatch, tmp_path):
     places = []
-    monkeypatch.setattr(_Maker, "_once", lambda maker, name, kind, make: places.append(f"{name}-{kind}"))
-    plan = Plan(("fastv",), (0.5,), (width, "int8"))
-    _Maker(None, find(None), plan, tmp_path, print).bundle("fastv", "int8")
+    monkeypatch.setattr(SweepBundles, "_once", lambda _, name, kind, make: places.append(f"{name}-{kind}"))
+    bundles = SweepBundles(None, find(None), tmp_path, (width, "int8"), (0.5,), None, print)
+    bundles.bundle("fastv", "int8")
     assert places == [f"fastv-{width}", {"fp32": "fastv-int8", "fp16": "fastv-int8-fp16"}[width]]
 
 
 def test_another_directory_or_another_model_is_refused_and_left_alone(model, work, tmp_path, checkpoint):
-    plan = Plan(("fastv",), (0.5,))
+    plan = SweepPlan(("fastv",), (0.5,))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("Dear")
     with pytest.raises(UsageError, match="is not a sweep"):
@@ -101,7 +115,7 @@ def test_another_directory_or_another_model_is_refused_and_left_alone(model, wor
 
 def test_quantizing_without_samples_is_refused_before_anything_is_made(model, work, tmp_path):
     with pytest.raises(UsageError, match="calibration"):
-        sweep(model, Plan(("fastv",), (0.5,), ("int8",)), work, tmp_path / "sweep")
+        sweep(model, SweepPlan(("fastv",), (0.5,), ("int8",)), work, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -117,7 +131,7 @@ def test_a_system_prompt_that_cannot_be_shown_is_refused_before_anything_is_made
         (model, " ", "is empty"),
     ):
         with pytest.raises(InputError, match=words):
-            sweep(str(place), Plan(("fastv",), (0.5,)), replace(work, system=system), tmp_path / "sweep")
+            sweep(str(place), SweepPlan(("fastv",), (0.5,)), replace(work, system=system), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -134,15 +148,16 @@ def test_a_system_prompt_that_cannot_be_shown_is_refused_before_anything_is_made
 )
 def test_what_there_is_not_is_refused(fields, error, words):
     with pytest.raises(error, match=words):
-        replace(Plan(("random",), (0.5,)), **fields)
+        replace(SweepPlan(("random",), (0.5,)), **fields)
 
 
 _SWEEP = """
 import sys
 from pathlib import Path
-from visprune.bench.report.report import Work
-from visprune.bench.sweep import Plan, sweep
-sweep(None, Plan(("random",), (0.5,)), Work((sys.argv[2],), "What?", 2, 1, rounds=2), Path(sys.argv[1]))
+from visprune.bench.report.report import Workload
+from visprune.bench.sweep import SweepPlan, sweep
+work = Workload((sys.argv[2],), "What?", 2, 1, rounds=2)
+sweep(None, SweepPlan(("random",), (0.5,)), work, Path(sys.argv[1]))
 """
 
 
@@ -161,30 +176,88 @@ def test_a_sweep_that_is_killed_leaves_nothing_half(tmp_path, work):
         assert path.name.startswith(".visprune-partial-")
 
 
+@pytest.fixture
+def asked(tmp_path, picture):
+    """A file of two questions with the answers of four people, and a third line that is not JSON."""
+    picture(0).save(tmp_path / "a.png")
+    lines = [
+        json.dumps({"image": "a.png", "question": text, "answers": ["x", "y", "z", "x"]})
+        for text in ("What is it?", "Which?")
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join([*lines, "{"]))
+    return tmp_path / "questions.jsonl"
+
+
+def test_a_sweep_asks_a_users_model_a_users_questions_and_goes_on(model, work, asked, tmp_path, monkeypatch):
+    plan, output = SweepPlan(("uniform", "random"), (0.5,)), tmp_path / "sweep"
+    found = sweep(model, plan, work, output, questions=read_questions(asked)).report
+    assert [row.name for row in found.rows] == ["none, fp32", "uniform 50%, fp32", "random 50%, fp32"]
+    for row in found.rows:
+        assert (row.accuracy.right, row.accuracy.of) == (0, 2)
+        assert (row.accuracy.low, row.accuracy.high) == wilson(0, 2)
+        assert row.accuracy.questions == f"{asked}, exact match"
+    assert any("could not be used; the first: Line 3 of" in note for note in found.notes)
+    assert any(note.startswith("Answers were cut off at 16 tokens: none, fp32 (2)") for note in found.notes)
+    assert read(found) == found
+
+    (file,) = (output / "answers").iterdir()
+    bundles = [output / "bundles" / name for name in ("none-fp32@1", "uniform-fp32@0.5")]
+    alone = evaluate(bundles, asked, workers=Workers(1))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [line["tokens_kept"] for line in lines if "text" in line]
+    assert kept == [16, 16, 8, 8, 8, 8]
+    assert [row.kept for row in alone.rows] == [1.0, 0.5]
+
+    def no_question(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr("visprune.evaluation.evaluator.open_workers", no_question)
+    vqa = sweep(model, plan, work, output, questions=read_questions(asked, metric="vqa")).report
+    for row in vqa.rows:
+        assert (row.accuracy.right, row.accuracy.of) == (0.0, 2)
+        assert row.accuracy.questions == f"{asked}, VQA accuracy (a mean of scores, bootstrap interval)"
+    with pytest.raises(AssertionError, match="asked again"):
+        sweep(model, plan, replace(work, system="Be brief."), output, questions=read_questions(asked))
+
+
+def test_unusable_questions_are_refused_before_anything_is_made(model, work, asked, tmp_path):
+    asked.write_text("{")
+    with pytest.raises(InputError, match=r"Line 1 of .* is not JSON"):
+        sweep(model, SweepPlan(("fastv",), (0.5,)), work, tmp_path / "new", questions=read_questions(asked))
+    assert not (tmp_path / "new").exists()
+
+
+def test_scores_between_right_and_wrong_keep_their_sum(tmp_path):
+    figure = Figure("VQA accuracy", 0.65, 0.5, 0.8, "bootstrap")
+    bundle = EvaluatedBundle("b", "m", unpruned=True)
+    row = EvaluationRow(bundle, 2, 1.0, (figure,), None, None, 0, ())
+    found = _accuracy(row, "some questions, VQA accuracy")
+    assert (found.right, found.of, found.share) == (1.3, 2, 0.65)
+    assert "mean of scores, bootstrap" in found.questions
+
+
 def test_the_demo_is_asked_its_questions_once(tmp_path, work, monkeypatch):
     """One bundle at two ratios, against the judgement of the runtime itself; then nothing is asked again."""
     import visprune
-    from visprune.bench.accuracy import demo_accuracy
     from visprune.bench.lineup import entry
-    from visprune.demo.answers import exact_match
-    from visprune.demo.held_out import held_out
+    from visprune.demo.answers import right_answers
+    from visprune.demo.held_out import held_out, held_out_questions
 
     bundle = visprune.export(MODEL_DIR, method="uniform", output=tmp_path / "uniform", verify=False)
-    entries = [entry("all", bundle, ratio=1.0), entry("few", bundle, ratio=0.1)]
-    found = demo_accuracy(entries, tmp_path, lambda *_: None, questions=24)
+    entries = [entry("all", bundle, ratio=1.0), entry("few", bundle, keep_tokens=16)]
+    options = (entries, held_out_questions(24), work, tmp_path / "answers", lambda *_: None)
+    found, notes = row_accuracies(*options)
     with load(bundle.path, threads=1) as pipeline:
-        right = sum(exact_match(pipeline, *held_out(24)))
-    assert (found["all"].right, found["all"].of) == (right, 24)
-    assert found["few"].right < found["all"].right
+        right = sum(right_answers(pipeline, *held_out(24)))
+    every, few = found
+    assert (every.right, every.of) == (right, 24)
+    assert few.right < every.right
+    assert every.questions == "the first 24 held-out questions of the demo model, exact match"
+    assert not notes
 
-    def no_pool(*_, **__):
+    def no_question(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("visprune.bench.accuracy.ProcessPoolExecutor", no_pool)
-    assert demo_accuracy(entries, tmp_path, lambda *_: None, questions=24) == found
-    with pytest.raises(AssertionError, match="asked again"):
-        demo_accuracy(entries, tmp_path, lambda *_: None, questions=24, system="Be brief.")
-    (tmp_path / "few.json").write_text("{")
-    with pytest.raises(AssertionError, match="asked again"):
-        demo_accuracy(entries, tmp_path, lambda *_: None, questions=24)
+    monkeypatch.setattr("visprune.evaluation.evaluator.open_workers", no_question)
+    assert row_accuracies(*options) == (found, notes)
     assert Bundle.open(bundle.path).manifest.source.model == "model"

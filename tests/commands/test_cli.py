@@ -7,8 +7,10 @@ import builtins
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -92,6 +94,16 @@ class TestHelp:
         with pytest.raises(SystemExit):
             cli.main()
         assert asked == [*cli.VERBS, None]
+
+    def test_each_verb_has_a_script(self):
+        project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        scripts = re.findall(r'^(visprune\S*) = "visprune\.cli:(\w+)"$', project, re.MULTILINE)
+        assert scripts == [
+            ("visprune", "main"),
+            *((f"visprune-{verb}", f"{verb}_main") for verb in cli.VERBS),
+        ]
+        with pytest.raises(AttributeError, match="rnu_main"):
+            _ = cli.rnu_main
 
 
 class TestMistakes:
@@ -351,12 +363,41 @@ class TestChat:
         monkeypatch.setattr("visprune.commands.chat.open_pipeline", lambda *_: 1 / 0)
         assert call("chat", tiny_bundle, "--max-new-tokens", 0)[0] == 2
 
-    @pytest.mark.parametrize("line", ["/image /nowhere.png", "/image http://a/b.png", "/foo", "/image"])
-    def test_a_mistake_ends_a_script(self, talk, tiny_bundle, line):
-        code, out, err = talk(["hello", line, "again"], tiny_bundle, "--json", "--max-new-tokens", 2)
+    @pytest.mark.parametrize(
+        ("line", "what"),
+        [
+            ("/image /nowhere.png", "There is no picture at /nowhere.png."),
+            ("/image http://a/b.png", "http://a/b.png is a URL, and pictures are not downloaded."),
+            (f"/image {__file__}", f"The picture {__file__} is not a picture in a known format."),
+            ("/image", "/image has no path."),
+            ("/foo", "There is no command '/foo'."),
+            ("<image>", "The prompt contains '<image>', which stands for an image."),
+        ],
+    )
+    def test_a_mistake_in_a_pipe_is_reported_and_the_talk_goes_on(self, talk, tiny_bundle, line, what):
+        options = (tiny_bundle, "--json", "--max-new-tokens", 2)
+        code, out, err = talk(["hello", line, "again"], *options)
         assert code == 2
-        assert len(out.splitlines()) == 1
-        assert len(err.splitlines()) == 2
+        first, second = err.splitlines()
+        assert first == f"error: {what}"
+        assert second.startswith("  ")
+        answers = [json.loads(one)["token_ids"] for one in out.splitlines()]
+        code, out, _ = talk(["hello", "again"], *options)
+        assert code == 0
+        assert answers == [json.loads(one)["token_ids"] for one in out.splitlines()]
+
+    def test_a_pipe_of_a_process_goes_on(self, tiny_bundle, cat):
+        lines = f"/image /nowhere.png\n/image {cat}\nWhat?\n"
+        done = process("chat", tiny_bundle, "--json", "--max-new-tokens", 2, input=lines)
+        assert done.returncode == 2
+        assert done.stderr == "error: There is no picture at /nowhere.png.\n  Check the path.\n"
+        assert [len(json.loads(line)["keep_indices"]) for line in done.stdout.splitlines()] == [1]
+
+    def test_help_lists_the_commands(self, talk, tiny_bundle):
+        code, out, err = talk(["/help"], tiny_bundle, "--json")
+        assert (code, out) == (0, "")
+        listed = [line.split()[0] for line in err.splitlines() if line.startswith("/")]
+        assert listed == ["/image", "/reset", "/quit", "/help"]
 
     def test_a_mistake_does_not_end_a_persons_talk(self, call, monkeypatch, tiny_bundle):
         lines = iter(["/foo", "hello", EOFError()])
@@ -379,6 +420,7 @@ class TestChat:
 
 def test_run_and_chat_share_their_options():
     from inspect import signature
+    from typing import get_args
 
     from visprune.commands.chat import chat
     from visprune.commands.run import run
@@ -388,7 +430,11 @@ def test_run_and_chat_share_their_options():
     assert len(shared) == 14
     for name in shared:
         assert ours[name].default == theirs[name].default
-        assert ours[name].annotation == theirs[name].annotation
+        (our_type, our_option), (their_type, their_option) = (
+            get_args(parameters[name].annotation) for parameters in (ours, theirs)
+        )
+        assert our_type == their_type
+        assert vars(our_option) == vars(their_option)
 
 
 class TestMethods:

@@ -125,7 +125,7 @@ def test_ctrl_c_keeps_what_is_finished(data, tiny_bundle, processes):
     said, stopped = err.splitlines()[-2:]
     assert (
         said
-        == f"What was answered is in {answers.name}; the same command, without --force, goes on from there."
+        == f"The answers so far are in {answers.name}; the same command without --force continues from them."
     )
     assert stopped == "Stopped."
     assert "Traceback" not in err

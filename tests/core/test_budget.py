@@ -1,4 +1,4 @@
-"""From a ratio to a count: exact where arithmetic is not, never above the budget, never below one unit."""
+"""Ratios become counts: exact despite rounding errors, never above the budget, never below one unit."""
 
 from __future__ import annotations
 

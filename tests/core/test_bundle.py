@@ -1,4 +1,4 @@
-"""The manifest against whatever a damaged copy, an old tool or an enemy can put into it."""
+"""Manifests of damaged copies, old tools and attackers are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FILES = (
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """Two graphs, the second reading what the first assigned."""
+    """Return two graphs; the second reads a value that the first assigns."""
     pixels = TensorSpec("pixel_values", "float32", ("T", 3, 8, 8))
     features = TensorSpec("image_features", "float32", ("M", 4))
     logits = TensorSpec("logits", "float32", (1, 1, 10))
@@ -76,7 +76,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole bundle."""
+    """Make a complete bundle."""
     root = tmp_path / "bundle"
     root.mkdir()
     for name in FILES:
@@ -298,7 +298,7 @@ def inside(layers=(0, 2), positions="original", **budget: Any) -> LayerPruning:
 
 @pytest.fixture
 def pruned(folder: Path) -> Callable[[Edit], Path]:
-    """Change the manifest of a decoder of four layers in which two prune points are."""
+    """Change the manifest of a bundle whose decoder has four layers and two prune points."""
     manifest = manifest_of(folder)
     stage = replace(manifest.stages[0], bypass={"image_features": "pixel_values"})
     manifest = replace(

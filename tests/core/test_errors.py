@@ -1,4 +1,4 @@
-"""Errors: two sentences each, and usable like any exception."""
+"""Errors have two sentences, and behave like other exceptions."""
 
 from __future__ import annotations
 

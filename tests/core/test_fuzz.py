@@ -1,4 +1,4 @@
-"""A few of the cases that `scripts/fuzz` can go on with for hours; seeded, so always the same."""
+"""A few cases of `scripts/fuzz`, which can run for hours; the seed is fixed, so they are always the same."""
 
 from __future__ import annotations
 

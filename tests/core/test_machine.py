@@ -1,4 +1,4 @@
-"""What a machine has, read from outputs in their published form; and that asking never fails."""
+"""Facts about machines are read from outputs of tools in their published form; nothing raises an error."""
 
 from __future__ import annotations
 

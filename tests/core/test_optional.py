@@ -1,4 +1,4 @@
-"""Optional imports: a missing package is named with its extra, any other trouble shows as it is."""
+"""Optional imports: a missing package is named with its extra, and any other error is passed on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visprune.optional import have, require
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder on the import path, with packages made by the test."""
+    """Put a folder on the import path, and return a function that makes a package in it."""
 
     def make(name: str, content: str) -> None:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Dataclasses from JSON: strict about every field, and precise about where."""
+"""Dataclasses are read from JSON strictly, and an error names the place of the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A directory whole or not at all, whatever happens while it is written."""
+"""A directory is written whole or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, code):
     "write", ["path.write_bytes(bytes(8192))", "import numpy; numpy.zeros(8192, numpy.uint8).tofile(path)"]
 )
 def test_a_real_limit_while_writing(tmp_path, write):
-    """The operating system refuses the fifth kilobyte: the closest to a full disk without one."""
+    """The operating system refuses the fifth kilobyte, which is close to a full disk."""
     script = f"""
         import resource, signal
         from pathlib import Path
@@ -181,7 +181,7 @@ def test_a_real_limit_while_writing(tmp_path, write):
     assert tree(tmp_path) == {}
 
 
-# --- what killed processes leave ---
+# --- directories that killed processes leave ---
 
 
 def process(body: str, folder: Path) -> subprocess.Popen[str]:
@@ -210,7 +210,7 @@ HALF = """
         (stage / "half").write_text("half")
         die()
 """
-# Killed at its n-th rename or removal, while it replaces an earlier result.
+# A process that is killed at its n-th rename or removal while it replaces an earlier result.
 SWAP = """
     count = 0
     def counted(function):

@@ -1,5 +1,8 @@
-"""The table of targets, and what it refuses. Precisions that a target cannot take are tested in
-tests/quantize/test_quantize_options.py, refusals before a build in tests/engines."""
+"""The table of targets, and versions of TensorRT that it refuses.
+
+Refused precisions are tested in tests/quantize/test_quantize_options.py, refusals before a build in
+tests/engines.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from visprune.errors import MissingExtraError, UnsupportedError, UsageError
+from visprune.errors import MissingExtraError, UnsupportedError
 from visprune.targets import (
     FP8_SM,
     TARGETS,
     Target,
     check_version,
-    export_command,
     in_place,
-    refuse_other_target,
     target,
     tensorrt,
 )
@@ -118,58 +119,16 @@ def test_a_new_board_is_one_row(monkeypatch, tiny_bundle):
     row = Target("board", "A new one", "native", 23, "float16", ("int8",), "tensorrt", ("12.0", "13"), (130,))
     monkeypatch.setitem(TARGETS, "board", row)
     from visprune.bundle import Bundle
+    from visprune.engines.build_options import BuildOptions
     from visprune.engines.checks import problems
     from visprune.machine import Gpu
-    from visprune.runtime.backends.profiles import Limits
 
     assert target("board") is row
     check_version("board", "12.3")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="12.1"))
     pytest.importorskip("polygraphy")
     manifest = replace(Bundle.open(tiny_bundle).manifest, target="board")
-    assert not list(problems(manifest, "board", None, Limits(), Gpu("new", 130)))
-    assert [str(p) for p in problems(manifest, "board", None, Limits(), Gpu("old", 87))] == [
+    assert not list(problems(manifest, BuildOptions("board"), Gpu("new", 130)))
+    assert [str(p) for p in problems(manifest, BuildOptions("board"), Gpu("old", 87))] == [
         "This GPU is SM87 (old), and board is for 130. Export for jetpack6 or jetpack7-orin."
     ]
-
-
-def test_the_command_that_makes_the_same_for_another_target(tiny_bundle):
-    from visprune.budget import Budget, LayerBudget
-    from visprune.bundle import Bundle
-    from visprune.manifest import LayerPruning
-
-    manifest = Bundle.open(tiny_bundle).manifest
-    source, before = manifest.source, manifest.pruning
-
-    def inside(method, **budget):
-        return LayerPruning(method, {}, (1,), "layer", "original", LayerBudget(1, 0.25, **budget))
-
-    recipe = inside("fitprune", deletions=(4,), recipe_tokens=16)
-    whole = replace(before, method="none", budget=Budget(16, prunable=False))
-    two = {f"decoder_segment_{k}": manifest.graphs["embedding"] for k in range(2)}
-    for changes, words in (
-        ({}, "MODEL --method fopru-rank --keep-tokens 4"),
-        ({"source": replace(source, model="a/b")}, "a/b --method fopru-rank --keep-tokens 4"),
-        ({"source": replace(source, model="visprune-demo")}, "--method fopru-rank --keep-tokens 4"),
-        ({"layer_pruning": inside("fastv")}, "MODEL --method fopru-rank --keep-tokens 4 --then fastv:0.25"),
-        ({"layer_pruning": inside("fastv"), "pruning": whole}, "MODEL --method fastv --ratio 0.25"),
-        ({"layer_pruning": recipe, "pruning": whole}, "MODEL --method fitprune --recipe BUNDLE/recipe.json"),
-        (
-            {"graphs": two, "target": "rtx", "dtype": "float32"},
-            "MODEL --method fopru-rank --keep-tokens 4 --segments 2 --dtype fp32",
-        ),
-    ):
-        assert export_command(replace(manifest, **changes), "rtx") == f"visprune-export {words} --target rtx"
-
-
-def test_a_bundle_for_another_target(tiny_bundle):
-    from visprune.bundle import Bundle
-
-    manifest = Bundle.open(tiny_bundle).manifest
-    refuse_other_target(manifest, "onnxruntime")
-    with pytest.raises(UnsupportedError, match="exported for onnxruntime, and engines for rtx") as caught:
-        refuse_other_target(manifest, "rtx")
-    assert export_command(manifest, "rtx") in caught.value.hint
-    assert caught.value.hint.endswith("--target rtx.")
-    with pytest.raises(UsageError, match="Did you mean 'rtx'"):
-        refuse_other_target(manifest, "rtz")

@@ -1,4 +1,4 @@
-"""The settings of tiling: what is refused, and the way through JSON."""
+"""Settings of tiling: wrong ones are refused, and right ones survive JSON."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def rtx(tmp_path_factory):
 
 @pytest.fixture
 def rtx_copy(rtx, tmp_path):
-    """That, to be changed: `rtx_copy(field=value) -> Bundle`, with other fields of the manifest."""
+    """Copy that bundle with other fields of its manifest: `rtx_copy(field=value) -> Bundle`."""
     import shutil
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Engines of the demo model for SM86, and every reason not to build any. No GPU is needed, or used."""
+"""Builds of engines of the demo model for SM86, and every reason to refuse one. No GPU is needed or used."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from visprune.bundle import Bundle
 from visprune.engines import Caps, build, cache
 from visprune.engines import build_process as child
 from visprune.engines.build_job import plan
+from visprune.engines.build_options import BuildOptions
 from visprune.engines.builder import Request, build_engine
 from visprune.engines.rewrite_graph import prepare
 from visprune.errors import (
@@ -37,7 +38,7 @@ from visprune.runtime.backends.profiles import Limits, profiles
 
 @pytest.fixture(scope="module")
 def built(rtx, tmp_path_factory):
-    """The demo model built once, what was said of it, and the cache it left."""
+    """The demo model built once: the bundle, the calls of progress, and the cache directory."""
     cache_home, place, said = tmp_path_factory.mktemp("engines"), tmp_path_factory.mktemp("built"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache_home))
@@ -47,19 +48,19 @@ def built(rtx, tmp_path_factory):
 
 @pytest.fixture
 def cached(built, monkeypatch):
-    """The cache with these engines."""
+    """The cache that holds these engines."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(built[2]))
     return built[2] / "visprune" / "engines"
 
 
 @pytest.fixture
 def no_child(monkeypatch):
-    """No engine can be built: what comes is from the cache."""
+    """Fail if an engine is built: all of them must come from the cache."""
 
     def fail(*arguments):
         raise AssertionError("an engine was built")
 
-    monkeypatch.setattr("visprune.engines.build_job.build_in_child", fail)
+    monkeypatch.setattr("visprune.engines.build_job.build_in_subprocess", fail)
 
 
 def token_pruner(bundle, output):
@@ -143,9 +144,9 @@ class TestBuild:
 
 
 def test_what_the_bench_adds_beside_engines_has_engines(built, tmp_path):
-    from visprune.bench.make_bundle import make
+    from visprune.bench.make_bundle import export_variant
 
-    made = make(built[0], "random", tmp_path, lambda *_: None, engines=True)
+    made = export_variant(built[0], "random", tmp_path, lambda *_: None, engines=True)
     assert made.manifest.pruning.method == "random"
     assert {engine.sm for engine in made.manifest.engines} == {86}
     assert [engine.graph for engine in made.manifest.engines] == list(made.manifest.graphs)
@@ -176,7 +177,7 @@ class TestRefused:
     def test_fp8_before_sm89(self, rtx, tmp_path):
         parts = Quantization({"decoder": "fp8"}, 0, (), (), "quantization.json")
         bundle = Bundle(rtx.path, replace(rtx.manifest, quantization=parts))
-        assert [str(p) for p in plan(bundle, sm=(86, 89)).problems] == [
+        assert [str(p) for p in plan(bundle, BuildOptions(sm=(86, 89))).problems] == [
             "SM86 has no fp8: that begins with SM89. Quantize with --precision int8 for this GPU."
         ]
 
@@ -280,14 +281,14 @@ class TestChild:
         with pytest.raises(
             EngineError, match=r"cannot read token_pruner at node 'odd' \(Ungather\)"
         ) as caught:
-            child.build_in_child(token_pruner(bundle, tmp_path / "engine"), tmp_path / "talk")
+            child.build_in_subprocess(token_pruner(bundle, tmp_path / "engine"), tmp_path / "talk")
         assert "likely has no Ungather" in caught.value.hint
 
     def test_an_engine_that_cannot_be_written(self, rtx, tmp_path):
         (tmp_path / "talk").mkdir()
         request = token_pruner(rtx, tmp_path / "nowhere" / "engine")
         with pytest.raises(EngineError, match="token_pruner cannot be written: No such file") as caught:
-            child.build_in_child(request, tmp_path / "talk")
+            child.build_in_subprocess(request, tmp_path / "talk")
         assert "Free some space" in caught.value.hint
 
     def test_a_graph_that_is_none(self, rtx_copy, tmp_path):
@@ -301,15 +302,15 @@ class TestChild:
         (tmp_path / "outcome.json").write_text('{"kind": "Eng')
         monkeypatch.setattr(child, "_wait", lambda *_: 1)
         with pytest.raises(EngineError, match="token_pruner for SM86 failed with exit code 1"):
-            child.build_in_child(token_pruner(rtx, tmp_path / "engine"), tmp_path)
+            child.build_in_subprocess(token_pruner(rtx, tmp_path / "engine"), tmp_path)
 
     def test_its_last_words_are_told(self, tmp_path, rtx):
         request = token_pruner(rtx, tmp_path / "engine")
         log = tmp_path / "stderr.txt"
         log.write_text("a\nb\nc\nd\n")
-        assert "said last: b c d" in str(child._died(request, 3, log))
-        assert isinstance(child._died(request, -11, log), VispruneError)
-        assert "SIGSEGV" in str(child._died(request, -11, log))
+        assert "said last: b c d" in str(child._failure(request, 3, log))
+        assert isinstance(child._failure(request, -11, log), VispruneError)
+        assert "SIGSEGV" in str(child._failure(request, -11, log))
 
 
 def _build_in(path, output):

@@ -1,8 +1,8 @@
-"""Engines that the GPU's own machine builds, where there is none.
+"""Engines that are built on the machine with the GPU, tested without a GPU.
 
-The package `tensorrt` needs a GPU to build. A module of that name stands in for it, which has all of
-`tensorrt_rtx` and a version of its own. So Polygraphy and the parser and builder behind it are real, but what
-they build is TensorRT-RTX's, and no proof for TensorRT on a Jetson. The GPU is named, and does not exist.
+The package `tensorrt` needs a GPU to build. A module of that name stands in for it: it has everything of
+`tensorrt_rtx`, and a version of its own. So Polygraphy, the parser and the builder are real, but the engines
+are those of TensorRT-RTX, and prove nothing for TensorRT on a Jetson. The reported GPU does not exist.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def jetpack6(tmp_path_factory):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """`gpu(found)`: what this machine has."""
+    """Set the GPU that this machine reports: `gpu(found)`."""
     return lambda found: monkeypatch.setattr("visprune.machine.gpu", lambda: found)
 
 
 @pytest.fixture
 def tensorrt(tmp_path_factory, monkeypatch):
-    """`tensorrt(version)`: one that is installed, for this process and those it starts."""
+    """Install a TensorRT of a version for this process and its subprocesses: `tensorrt(version)`."""
 
     def install(version):
         folder = tmp_path_factory.mktemp("installed")
@@ -57,7 +57,7 @@ def tensorrt(tmp_path_factory, monkeypatch):
 
 
 def test_on_an_orin(jetpack6, tmp_path, monkeypatch, gpu, tensorrt, capsys):
-    """Its primitive graphs of opset 19 become engines, and what was measured is kept."""
+    """Its graphs of opset 19 become engines, and the timing cache is kept."""
     gpu(ORIN)
     tensorrt("10.3.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -75,12 +75,12 @@ def test_on_an_orin(jetpack6, tmp_path, monkeypatch, gpu, tensorrt, capsys):
 
 
 def test_what_was_measured_may_be_out_of_reach(tmp_path):
-    """It only saves time: an engine is built without."""
+    """The timing cache only saves time: without it the engine is built all the same."""
     (tmp_path / "timings").mkdir()
-    assert builder._measured(str(tmp_path / "timings")) is None
-    assert builder._measured(None) is None
+    assert builder._open_timings(str(tmp_path / "timings")) is None
+    assert builder._open_timings(None) is None
     (tmp_path / "file").write_bytes(b"seconds")
-    with builder._measured(str(tmp_path / "file")) as file:
+    with builder._open_timings(str(tmp_path / "file")) as file:
         assert file.read() == b"seconds"
 
 
@@ -122,7 +122,7 @@ def test_refused_before_anything_is_built(case, jetpack6, tmp_path, monkeypatch,
         monkeypatch.setitem(sys.modules, "tensorrt", None)
     else:
         tensorrt(version)
-    monkeypatch.setattr("visprune.engines.build_job.build_in_child", None)
+    monkeypatch.setattr("visprune.engines.build_job.build_in_subprocess", None)
     with pytest.raises(kind, match=match):
         build(jetpack6, tmp_path / "new", **{"target": "jetpack6"} | options)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,8 @@
-"""Profiles of the demo model, and of manifests with other numbers. Those of every family are checked by
-`rtx_engines.consistent` where their engines are built, in tests/export/graph/test_tensorrt_rtx.py."""
+"""Profiles of the demo model, and of manifests with other numbers.
+
+The profiles of every model family are checked by `rtx_engines.consistent` where their engines are built, in
+tests/export/graph/test_tensorrt_rtx.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 from visprune.budget import LayerBudget
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
-from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve_limits
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)
@@ -64,28 +67,28 @@ def test_limits_of_the_user(rtx):
 )
 def test_limits_that_cannot_be(settings, match, rtx):
     with pytest.raises(UsageError, match=match):
-        resolve(rtx.manifest, Limits(**settings))
+        resolve_limits(rtx.manifest, Limits(**settings))
 
 
 def test_a_prompt_of_tiles(rtx):
     # The whole picture, four tiles, 3 x 24 newlines, 512 tokens of text.
-    assert resolve(tiled(rtx.manifest, NEXT), Limits()).max_prompt == 5 * 576 + 72 + 512
+    assert resolve_limits(tiled(rtx.manifest, NEXT), Limits()).max_prompt == 5 * 576 + 72 + 512
 
 
 def test_more_than_topk_can_choose(rtx):
     manifest = tiled(rtx.manifest, ONEVISION)
-    assert resolve(manifest, Limits()).max_prompt == TOPK_LIMIT
+    assert resolve_limits(manifest, Limits()).max_prompt == TOPK_LIMIT
     with pytest.raises(UnsupportedError, match="keep_tokens can be 8000, and TensorRT's TopK") as caught:
-        resolve(manifest, Limits(max_prompt=8000))
+        resolve_limits(manifest, Limits(max_prompt=8000))
     assert caught.value.hint == "Give --max-prompt 3840 or less."
 
 
 def test_pruning_inside_chooses_from_the_text_too(rtx):
     inside = LayerPruning("fastv", {}, (0,), "attention", "original", LayerBudget(1, 0.5))
     manifest = changed(rtx.manifest, layer_pruning=inside)
-    assert resolve(manifest, Limits(max_images=100)).max_prompt == TOPK_LIMIT
+    assert resolve_limits(manifest, Limits(max_images=100)).max_prompt == TOPK_LIMIT
     with pytest.raises(UnsupportedError, match=r"keep_tokens.0 can be 3841"):
-        resolve(manifest, Limits(max_prompt=3841))
+        resolve_limits(manifest, Limits(max_prompt=3841))
 
 
 def test_a_dimension_that_nobody_knows(rtx):
@@ -97,7 +100,7 @@ def test_a_dimension_that_nobody_knows(rtx):
 
 
 def pruned_inside(manifest, layers, **budget):
-    """The demo's manifest as if it pruned inside the LLM, in graphs of its own for each segment."""
+    """The demo's manifest, changed to prune inside the LLM, with a graph for each segment."""
     inside = LayerPruning("fastv", {}, layers, "attention", "original", LayerBudget(len(layers), **budget))
     *before, last = manifest.stages
     whole = manifest.graphs[last.graph]
@@ -130,7 +133,7 @@ def test_a_cache_in_place_has_no_range(rtx):
 
 
 def test_later_caches_are_shorter(rtx):
-    """The demo's pictures come in as 72 tokens."""
+    """An image of the demo enters the LLM as 72 tokens."""
     once = pruned_inside(rtx.manifest, (1,), ratio=0.5, rounding="nearest")
     assert capacities(once, Limits(max_prompt=656, max_cache=1024)) == {
         "decoder_segment_0": 1024,
@@ -145,7 +148,7 @@ def test_later_caches_are_shorter(rtx):
 
 
 def test_more_pictures_than_fit_leave_room_for_those_that_do(rtx):
-    """Two of 72 fit into 200: 56 of text, and what is left of each, 1."""
+    """Two images of 72 tokens fit into 200, with 56 tokens of text. 1 of their tokens remains later."""
     manifest = pruned_inside(rtx.manifest, (1,), ratio=0.01)
     limits = Limits(max_images=50, max_prompt=200, max_cache=200)
     assert capacities(manifest, limits)["decoder_segment_1"] == 200 - 2 * 72 + 1 + 7

@@ -1,7 +1,7 @@
-"""The form that engines are built of computes what the exported graph computes, on ONNX Runtime.
+"""The rewritten form of a graph computes what the exported graph computes, on ONNX Runtime.
 
-Both are fed the same, step by step. What a buffer has room for and does not hold is filled with large
-numbers, so whatever read it would show.
+Both get the same inputs, step by step. Unused places of a buffer are filled with large numbers, so that a
+node which reads them is noticed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
-    """A case's bundle in float32, exported once."""
+    """Export the bundle of a case in float32, once: `exported(case) -> Bundle`."""
     made = {}
 
     def get(case):
@@ -61,7 +61,7 @@ def decoders(bundle):
 
 
 def drawn(spec, rows, place):
-    """What one input is fed of `rows` new tokens, the first of which is token `place`."""
+    """Return random values of one input for `rows` new tokens, the first of which is token `place`."""
     rng = np.random.default_rng([place, len(spec.name)])
     if spec.name == "position_ids":
         return np.arange(place, place + rows)[None]
@@ -190,7 +190,7 @@ READERS = {
 
 @pytest.mark.parametrize("case", READERS)
 def test_a_node_that_is_not_known_is_named(case, tmp_path):
-    """Whatever reads the cache in another way, its columns must not be taken for tokens."""
+    """A node that reads the cache in an unknown way is refused: it may not take unused columns for tokens."""
     operator, inputs, shape = READERS[case]
     cache, held = [1, 2, "P", 8], [1, 2, "P + S", 8]
     nodes = [

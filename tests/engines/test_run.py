@@ -1,4 +1,4 @@
-"""Engines answer as ONNX Runtime does: TensorRT and CUDA are called, and the GPU is not there."""
+"""Engines answer as ONNX Runtime does. The calls of TensorRT and CUDA go to stand-ins that need no GPU."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from visprune.runtime.backends.profiles import Limits
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
 STEPS = 8
-NEVER = 1  # ends no answer
+NEVER = 1  # a token that ends no answer
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """One of 86 with TensorRT, to be filled at will."""
+    """A simulated GPU of SM86 with TensorRT, whose memory a test may limit."""
     made = Gpu()
     made.install(monkeypatch)
     fake_tensorrt.install(monkeypatch, made, version=VERSION)
@@ -43,7 +43,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory):
-    """Pruned before the LLM and inside it, so cut into segments; float32, and it does not end its answers."""
+    """A float32 bundle pruned before and inside the LLM, so cut into segments; no answer ends early."""
     from visprune.export import export
 
     folder = tmp_path_factory.mktemp("inside")
@@ -70,7 +70,7 @@ def picture(seed):
 
 
 def turns(pipeline, **keep):
-    """The tokens of a chat of three turns, with pictures in two of them, and what was kept."""
+    """Chat in three turns, two of them with images, and return the tokens and the kept visual tokens."""
     chat = pipeline.chat(**keep)
     said = []
     for prompt, images in (("What is it?", [picture(1)]), ("And why?", []), ("This one?", [picture(2)])):
@@ -80,7 +80,7 @@ def turns(pipeline, **keep):
 
 
 def logits(pipeline, tokens):
-    """Of a prompt with a picture, and after each of these tokens."""
+    """Return the logits of a prompt with an image, and those after each of these tokens."""
     chat = pipeline.chat()
     shown = pipeline.loaded.pictures.add([], [picture(3)], [])
     text = pipeline.manifest.text
@@ -99,7 +99,7 @@ class TestSameAnswers:
             wanted, found = logits(cpu, range(20, 26)), logits(engines, range(20, 26))
             np.testing.assert_allclose(found[0], wanted[0], atol=1e-4)
             assert found[1] == wanted[1]
-            assert len(set(wanted[1])) > 1  # or any answer would do
+            assert len(set(wanted[1])) > 1  # otherwise any answer would pass
 
     def test_of_the_demo_in_float16(self, rtx, gpu, tmp_path):
         shutil.copytree(rtx.path, tmp_path / "demo")
@@ -274,7 +274,7 @@ class TestMemory:
     def test_too_little_is_refused_before_loading(self, inside_engines, gpu):
         gpu.total = 250_000
         for low_memory in (False, True):
-            with pytest.raises(UnsupportedError, match=r"GPU has 0\.25 MB of free memory, and"):
+            with pytest.raises(UnsupportedError, match=r"GPU has 250 kB of free memory, and"):
                 load(inside_engines.path, provider="tensorrt", low_memory=low_memory)
             assert gpu.peak == 0
         gpu.total = 1 << 40
@@ -306,7 +306,7 @@ class TestLimits:
             with pytest.raises(InputError, match=r"takes at most 40 new tokens, and this has \d+") as caught:
                 chat.generate("a" * 40, max_new_tokens=2)
             assert "--max-prompt" in caught.value.hint
-            found = chat.generate("a", max_new_tokens=4)  # nothing of it is left
+            found = chat.generate("a", max_new_tokens=4)  # the refused prompt left nothing behind
             assert found.token_ids == cpu.generate(None, "a", max_new_tokens=4).token_ids
 
     def test_more_pictures_than_the_profile_takes(self, inside_engines, gpu):

@@ -1,4 +1,4 @@
-"""The real TensorRT and CUDA, wherever there is a GPU: engines answer as ONNX Runtime does on the CPU."""
+"""Engines on a real GPU, where there is one, answer as ONNX Runtime does on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from visprune.targets import TARGETS
 
 pytestmark = pytest.mark.gpu
 
-TOLERANCE = 0.1  # of float16 logits, relative to the largest
+TOLERANCE = 0.1  # error of float16 logits, relative to the largest logit
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def built(request, sm, tmp_path_factory):
 
 
 def answers(bundle, provider, **options):
-    """Tokens of a chat of two turns, and the logits of its first prompt."""
+    """Chat in two turns, and return the tokens, and the logits of a prompt of three tokens."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
     with load(bundle.path, provider=provider, **options) as pipeline:
         chat = pipeline.chat()

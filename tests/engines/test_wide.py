@@ -1,4 +1,7 @@
-"""One layer of each wide shape becomes TensorRT-RTX engines, without a GPU. All: measurements/engines.py."""
+"""One layer of each wide shape becomes TensorRT-RTX engines, without a GPU.
+
+measurements/engines.py builds all layers.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def _export(shape, path):
         text_config=text,
         image_token_id=259,
     )
-    with torch.device("meta"):  # its own random weights take longer
+    with torch.device("meta"):  # the random weights of transformers take longer
         model = transformers.LlavaForConditionalGeneration(config).half()
     model.to_empty(device="cpu")
     torch.manual_seed(0)

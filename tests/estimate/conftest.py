@@ -1,4 +1,4 @@
-"""The tiny checkpoints, which estimates are made for."""
+"""Fixtures: tiny checkpoints that estimates are made for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of boards, against the figures that NVIDIA prints."""
+"""The table of boards agrees with the figures that NVIDIA prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TERA = 1e12
 @pytest.mark.parametrize(
     ("name", "precision", "printed"),
     [
-        # Dense, as printed; or half of the sparse figure, where only that is; Jetsons without their DLAs.
+        # Dense figures as printed, or half of a printed sparse figure; those of Jetsons without the DLAs.
         ("orin-nano-4gb", "int8", 20 / 2),
         ("orin-nano-8gb", "int8", 40 / 2),
         ("orin-nano-8gb-super", "int8", 67 / 2),

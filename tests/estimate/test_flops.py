@@ -1,4 +1,4 @@
-"""The calculator against the figures that papers print, and against sums made by hand."""
+"""Savings in work agree with the figures that papers print, and with sums made by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
 from visprune.estimate.flops import (
     Saving,
-    Schedule,
     head_macs,
     in_unit,
     patch_embedding_macs,
@@ -22,13 +21,14 @@ from visprune.estimate.flops import (
     savings,
     tower_macs,
 )
+from visprune.estimate.token_schedule import Schedule
 from visprune.manifest import LayerPruning
 from visprune.work import LayerWork, Shapes
 
 LLAVA_7B = Shapes(1024, 4096, 23, 577, 576, 588, ((1024, 4096), (4096, 4096)), 4096, 11008, 32, 32064)
 SEVEN, THIRTEEN = (4096, 11008), (5120, 13824)
 
-# Of the tiny bundle's own sizes: 16 visual tokens, 2 layers of 8.
+# Shapes of the tiny bundle: 16 visual tokens, 2 layers of width 8.
 TINY = Shapes(6, 5, 2, 17, 16, 588, ((3, 8), (8, 8)), 8, 20, 2, 259)
 
 
@@ -38,7 +38,7 @@ def inside(boundary="attention", layer=0, ratio=0.5, **changes):
 
 
 class TestPublished:
-    """Each to the digits in print."""
+    """Figures of papers, to the digits in print."""
 
     def test_the_7b_decoder_exactly(self):
         macs = Schedule.even(32, 576).macs(LayerWork(*SEVEN, "F3"))
@@ -169,7 +169,7 @@ def test_for_people(unpruned, pruned, text):
 class TestSavings:
     @pytest.fixture
     def manifest(self, tiny_bundle):
-        """The tiny bundle's manifest with LLaVA-1.5-7B's sizes."""
+        """Return the tiny bundle's manifest with LLaVA-1.5-7B's sizes."""
         manifest = Bundle.open(tiny_bundle).manifest
         return replace(
             manifest,

@@ -1,4 +1,4 @@
-"""Rates from measurements: made-up ones of a machine whose rates are known, and what cannot be used."""
+"""Rates are fitted to made-up measurements of known rates, and unusable measurements are refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pytest
 from visprune import cli
 from visprune.bench.calibration_report import read_calibration
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Machine, Repetition, Row
-from visprune.bench.report.report import Work as Asked
+from visprune.bench.report.report import Workload as Asked
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, UsageError
 from visprune.estimate.boards import board
-from visprune.estimate.devices import ASSUMED, measured_machine, of_board
+from visprune.estimate.devices import ASSUMED, board_device, measured_device
+from visprune.estimate.known_models import KNOWN
 from visprune.estimate.measured_rates import Observation, fit
-from visprune.estimate.plan import Prompt, make_plan
-from visprune.estimate.planned_model import KNOWN, of_bundle, prune
-from visprune.estimate.roofline import Rates, Work, estimate, works
+from visprune.estimate.plan import PlannedPrompt, make_plan
+from visprune.estimate.planned_model import bundle_model, prune
+from visprune.estimate.roofline import Rates, StageWork, estimate, stage_works
 from visprune.export.export_options import ExportOptions
 from visprune.work import Shapes
 
@@ -28,11 +29,11 @@ SEVEN, HALF = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-onevision-qwen2-0.5b-o
 
 
 def observed(rates=TRUE, noise=1.0, name=SEVEN):
-    """Every stage at two ratios, as a machine of these rates would run it."""
+    """Return every stage at two ratios, with the times of a machine that has these rates."""
     found = []
     for ratio in (1.0, 0.25):
-        subject = prune(KNOWN[name], ExportOptions(method="fopru-rank", ratio=ratio))
-        for work in works(subject, subject.tokens(64), 16, "fp32", 4):
+        model = prune(KNOWN[name], ExportOptions(method="fopru-rank", ratio=ratio))
+        for work in stage_works(model.sizes, model.tokens(64), 16, "fp32", 4):
             found.append(Observation(work, estimate(work, rates).seconds * noise))
     return found
 
@@ -54,19 +55,22 @@ class TestFit:
         assert asdict(slow) == pytest.approx({name: rate / 2 for name, rate in asdict(fast).items()})
 
     def test_stages_that_cannot_tell_rates_apart_share_one(self):
-        alike = [Observation(Work(stage, 100, 10, 1), 11.0) for stage in ("vision", "prefill")]
-        found = fit([*alike, Observation(Work("decode", 1, 1, 40), 10.0)])
+        alike = [Observation(StageWork(stage, 100, 10, 1), 11.0) for stage in ("vision", "prefill")]
+        found = fit([*alike, Observation(StageWork("decode", 1, 1, 40), 10.0)])
         assert found.linear == pytest.approx(10.0)
         assert found.attention == pytest.approx(10.0)
         assert found.bytes == 4.0
 
     def test_times_that_no_positive_rates_explain_give_one_rate(self):
-        odd = [Observation(Work("vision", 100, 0, 1), 10.0), Observation(Work("prefill", 100, 100, 1), 2.0)]
-        found = fit([*odd, Observation(Work("decode", 1, 1, 40), 10.0)])
+        odd = [
+            Observation(StageWork("vision", 100, 0, 1), 10.0),
+            Observation(StageWork("prefill", 100, 100, 1), 2.0),
+        ]
+        found = fit([*odd, Observation(StageWork("decode", 1, 1, 40), 10.0)])
         assert found.linear == found.attention > 0
 
-    def test_a_stage_that_waits_for_bytes_says_nothing_of_flops(self):
-        waiting = Observation(Work("prefill", 1, 0, int(100 * TRUE.bytes)), 100.0)
+    def test_a_memory_bound_stage_says_nothing_of_flops(self):
+        waiting = Observation(StageWork("prefill", 1, 0, int(100 * TRUE.bytes)), 100.0)
         found = fit([*observed(), waiting])
         assert found == fit(observed())
 
@@ -84,13 +88,13 @@ def bundle(tiny_copy, edit_manifest):
 
 
 def row(path, name="tiny", precision="fp32", factor=1.0, rates=TRUE, text=40):
-    """A row as the bench would write it, of a machine of these rates."""
-    subject = of_bundle(Bundle.open(path).manifest, name)
-    tokens = subject.tokens(text)
+    """Return a row as the bench would write it on a machine with these rates."""
+    model = bundle_model(Bundle.open(path).manifest, name)
+    tokens = model.tokens(text)
     item_size = 2 if precision == "fp16" else 4
     done = {
         w.stage: 1e3 * factor * estimate(w, rates).seconds
-        for w in works(subject, tokens, 8, precision, item_size)
+        for w in stage_works(model.sizes, tokens, 8, precision, item_size)
     }
     stages = {"vision_encoder": done["vision"], "token_pruner": 1.0, "prefill": done["prefill"], "other": 3.0}
     noise = (0.9, 1.0, 1.0, 1.7)
@@ -141,12 +145,14 @@ class TestRead:
         found = read_calibration(report(tmp_path, *rows))
         assert list(found.rates) == ["fp32", "int8"]
         assert found.bundles == ("tiny", "small")
-        assert measured_machine(found).precisions == ("fp32", "int8")
+        assert measured_device(found).precisions == ("fp32", "int8")
 
     def test_a_plan_of_what_was_measured_is_what_was_measured(self, tmp_path, bundle):
         measured = row(bundle)
-        device = measured_machine(read_calibration(report(tmp_path, measured)))
-        plan = make_plan(of_bundle(Bundle.open(bundle).manifest, "tiny"), device, "fp32", Prompt(40, 8))
+        device = measured_device(read_calibration(report(tmp_path, measured)))
+        plan = make_plan(
+            bundle_model(Bundle.open(bundle).manifest, "tiny"), device, "fp32", PlannedPrompt(40, 8)
+        )
         told = {stage.stage: stage.expected_ms for stage in plan.stages}
         median = measured.repetitions[1]  # of 0.9, 1, 1 and 1.7
         assert told["decode"] == pytest.approx(median.per_token)
@@ -170,7 +176,7 @@ class TestRead:
 
 class TestBoards:
     def gpu(self, tmp_path, bundle, share):
-        """A report of a GPU that reaches a share of the peaks of an RTX 4060."""
+        """Write a report of a GPU that reaches a share of the peaks of an RTX 4060."""
         found = board("rtx-4060")
         peak = found.peak("fp16") * share
         rates = Rates(peak, peak, found.bandwidth * 1e9 * share)
@@ -178,7 +184,7 @@ class TestBoards:
 
     def test_shares_are_measured_and_hold_for_other_precisions(self, tmp_path, bundle):
         found = board("rtx-4060")
-        device = of_board(found, read_calibration(self.gpu(tmp_path, bundle, 0.25)))
+        device = board_device(found, read_calibration(self.gpu(tmp_path, bundle, 0.25)))
         assert device.rates["fp16"].bytes == pytest.approx(found.bandwidth * 1e9 / 4, rel=0.2)
         ratio = {p: device.rates[p].linear / found.peak(p) for p in device.precisions}
         assert len({round(value, 9) for value in ratio.values()}) == 1
@@ -186,14 +192,14 @@ class TestBoards:
 
     def test_faster_than_the_datasheet_is_another_device(self, tmp_path, bundle):
         with pytest.raises(UsageError, match="times what the datasheet"):
-            of_board(board("rtx-4060"), read_calibration(self.gpu(tmp_path, bundle, 4.0)))
+            board_device(board("rtx-4060"), read_calibration(self.gpu(tmp_path, bundle, 4.0)))
 
     def test_a_processor_says_nothing_of_a_gpu(self, tmp_path, bundle):
         with pytest.raises(UsageError, match="measured on a CPU"):
-            of_board(board("rtx-4060"), read_calibration(report(tmp_path, row(bundle))))
+            board_device(board("rtx-4060"), read_calibration(report(tmp_path, row(bundle))))
 
     def test_without_one_shares_are_assumed_and_said(self):
-        device = of_board(board("rtx-4060"))
+        device = board_device(board("rtx-4060"))
         assert device.rates["fp16"].bytes == 272e9 * ASSUMED.bytes
         assert any(line.startswith("Assumed, not measured: 50%") for line in device.sources)
 

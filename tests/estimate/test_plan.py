@@ -1,4 +1,4 @@
-"""Plans and the command: what fits, what binds, what reaches a time, what is refused."""
+"""Plans and their command: memory, bounds, choices for a wanted time, and refusals."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import pytest
 from visprune import cli
 from visprune.errors import UnsupportedError, UsageError
 from visprune.estimate.boards import BOARDS, board
-from visprune.estimate.devices import of_board
-from visprune.estimate.plan import RATIOS, Prompt, best, choices, make_plan
-from visprune.estimate.planned_model import KNOWN, prune
+from visprune.estimate.choices import RATIOS, best, choices
+from visprune.estimate.devices import board_device
+from visprune.estimate.known_models import KNOWN
+from visprune.estimate.plan import PlannedPrompt, make_plan
+from visprune.estimate.planned_model import prune
 from visprune.export.export_options import ExportOptions
 from visprune.work import Shapes
 
 SEVEN = "llava-hf/llava-1.5-7b-hf"
-ORIN = of_board(board("orin-nx-16gb"))
+ORIN = board_device(board("orin-nx-16gb"))
 TINY = Shapes(6, 5, 2, 17, 16, 588, ((3, 8), (8, 8)), 8, 20, 2, 259)
 
 
-def subject(**options):
+def pruned(**options):
     return prune(KNOWN[SEVEN], ExportOptions(**{"method": "fopru-row", **options}))
 
 
 @pytest.fixture
 def call(capfd):
-    """Run the verb in this process: (exit code, stdout, stderr)."""
+    """Run the command in this process: (exit code, stdout, stderr)."""
 
     def run(*arguments):
         code = cli.run_command("plan", [str(a) for a in arguments])
@@ -41,7 +43,7 @@ def call(capfd):
 
 class TestPlan:
     def test_the_floor_of_a_token_by_hand(self):
-        plan = make_plan(subject(ratio=0.25), ORIN, "int8", Prompt())
+        plan = make_plan(pruned(ratio=0.25), ORIN, "int8", PlannedPrompt())
         weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32064
         cache = 3 * 524_288 * (144 + 64 + 64)
         assert plan.token.peak_ms == pytest.approx((weights + cache) / 102e9 * 1e3)
@@ -49,7 +51,7 @@ class TestPlan:
         assert plan.token.binds == "bytes"
 
     def test_the_floor_of_the_prefill_by_hand(self):
-        plan = make_plan(subject(ratio=0.25), ORIN, "int8", Prompt())
+        plan = make_plan(pruned(ratio=0.25), ORIN, "int8", PlannedPrompt())
         linear = 2 * (208 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32064)
         attention = 2 * 32 * 2 * 208**2 * 4096
         cycles = 8 * 918e6
@@ -60,68 +62,70 @@ class TestPlan:
         assert prefill.binds == "FLOPs"
 
     def test_sums(self):
-        plan = make_plan(subject(ratio=0.5), ORIN, "fp16", Prompt())
+        plan = make_plan(pruned(ratio=0.5), ORIN, "fp16", PlannedPrompt())
         assert [stage.stage for stage in plan.stages] == ["vision", "projector", "prefill", "decode"]
         assert plan.first_token_ms == pytest.approx(sum(s.expected_ms for s in plan.stages[:3]))
         assert plan.first_token_peak_ms < plan.first_token_ms
 
     def test_what_fits(self):
-        nano, big = of_board(board("orin-nano-8gb")), of_board(board("agx-orin-64gb"))
-        assert make_plan(subject(), nano, "fp16", Prompt()).fits is False
-        assert make_plan(subject(), nano, "int4", Prompt()).fits is True
-        assert make_plan(subject(), big, "fp16", Prompt()).fits is True
+        nano, big = board_device(board("orin-nano-8gb")), board_device(board("agx-orin-64gb"))
+        assert make_plan(pruned(), nano, "fp16", PlannedPrompt()).fits is False
+        assert make_plan(pruned(), nano, "int4", PlannedPrompt()).fits is True
+        assert make_plan(pruned(), big, "fp16", PlannedPrompt()).fits is True
 
     @pytest.mark.parametrize("name", BOARDS)
     def test_more_tokens_are_never_faster(self, name):
-        device = of_board(board(name))
+        device = board_device(board(name))
         for precision in device.precisions:
-            plans = [make_plan(subject(ratio=r), device, precision, Prompt()) for r in sorted(RATIOS)]
+            plans = [make_plan(pruned(ratio=r), device, precision, PlannedPrompt()) for r in sorted(RATIOS)]
             for fewer, more in pairwise(plans):
                 assert fewer.first_token_ms <= more.first_token_ms
                 assert fewer.token.expected_ms <= more.token.expected_ms
                 assert fewer.memory.total <= more.memory.total
 
     def test_fewer_bits_are_never_slower_to_decode(self):
-        times = [make_plan(subject(), ORIN, p, Prompt()).token.expected_ms for p in ("fp16", "int8", "int4")]
+        times = [
+            make_plan(pruned(), ORIN, p, PlannedPrompt()).token.expected_ms for p in ("fp16", "int8", "int4")
+        ]
         assert times == sorted(times, reverse=True)
 
-    def test_few_tokens_wait_for_bytes_and_it_says_so(self):
-        thor = of_board(board("agx-thor"))
-        plan = make_plan(subject(ratio=0.125), thor, "fp16", Prompt(text_tokens=8))
+    def test_a_prefill_of_few_tokens_is_memory_bound_and_it_says_so(self):
+        thor = board_device(board("agx-thor"))
+        plan = make_plan(pruned(ratio=0.125), thor, "fp16", PlannedPrompt(text_tokens=8))
         assert plan.stages[2].binds == "bytes"
         assert any("fewer visual tokens gain no more" in line for line in plan.findings)
 
     def test_sources_and_assumptions_are_named(self):
-        plan = make_plan(subject(), ORIN, "int4", Prompt())
+        plan = make_plan(pruned(), ORIN, "int4", PlannedPrompt())
         assert any("DS-10712-001" in line for line in plan.sources)
         assert any("Assumed: 2 GiB" in line for line in plan.sources)
         assert "This version of visprune builds no int4 engine for SM87." in plan.findings
 
     def test_refusals(self):
         with pytest.raises(UnsupportedError, match="SM87 has no fp8"):
-            make_plan(subject(), ORIN, "fp8", Prompt())
+            make_plan(pruned(), ORIN, "fp8", PlannedPrompt())
         with pytest.raises(UnsupportedError, match="Nothing is known of fp32"):
-            make_plan(subject(), ORIN, "fp32", Prompt())
+            make_plan(pruned(), ORIN, "fp32", PlannedPrompt())
         with pytest.raises(UsageError, match="no precision 'int9'"):
-            make_plan(subject(), ORIN, "int9", Prompt())
+            make_plan(pruned(), ORIN, "int9", PlannedPrompt())
         with pytest.raises(UsageError, match="more than the 4096"):
-            make_plan(subject(), ORIN, "fp16", Prompt(new_tokens=4000))
+            make_plan(pruned(), ORIN, "fp16", PlannedPrompt(new_tokens=4000))
         with pytest.raises(UsageError, match="one tile"):
-            make_plan(subject(), ORIN, "fp16", Prompt(size=(336, 336)))
+            make_plan(pruned(), ORIN, "fp16", PlannedPrompt(size=(336, 336)))
         for numbers in ({"text_tokens": -1}, {"new_tokens": 0}, {"size": (0, 5)}):
             with pytest.raises(UsageError, match="no prompt"):
-                Prompt(**numbers)
+                PlannedPrompt(**numbers)
 
 
 class TestChoices:
     def test_every_ratio_in_every_precision(self):
-        found = choices(subject(), ORIN, Prompt(), 400.0)
+        found = choices(pruned(), ORIN, PlannedPrompt(), 400.0)
         assert [(c.ratio, c.precision) for c in found] == [(r, p) for r in RATIOS for p in ORIN.precisions]
         for choice in found:
             assert choice.reached == (choice.fits and choice.first_token_ms <= 400.0)
 
     def test_best_keeps_most_and_then_is_most_exact(self):
-        found = choices(subject(), ORIN, Prompt(), 400.0)
+        found = choices(pruned(), ORIN, PlannedPrompt(), 400.0)
         chosen = best(found)
         assert chosen is not None
         in_time = [c for c in found if c.reached]
@@ -129,22 +133,22 @@ class TestChoices:
         assert chosen is in_time[0]
 
     def test_a_time_that_none_reaches(self):
-        found = choices(subject(), ORIN, Prompt(), 1.0)
+        found = choices(pruned(), ORIN, PlannedPrompt(), 1.0)
         assert best(found) is None
 
     def test_what_does_not_fit_is_not_chosen(self):
-        found = choices(subject(), of_board(board("orin-nano-8gb")), Prompt(), 1e6)
+        found = choices(pruned(), board_device(board("orin-nano-8gb")), PlannedPrompt(), 1e6)
         assert best(found).precision == "int4"
         assert best(found).ratio == 1.0
 
     def test_a_method_with_one_ratio_varies_precision_alone(self):
-        found = choices(subject(method="none"), ORIN, Prompt(), 400.0)
+        found = choices(pruned(method="none"), ORIN, PlannedPrompt(), 400.0)
         assert [(c.ratio, c.precision) for c in found] == [(None, p) for p in ORIN.precisions]
 
     @pytest.mark.parametrize("time", [0.0, -1.0, float("nan")])
     def test_no_time(self, time):
         with pytest.raises(UsageError, match="No first token"):
-            choices(subject(), ORIN, Prompt(), time)
+            choices(pruned(), ORIN, PlannedPrompt(), time)
 
 
 class TestCommand:
@@ -156,7 +160,7 @@ class TestCommand:
         for said in (
             "kept 144 of 576",
             "usable: fits",
-            "waits for",
+            "bound by",
             "first token",
             "in time, best",
             "too late",

@@ -1,4 +1,4 @@
-"""What answers are taken to say."""
+"""Normal forms of answers, and the letter or the yes or no in them."""
 
 from __future__ import annotations
 

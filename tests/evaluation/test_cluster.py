@@ -1,4 +1,4 @@
-"""A real Ray cluster of two machines, as far as Ray can tell, one of which dies."""
+"""A real Ray cluster of two nodes on this machine, one of which is killed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from visprune.errors import BundleError, UsageError
 from visprune.evaluation import evaluate, read_questions
-from visprune.evaluation.answering import Job, Settings
+from visprune.evaluation.answering import AnswerJob, AnswerSettings, Candidate
 from visprune.evaluation.cluster import on_ray
 from visprune.evaluation.workers import Workers
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-SETTINGS = Settings(8)
+SETTINGS = AnswerSettings(8)
 ROOM = {"object_store_memory": 80_000_000}
 
 
@@ -40,13 +40,13 @@ def test_ray_answers_alike_also_when_a_machine_dies(cluster, demo_bundle, demo_d
             cluster.remove_node(cluster.machines.pop(), allow_graceful=False)
             died.append(done)
 
-    elsewhere = Job(Path("/nowhere/bundle"), "", None, "", SETTINGS)
+    elsewhere = AnswerJob(Candidate(Path("/nowhere/bundle")), "", "", SETTINGS)
     with (
         pytest.raises(BundleError, match=r"On the machine .* of the cluster: .*is not a bundle"),
         on_ray([elsewhere]),
     ):
         pass
-    wide = Settings(8, threads=64)
+    wide = AnswerSettings(8, threads=64)
     with pytest.raises(UsageError, match="64 processors"):
         evaluate([demo_bundle], questions, settings=wide, workers=Workers(ray=True))
     on_cluster = evaluate(

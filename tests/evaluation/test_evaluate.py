@@ -1,4 +1,4 @@
-"""Answers do not depend on who gives them, nor on how often that was stopped; and the figures are of them."""
+"""Answers depend neither on the processes that give them nor on interruptions; figures follow from them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 import visprune
-from visprune.demo.answers import exact_match
+from visprune.demo.answers import right_answers
 from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.evaluation import evaluate, read_questions
-from visprune.evaluation.answering import Answer, Candidate, Settings
+from visprune.evaluation.answering import Answer, AnswerSettings, Candidate
 from visprune.evaluation.questions import Question, Questions
-from visprune.evaluation.summary import Asked, summarise
+from visprune.evaluation.summary import EvaluatedBundle, summarise
 from visprune.evaluation.workers import Workers
 
-SETTINGS = Settings(8)
+SETTINGS = AnswerSettings(8)
 COUNT = 40  # questions of `demo_data`
 
 
@@ -44,7 +44,7 @@ def alone(demo_bundle, demo_data, answers):
 class TestProof:
     def test_the_accuracy_is_that_of_the_demo(self, alone, demo_bundle):
         with visprune.load(demo_bundle) as pipeline:
-            right = exact_match(pipeline, *held_out(COUNT))
+            right = right_answers(pipeline, *held_out(COUNT))
         pruned, unpruned = alone.rows
         assert pruned.figures[0].value == sum(right) / COUNT
         assert pruned.questions == COUNT
@@ -53,6 +53,16 @@ class TestProof:
         assert unpruned.difference is unpruned.agreement is None
         assert pruned.difference.value == pytest.approx(pruned.figures[0].value - unpruned.figures[0].value)
         assert pruned.difference.high < 0
+
+    def test_an_answer_that_the_limit_cuts_off_is_judged_by_its_text(self, alone, demo_bundle, demo_data):
+        """An answer of one token is right, and counted as cut; a place has two tokens, and is wrong."""
+        (row,) = evaluate(
+            [f"{demo_bundle}@1"], demo_data, settings=AnswerSettings(1), workers=Workers(1)
+        ).rows
+        short = [question for question in read_questions(demo_data).usable if " " not in question.answers[0]]
+        assert (row.questions, row.cut) == (COUNT, COUNT)
+        assert alone.rows[1].figures[0].value == 1.0
+        assert row.figures[0].value == len(short) / COUNT
 
     def test_four_processes_answer_alike(self, alone, demo_bundle, demo_data):
         both = [demo_bundle, f"{demo_bundle}@1"]
@@ -113,7 +123,7 @@ class TestRefused:
         with pytest.raises(UsageError, match="begun with other data"):
             evaluate([tiny_bundle], asked(3), workers=Workers(1), output=output)
         with pytest.raises(UsageError, match="max_new_tokens 16, and now it is 3"):
-            evaluate([tiny_bundle], asked(2), settings=Settings(3), workers=Workers(1), output=output)
+            evaluate([tiny_bundle], asked(2), settings=AnswerSettings(3), workers=Workers(1), output=output)
         assert output.read_bytes() == kept
         found = evaluate([tiny_bundle], asked(3), workers=Workers(1), output=output, force=True)
         assert found.questions == 3
@@ -129,7 +139,7 @@ class TestRefused:
             evaluate([f"{tiny_bundle}@1.5"], asked(1))
         for settings in ({"threads": 0}, {"max_new_tokens": 0}):
             with pytest.raises(UsageError, match=r"0 (threads|tokens)"):
-                Settings(**settings)
+                AnswerSettings(**settings)
         for workers in ({"processes": 0}, {"processes": 2, "ray": True}):
             with pytest.raises(UsageError):
                 Workers(**workers)
@@ -181,7 +191,7 @@ class TestQuestionsThatCannotBeAsked:
         assert output.exists()
 
     def test_if_there_are_no_others(self, questions, tiny_bundle):
-        with pytest.raises(InputError, match=r"could be asked nothing. Line 2 of"):
+        with pytest.raises(InputError, match=r"could not be asked any question. Line 2 of"):
             evaluate([tiny_bundle], replace(questions, usable=questions.usable[1:]), workers=Workers(1))
 
 
@@ -192,7 +202,7 @@ class TestFigures:
 
     def figures(self, metric, answers, *said):
         questions = self.questions(metric, answers)
-        bundles = [Asked(str(index), "m", unpruned=False) for index in range(len(said))]
+        bundles = [EvaluatedBundle(str(index), "m", unpruned=False) for index in range(len(said))]
         given = [{str(n): Answer(str(n), text) for n, text in enumerate(texts)} for texts in said]
         return summarise(questions, bundles, given)
 
@@ -254,3 +264,12 @@ def test_a_candidate_is_a_directory_and_maybe_a_ratio(tmp_path):
     assert Candidate.parse(f"{odd}@0.25") == Candidate(odd, 0.25)
     assert Candidate.parse("user@host") == Candidate(Path("user@host"))
     assert Candidate.parse("a@0.50").name == "a@0.5"
+
+
+def test_a_candidate_may_have_a_number_of_tokens(asked, tiny_bundle):
+    counted = Candidate(tiny_bundle, keep_tokens=8)
+    rows = evaluate([counted, f"{tiny_bundle}@0.5"], asked(2), workers=Workers(1)).rows
+    assert [row.asked.name for row in rows] == [f"{tiny_bundle}, 8 tokens", f"{tiny_bundle}@0.5"]
+    assert [row.kept for row in rows] == [0.5, 0.5]
+    with pytest.raises(UsageError):
+        evaluate([Candidate(tiny_bundle, ratio=0.5, keep_tokens=8)], asked(2))

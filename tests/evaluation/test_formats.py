@@ -1,4 +1,4 @@
-"""Tiny files of the published structures become the right questions; damaged ones are told."""
+"""Tiny files of the published structures become the right questions; damaged ones are reported."""
 
 from __future__ import annotations
 
@@ -327,4 +327,4 @@ def test_a_record_cannot_name_a_picture_elsewhere(folder):
     assert "outside" in found.skipped[0]
     with pytest.raises(InputError, match="outside") as caught:
         check(found, strict=False)
-    assert caught.value.hint == "Mend the data."
+    assert caught.value.hint == "Correct the data."

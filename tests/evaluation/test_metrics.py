@@ -9,12 +9,27 @@ import numpy as np
 import pytest
 
 from visprune.errors import UsageError
-from visprune.evaluation.metrics import METRICS, metric_named, vqa_accuracy
+from visprune.evaluation.metrics import METRICS, exact_match, metric_named, vqa_accuracy
 from visprune.evaluation.questions import Question
 
 
 def question(*answers, choices=()):
     return Question("1", "Line 1", Path("a.png"), "What?", answers, choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" Red.\n", True),
+        ("red", True),
+        ("cherry", True),
+        ("red and more", False),
+        ("a red", False),
+        ("", False),
+    ],
+)
+def test_an_exact_match_is_one_of_the_answers_and_nothing_more(text, right):
+    assert exact_match(text, ["Red", "cherry"]) is right
 
 
 @pytest.mark.parametrize("people", [4, 10])

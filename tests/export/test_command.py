@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,18 @@ def test_prints_graphs_parity_and_counts(model, tmp_path, capsys):
         assert words in printed.out
     assert "kept 4 of 16 visual tokens, 75% removed" in printed.out
     assert "tracing the graphs" in printed.err
+    assert "This export should take under a minute." in printed.err
+    assert re.fullmatch(r"This took \d+ seconds\.", printed.err.splitlines()[-1])
+    kept, work, wrote, compared, empty, *tables = printed.out.splitlines()
+    assert kept.startswith("kept 4 of 16")
+    assert work.startswith("work: ")
+    assert re.fullmatch(rf"wrote {re.escape(str(out))} \(\S+ [kM]B; onnxruntime, float32\)", wrote)
+    rows = json.loads((out / "visprune.json").read_text())["parity"]["rows"]
+    worst = max(rows, key=lambda row: row["difference"] / row["tolerance"] if row["tolerance"] else 0)
+    figures = f"{worst['difference']:.2g} of {worst['tolerance']:.2g} allowed"
+    assert compared == f"compared with PyTorch: all {len(rows)} agree (largest difference {figures})"
+    assert empty == ""
+    assert tables[0].split() == ["graph", "size"]
     assert (out / "visprune.json").is_file()
 
 

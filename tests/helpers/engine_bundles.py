@@ -12,7 +12,7 @@ from visprune.bundle import Bundle
 from visprune.engines.rewrite_graph import prepare
 from visprune.manifest import MANIFEST, SCHEMA_VERSION, Engine, FileRecord
 from visprune.records import sha256
-from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve
+from visprune.runtime.backends.profiles import Limits, capacities, profiles, resolve_limits
 from visprune.targets import TARGETS
 
 VERSION = "10.16.1"
@@ -39,7 +39,7 @@ def with_engines(
         size: Bytes of each engine, at least.
     """
     manifest = bundle.manifest
-    limits = resolve(manifest, limits or Limits())
+    limits = resolve_limits(manifest, limits or Limits())
     shutil.copytree(bundle.path, folder)
     (folder / "engines").mkdir()
     engines, files = [], dict(manifest.files)

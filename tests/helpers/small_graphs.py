@@ -12,8 +12,8 @@ ir = pytest.importorskip("onnx_ir")
 ort = pytest.importorskip("onnxruntime")
 
 from visprune.manifest import Graph
-from visprune.quantize.layer_choices import GraphPlan, LayerPlan
-from visprune.quantize.quantize_options import Settings
+from visprune.quantize.layer_choices import GraphChoices, LayerChoice
+from visprune.quantize.quantize_options import ResolvedOptions
 from visprune.quantize.quantized_graph import write_quantized
 
 node = onnx.helper.make_node
@@ -37,7 +37,7 @@ def model(nodes, inputs, outputs, constants, dtype="float32"):
 def settings(precision, dtype="float32", block_size=32):
     """Every part in one precision."""
     parts = dict.fromkeys(("vision", "projector", "decoder", "head"), precision) | {"embedding": "float"}
-    return Settings(parts, dtype, "max", smooth=True, block_size=block_size)
+    return ResolvedOptions(parts, dtype, "max", smooth=True, block_size=block_size)
 
 
 def write(made, plan, chosen, folder, shares=False):
@@ -48,7 +48,7 @@ def write(made, plan, chosen, folder, shares=False):
 
 def planned(precision, scales):
     """Layers in a precision, each with the scale of its activation."""
-    return GraphPlan({name: LayerPlan(precision, scale) for name, scale in scales.items()})
+    return GraphChoices({name: LayerChoice(precision, scale) for name, scale in scales.items()})
 
 
 def run(path, feeds, optimized=True):

@@ -43,7 +43,7 @@ def softmax(x):
 
 
 def signals(pruner, late, early=None, prefix=1):
-    """What an encoder puts out, with logits for the feature layer and others for every earlier one."""
+    """Return the signals that an encoder puts out, from logits of the feature layer and of an earlier one."""
     known = {name: torch.from_numpy(value) for name, value in pruner.constants(LAYOUT).items()}
     for name in pruner.signals:
         signal = SIGNALS[name]
@@ -53,8 +53,8 @@ def signals(pruner, late, early=None, prefix=1):
     return known
 
 
-# One reading of each definition in float64 with loops and sorting, sharing nothing with the product. Each
-# takes one tile's logits of the feature layer and of an early one [H, n, n], its features [N, Dv] and K.
+# Oracles: each definition in float64, with loops and sorting, sharing no code with the product. Each takes
+# one tile's logits of the feature layer and of an early one [H, n, n], its features [N, Dv], and K.
 
 
 def patches(logits):
@@ -62,7 +62,7 @@ def patches(logits):
 
 
 def best(scores, count, among=None):
-    """The indices of the `count` largest, which must stand apart from the others."""
+    """Return the indices of the `count` largest, and check that they are clearly larger than the others."""
     order = sorted(range(len(scores)) if among is None else among, key=lambda j: -scores[j])
     if 0 < count < len(order):
         assert scores[order[count - 1]] - scores[order[count]] > 1e-7
@@ -282,7 +282,7 @@ def test_vispruner_rounds_reach_one_token_and_drop_even_ones_only():
 
 
 def test_divprune_breaks_ties_by_position():
-    """Duplicates, and the two that are each other's nearest, differ in nothing but their place."""
+    """Duplicates, and two tokens that are each other's nearest, differ only in their position."""
     pruner = DivPrune()
     same = torch.ones(1, N, 8)
     assert pruner.select(same, {}, 5, LAYOUT).tolist() == [[0, 1, 2, 3, 4]]
@@ -357,7 +357,7 @@ def test_variance_rule_takes_the_wider_vector():
 
 
 def test_given_attention_hardly_varies():
-    """The fact behind exporting the received vector alone: rows of a softmax sum to one."""
+    """Rows of a softmax sum to one, so the received vector alone is exported by default."""
     layer = LayerAttention(torch.from_numpy(attention_logits(0, prefix=0)), 0, 0)
     assert (
         SIGNALS["attention_given"].compute(layer).var()
@@ -374,7 +374,7 @@ def test_logits_score_before_the_softmax():
 
 
 def test_a_skipped_patch_is_not_a_candidate_but_still_looks():
-    """SigLIP under `default`: the first patch is dropped as a token; its attention still counts."""
+    """With SigLIP under `default`, the first patch is dropped as a token, and its attention still counts."""
     logits = attention_logits(1, prefix=0)
     layer = LayerAttention(torch.from_numpy(logits), 0, 1)
     want = softmax(logits.astype(np.float64)).mean(1).mean(1)[:, 1:]

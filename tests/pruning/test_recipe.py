@@ -1,4 +1,4 @@
-"""Recipes as files: what is written is read, and nonsense is refused with the file's name."""
+"""Recipe files: a written recipe is read again, and a wrong one is refused with the file's name."""
 
 from __future__ import annotations
 

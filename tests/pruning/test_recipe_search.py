@@ -1,4 +1,4 @@
-"""The search for a recipe, against a plain one written here with loops, and on hand-made cases."""
+"""The search for a recipe agrees with a plain search written here with loops, and solves hand-made cases."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fakes(rng, count, layers, visual, text=3, peaked=3.0):
 
 
 def plain_evaluation(samples, layers, visual, ratio, alpha, allowed):
-    """What the definition says, no shortcut and nothing shared: the scheme and the work kept, or None."""
+    """Evaluate by the definition, without shortcuts or shared code: the scheme and the work kept, or None."""
 
     def layer_work(entered, left):
         d, m = WORK.hidden_size, WORK.intermediate_size
@@ -150,7 +150,7 @@ def test_shortcuts_save_most_of_the_layers():
 
 
 def flat(layers, visual, low=0):
-    """A sample whose tokens are alike, but the first `low` ones that nobody looks at."""
+    """Return a sample whose first `low` tokens get no attention, and whose others get equal attention."""
     weights = np.ones((layers, visual + 2, visual))
     weights[:, :, :low] = 0.0
     return Fake(weights)
@@ -159,16 +159,16 @@ def flat(layers, visual, low=0):
 def test_a_bound_that_is_never_violated_leaves_one_token():
     attention = Attention(np.zeros(5), np.zeros(5))
     assert deletable(attention, (0.0, 0.0), 0.5).tolist() == [0, 1, 2, 3]
-    # Text looks at the last token alone, and visual tokens at none: all others may go, and it may not.
+    # Text attends only to the last token, and visual tokens to none: all tokens but the last may go.
     attention = Attention(np.zeros(5), np.array([0, 0, 0, 0, 1.0]))
     assert deletable(attention, (0.0, 1.0), 0.5).tolist() == [0, 1, 2, 3]
-    # Here it is another one for the visual tokens, so both stay.
+    # Here visual tokens attend to another token, so both stay.
     attention = Attention(np.array([1.0, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 1.0]))
     assert deletable(attention, (1.0, 1.0), 0.5).tolist() == [1, 2, 3]
 
 
 def test_nothing_is_left_over_from_the_sample_before():
-    """The first sample may lose all but one token; the second, in which all count alike, what alpha says."""
+    """The first sample may lose all tokens but one; the second, with equal tokens, only what alpha allows."""
     idle, busy = flat(2, 8, low=7), flat(2, 8)
     for samples in ([idle, busy], [busy, idle]):
         wanted = plain_evaluation(samples, 2, 8, 0.7, 0.25, range(2))
@@ -179,13 +179,13 @@ def test_nothing_is_left_over_from_the_sample_before():
 
 
 def test_an_earlier_deletion_can_leave_nothing_to_delete():
-    # 8 alike; 5 left keep 5/8, and 3/8 is more than alpha = 1/4 allows, so nothing more may go.
+    # There are 8 equal tokens; 5 left keep 5/8, and 3/8 is more than alpha = 1/4 allows, so no more may go.
     attention = Attention(np.full(5, 1 / 8), np.full(5, 1 / 8))
     assert deletable(attention, (1.0, 1.0), 0.25).tolist() == []
 
 
 def test_a_budget_reached_only_after_the_last_layer():
-    """Nobody looks at half of the tokens of the last layer, and all count alike before."""
+    """In the last layer half of the tokens get no attention; before, all get equal attention."""
     layers, visual = 3, 16
     weights = np.ones((layers, visual + 2, visual))
     weights[-1, :, :8] = 0.0
@@ -207,7 +207,7 @@ def test_a_budget_that_needs_nothing():
 
 
 def split(layers, visual, together=0):
-    """Visual tokens look at token 0 alone, text at token 1 (0 from a layer on), so two must stay."""
+    """Visual tokens attend only to token 0, text only to token 1 (0 from a layer on), so two must stay."""
     weights = np.zeros((layers, visual + 2, visual))
     weights[:, :visual, 0] = 1.0
     weights[:, visual:, 1] = 1.0
@@ -217,7 +217,7 @@ def split(layers, visual, together=0):
 
 
 def work_left(visual, layers, *left):
-    """The fraction of the work where so many tokens are left after each layer, the last number repeating."""
+    """Return the fraction of the work if these tokens are left after each layer; the last number repeats."""
     counts = [visual, *left, *[left[-1]] * (layers - len(left))]
     spent = sum(WORK.before_deletion(n) + WORK.after_deletion(m) for n, m in pairwise(counts))
     return spent / (layers * WORK.layer(visual))
@@ -270,7 +270,7 @@ def test_lost_mass_is_one_minus_what_is_left_of_the_unpruned():
                 stats = sample.attention(layer, alive)
                 totals = [v.sum() for v in sample.attention(layer, np.arange(20))]
                 gone = deletable(Attention(*stats), totals, found.alpha)
-                done = done or not found.scheme[layer]  # in this case no layer between deletes nothing
+                done = done or not found.scheme[layer]  # in this case each layer until then deletes something
                 gone = gone[:0] if done else gone
                 wanted[layer, index] = 1 - np.delete(stats[side], gone).sum() / totals[side]
                 alive = np.delete(alive, gone)
@@ -279,7 +279,7 @@ def test_lost_mass_is_one_minus_what_is_left_of_the_unpruned():
 
 class TestConstrained:
     def test_layers_are_chosen_as_by_trying_all(self):
-        """On statistics that deletions do not move, the choice has the smallest alpha of all choices."""
+        """On statistics that deletions do not change, the choice has the smallest alpha of all choices."""
         for seed in range(4):
             samples, _ = fakes(np.random.default_rng(seed), 3, 7, 30)
             task = Task(7, 30, WORK, 0.5)

@@ -1,4 +1,4 @@
-"""Methods by name: the literal table, a stranger's package, and names that are nearly right."""
+"""Methods by name: the table, methods of another package, and misspelt names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles to quantize, exported once, and a calibration file for those that are not of the demo model."""
+"""Bundles to quantize, exported once, and calibration files for bundles of other models than the demo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["_quick_traces", "checkpoint", "pictures"]
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The demo model, pruned to a half before the LLM."""
+    """The demo model, with half of its visual tokens pruned before the LLM."""
     pytest.importorskip("torch")
     from visprune.export import export
 
@@ -45,7 +45,7 @@ def demo_in(demo, tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_bundle):
-    """The bundle made by hand. It has no kernel of note: what it is quantized to is quick to make."""
+    """The bundle made by hand, which is quick to quantize: its graphs are tiny."""
     return Bundle.open(tiny_bundle)
 
 
@@ -67,7 +67,7 @@ def jsonl(tmp_path, picture):
 
 @pytest.fixture
 def lines(jsonl, pictures, tmp_path):
-    """A calibration file of six samples: three pictures, larger than the tiny models see them."""
+    """A calibration file of six samples with three images, larger than the input of the tiny models."""
     for index, picture in enumerate(pictures):
         picture.save(tmp_path / f"wide{index}.png")
     return jsonl([{"image": f"wide{i % 3}.png", "prompt": f"What is {i}?"} for i in range(6)], pictures=0)
@@ -75,7 +75,7 @@ def lines(jsonl, pictures, tmp_path):
 
 @pytest.fixture(scope="session")
 def report():
-    """What a quantized bundle says of itself: `report(bundle) -> dict`."""
+    """Read the report of a quantized bundle: `report(bundle) -> dict`."""
 
     def read(bundle):
         return json.loads(bundle.file(bundle.manifest.quantization.report).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def report():
 
 @pytest.fixture
 def refused(tmp_path):
-    """Quantize, expect an error of a kind whose text matches, and look that nothing was left."""
+    """Quantize, expect an error of a kind whose text matches, and check that no file was left."""
 
     def check(error, match, bundle, **options):
         there = set(tmp_path.iterdir())

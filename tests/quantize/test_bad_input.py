@@ -1,4 +1,4 @@
-"""What can be wrong with a bundle and with its calibration data; nothing is written then."""
+"""Errors in a bundle and in calibration data are refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRUNER, DECODER = "onnx/token_pruner.onnx", "onnx/decoder_model_merged.onnx"
 
 @pytest.fixture
 def edited(tiny_copy):
-    """The hand-made bundle with a graph changed by a function, and its hashes made good."""
+    """Change a graph of the hand-made bundle by a function, and correct its hashes."""
 
     def edit(file, change):
         manifest = Bundle.open(tiny_copy).manifest
@@ -39,7 +39,7 @@ def edited(tiny_copy):
 
 
 def with_weight(name, change):
-    """Changes an initializer of a graph."""
+    """Return a function that changes an initializer of a graph."""
 
     def edit(graph):
         (tensor,) = (one for one in graph.initializer if one.name == name)
@@ -87,7 +87,7 @@ def test_files_that_are_no_text(tiny, tmp_path, refused):
 
 @pytest.fixture
 def damaged(tmp_path, jsonl):
-    """Ten lines; the pictures of two cannot be read."""
+    """A calibration file of ten lines, two of them with unreadable images."""
     lines = [{"image": f"{seed}.png", "prompt": f"what is {seed}?"} for seed in range(10)]
     path = jsonl(lines, pictures=10)
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:100])
@@ -165,7 +165,7 @@ def test_activations_that_are_infinite(edited, jsonl, refused):
 
 @pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "fp8", "int4"])
 def test_weights_that_are_not_finite(precision, edited, jsonl, refused):
-    """Of the last layer, whose output no linear layer reads."""
+    """The weights are those of the last layer, whose output no linear layer reads."""
     bundle = edited(DECODER, with_nan("head"))
     refused(BundleError, "the largest is nan", bundle, precision=precision, calibration=jsonl())
 
@@ -182,7 +182,7 @@ def test_a_token_table_that_is_not_finite(edited, refused):
 
 
 def silence(graph):
-    """The projector reads zeros."""
+    """Change a graph so that the projector reads zeros."""
     graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "nothing"))
     place = next(i for i, one in enumerate(graph.node) if one.op_type == "MatMul")
     graph.node[place].input[0] = "silent"

@@ -1,4 +1,4 @@
-"""Layers are left float until a graph's error is within the budget, and as few as that takes."""
+"""As few layers are left float as the error budget of a graph requires."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 pytest.importorskip("onnx_ir")
 
 from visprune.quantize import quantize
-from visprune.quantize.layer_choices import GraphPlan, LayerPlan
+from visprune.quantize.layer_choices import GraphChoices, LayerChoice
 from visprune.quantize.search import NOTE, leave_out
 
 
 def plan_of(errors, precision="int8"):
-    return GraphPlan({f"l{i}": LayerPlan(precision, 0.1, error) for i, error in enumerate(errors)})
+    return GraphChoices({f"l{i}": LayerChoice(precision, 0.1, error) for i, error in enumerate(errors)})
 
 
 class Attempts:
@@ -51,7 +51,7 @@ def test_the_fewest_that_fit(budget, expected):
     attempt = Attempts()
     found = leave_out(plan_of(ERRORS), attempt, budget)
     assert left(found) == expected
-    assert found.layers == attempt.plans[-1].layers  # that is what is on disk
+    assert found.layers == attempt.plans[-1].layers  # so they are on disk
     assert all(found.layers[name].note == NOTE and found.layers[name].scale is None for name in expected)
     assert len(attempt.plans) <= 1 + 4 + 3 + 1
 
@@ -92,7 +92,7 @@ def test_a_bundle_within_its_budget(precision, tiny, tmp_path, jsonl, report):
     assert 0 < len(noted) < len(decoder)
     assert {layer["layer"] for layer in noted} <= set(told.kept_float)
     assert {layer["precision"] for layer in noted} == {"float"}
-    # They are those with the largest errors of their own.
+    # The layers left float are those with the largest errors of their own.
     quantized = [layer["own_error"] for layer in decoder if not layer["note"]]
     assert min(layer["own_error"] for layer in noted) >= max(quantized)
 

@@ -1,4 +1,4 @@
-"""Where factors of channels can go, and that moving them changes nothing."""
+"""The places that can carry factors of channels; moving factors there does not change the outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytest.importorskip("onnx_ir")
 from small_graphs import drawn, model, node, run, settings, write
 
 from visprune.quantize.carriers import find_carrier
-from visprune.quantize.layer_choices import GraphPlan, LayerPlan
+from visprune.quantize.layer_choices import GraphChoices, LayerChoice
 from visprune.quantize.linears import find_linears
 
 X = {"x": ["B", "S", 8]}
@@ -90,7 +90,7 @@ def test_a_norm_that_a_residual_reads_carries_nothing():
 
 
 def test_two_linear_layers_of_one_product():
-    """Columns of either can be divided; the gate is no linear layer here."""
+    """The columns of either layer can be divided, because no activation function follows the gate here."""
     nodes = [MLP[0], *MLP[2:4], node("Mul", ["gated", "upped"], ["h"]), MLP[-1]]
     found = carrier(without(nodes))
     assert found is not None
@@ -103,7 +103,7 @@ FEEDS = {"x": drawn(2, 3, 8, seed=9)}
 
 def same_after(make, plan, folder, dtype, tolerance):
     before, after = folder / "before", folder / "after"
-    whole = GraphPlan({name: LayerPlan("float") for name in plan.layers})
+    whole = GraphChoices({name: LayerChoice("float") for name in plan.layers})
     feeds = {"x": FEEDS["x"].astype(dtype)}
     exact = run(write(make(), whole, settings("float", dtype), before), feeds, optimized=False)
     moved = run(write(make(), plan, settings("float", dtype), after), feeds, optimized=False)
@@ -125,8 +125,8 @@ WIDTHS = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("f
 @WIDTHS
 def test_factors_of_a_norm_change_nothing(norm, dtype, tolerance, tmp_path):
     nodes, constants = NORMS[norm]
-    plan = GraphPlan(
-        {"a": LayerPlan("float"), "b": LayerPlan("float")},
+    plan = GraphChoices(
+        {"a": LayerChoice("float"), "b": LayerChoice("float")},
         rows=dict.fromkeys("ab", FACTORS["h"]),
         norms={"h": FACTORS["h"]},
     )
@@ -139,8 +139,8 @@ def test_factors_of_a_norm_change_nothing(norm, dtype, tolerance, tmp_path):
 
 @WIDTHS
 def test_factors_of_a_gated_mlp_change_nothing(dtype, tolerance, tmp_path):
-    plan = GraphPlan(
-        dict.fromkeys(("gate", "up", "down"), LayerPlan("float")),
+    plan = GraphChoices(
+        dict.fromkeys(("gate", "up", "down"), LayerChoice("float")),
         rows={"down": FACTORS["mlp"]},
         columns={"up": FACTORS["mlp"]},
     )
@@ -148,7 +148,7 @@ def test_factors_of_a_gated_mlp_change_nothing(dtype, tolerance, tmp_path):
 
 
 def test_a_shared_norm_weight_is_divided_for_one_norm_only(tmp_path):
-    """Two norms of one weight: the other one, and what reads it, stay as they were."""
+    """Two norms share a weight: the other norm, and the layers that read it, stay as they were."""
     nodes = [
         node("RMSNormalization", ["x", "g"], ["h"], axis=-1),
         node("Relu", ["x"], ["z"]),
@@ -156,8 +156,8 @@ def test_a_shared_norm_weight_is_divided_for_one_norm_only(tmp_path):
         *TWO,
         node("Relu", ["other"], ["r"]),
     ]
-    plan = GraphPlan(
-        dict.fromkeys("ab", LayerPlan("float")),
+    plan = GraphChoices(
+        dict.fromkeys("ab", LayerChoice("float")),
         rows=dict.fromkeys("ab", FACTORS["h"]),
         norms={"h": FACTORS["h"]},
     )
@@ -170,8 +170,8 @@ def test_a_shared_weight_is_multiplied_for_one_layer_only(tmp_path):
         node("MatMul", ["h", "a"], ["p"]),
         node("MatMul", ["x", "a"], ["q"]),
     ]
-    plan = GraphPlan(
-        {"a": LayerPlan("float"), "a#2": LayerPlan("float")},
+    plan = GraphChoices(
+        {"a": LayerChoice("float"), "a#2": LayerChoice("float")},
         rows={"a": FACTORS["h"]},
         norms={"h": FACTORS["h"]},
     )

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes of each form equals a fake-quantized forward pass in NumPy."""
+"""ONNX Runtime computes each form as a fake-quantized forward pass in NumPy does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visprune.quantize.forms import pack
 
 K, N, ROWS = 64, 24, 5
 LARGEST = {"int8": 127, "fp8": 448}
-# Of the largest output. In float16 the runtime multiplies in float32 or float16, as it likes.
+# Errors relative to the largest output. For float16, ONNX Runtime multiplies in float32 or in float16.
 TOLERANCE = {"float32": 2e-6, "float16": 3e-3}
 
 
@@ -27,7 +27,7 @@ def e4m3(x):
 
 
 def weight_as_stored(weight, precision, dtype, block):
-    """A weight after rounding, in float32; its scales are of the graph's type."""
+    """Return a weight after rounding, in float32. Its scales have the graph's type."""
     if precision == "int4":
         out = np.empty_like(weight)
         for n in range(weight.shape[1]):
@@ -48,13 +48,13 @@ def weight_as_stored(weight, precision, dtype, block):
 
 
 def activation_as_seen(x, precision, scale, dtype, block, quotient="float32"):
-    """An activation after rounding, in float32; its quotient by the scale may be rounded to another dtype."""
+    """Return an activation after rounding, in float32. `quotient` is the type of x divided by the scale."""
     if precision == "int8-dynamic":  # unsigned, with a zero point, for the whole tensor
         low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
         step = np.float32((high - low) / 255)
         zero = np.rint(-low / step)
         return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
-    if precision == "int4" and block:  # rounded in blocks, as accuracy level 4 asks
+    if precision == "int4" and block:  # activations are rounded in blocks at accuracy level 4
         out = np.empty_like(x)
         for k in range(0, x.shape[-1], block):
             part = x[..., k : k + block]
@@ -69,7 +69,7 @@ def activation_as_seen(x, precision, scale, dtype, block, quotient="float32"):
 
 
 def make(dtype, layers, biased):
-    """Layers a, b, ... that read one activation."""
+    """Make a model with layers a, b, ... that read the same activation."""
     nodes, constants = [], {}
     for index, name in enumerate("abc"[:layers]):
         constants[name] = (drawn(K, N, seed=index) / 8).astype(dtype)
@@ -82,7 +82,7 @@ def make(dtype, layers, biased):
 
 
 def check(precision, dtype, folder, *, layers=1, biased=True, shares=False, block=32, optimized=True):
-    """Write layers in a precision, run them, and compare each with NumPy: the path of the graph."""
+    """Write layers in a precision, run them, compare each with NumPy, and return the path of the graph."""
     made, constants = make(dtype, layers, biased)
     x = drawn(1, ROWS, K, dtype=dtype)
     scale = float(np.abs(x).max()) / LARGEST.get(precision, 127) * 0.9  # some values are clipped
@@ -100,7 +100,7 @@ def check(precision, dtype, folder, *, layers=1, biased=True, shares=False, bloc
         # Where a processor has no kernel that rounds the activations of int4, they stay as they are.
         possible = [
             activation_as_seen(seen, precision, own, kind, 0 if shares else block, quotient)
-            for quotient in ("float32", dtype)  # ONNX Runtime before 1.32, and from there on
+            for quotient in ("float32", dtype)  # ONNX Runtime before 1.32, and since 1.32
         ]
         possible += [seen] if precision == "int4" else []
         assert got.dtype == kind
@@ -124,7 +124,7 @@ CASES = [
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize(("precision", "reader", "dtype"), CASES)
 def test_a_layer_equals_numpy(precision, reader, dtype, layers, biased, tmp_path):
-    # The runtime switches off what would take fp8 for integers. TensorRT's int4 would become MatMulNBits.
+    # The runtime switches off optimizers that take fp8 for int8. TensorRT's int4 would become MatMulNBits.
     path = check(
         precision,
         dtype,
@@ -153,7 +153,7 @@ def test_blocks(block, shares, tmp_path):
 @pytest.mark.parametrize("rows", [64, 96, 100])
 @pytest.mark.parametrize("block", [32, 64])
 def test_packing_is_that_of_the_kernels_own_quantizer(rows, block):
-    """The runtime's quantizer chooses numbers and scales; packed here, its numbers are its bytes."""
+    """The numbers that ONNX Runtime's quantizer chooses, packed by `pack`, are its bytes, but for halves."""
     state = pytest.importorskip("onnxruntime.capi._pybind_state")
     blocks = -(-rows // block)
     packed = np.zeros((N, blocks, block // 2), np.uint8)
@@ -167,19 +167,19 @@ def test_packing_is_that_of_the_kernels_own_quantizer(rows, block):
     assert ours.shape == packed.shape
     one, other = (unpacked(each)[:, :rows] for each in (ours, packed))
     np.testing.assert_array_equal(one, numbers.T)
-    assert np.abs(one - other).max() <= 1  # they round halves up
+    assert np.abs(one - other).max() <= 1  # the runtime's quantizer rounds halves up
     assert (one == other).mean() > 0.99
 
 
 def unpacked(packed):
-    """[N, blocks, block / 2] bytes as [N, K] integers."""
+    """Unpack bytes [N, blocks, block / 2] to integers [N, K]."""
     pairs = np.stack([packed & 15, packed >> 4], axis=-1)
     return pairs.reshape(len(packed), -1).astype(int) - 8
 
 
 @pytest.mark.parametrize("rows", [64, 96, 100])
 def test_packed_numbers_are_read_as_they_are(rows, tmp_path):
-    """A row of the identity at a time, with floats for activations: what comes out are the weights."""
+    """With a row of the identity matrix as float activation, the output is the weights."""
     numbers = np.random.default_rng(0).integers(-8, 8, (rows, N)).astype(np.int8)
     scales = np.abs(drawn(N, -(-rows // 32))) + 0.1
     product = node(
@@ -194,7 +194,7 @@ def test_packed_numbers_are_read_as_they_are(rows, tmp_path):
 
 
 def test_float16_scales_below_the_smallest_number(tmp_path):
-    """An activation that is nearly nothing has the smallest scale there is, and no zero."""
+    """An activation of tiny values gets the smallest scale above zero."""
     made, _ = make("float16", 1, biased=False)
     path = write(made, planned("int8", {"a": 1e-12}), settings("int8", "float16"), tmp_path)
     (got,) = run(path, {"x": np.full((1, 2, K), 1e-7, np.float16)})

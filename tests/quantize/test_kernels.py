@@ -1,4 +1,4 @@
-"""ONNX Runtime's optimizer makes integer kernels of every quantized layer: that is where the speed is."""
+"""ONNX Runtime's optimizer makes an integer kernel of every quantized layer, which is what makes it fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}
 
 
 def optimized(path, folder):
-    """The nodes that the runtime runs."""
+    """Return the nodes of the optimized graph that the runtime runs."""
     written = folder / f"{path.stem}.optimized.onnx"
     session(path, written=written)
     return onnx.load(written, load_external_data=False).graph
@@ -31,7 +31,7 @@ def kernels(graph, precision):
 
 
 def float_products(graph):
-    """Products of weights that are left: their second operand is a weight, or is read from one."""
+    """Return the float products left: those whose second operand is a weight, or is computed from one."""
     constants = {one.name for one in graph.initializer}
     read = {one.output[0] for one in graph.node if one.op_type == "DequantizeLinear"}
     return [
@@ -53,7 +53,7 @@ def test_no_layer_of_the_demo_model_is_left_to_float(precision, demo, demo_in, t
 
 
 def test_the_float_bundle_has_products(demo, tmp_path):
-    """The search above finds them where they are."""
+    """`float_products` finds the products of a float bundle."""
     found = [
         float_products(optimized(demo.file(graph.file), tmp_path)) for graph in demo.manifest.graphs.values()
     ]

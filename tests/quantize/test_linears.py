@@ -1,4 +1,4 @@
-"""Which nodes are linear layers."""
+"""Nodes that are linear layers, and nodes that are not."""
 
 from __future__ import annotations
 

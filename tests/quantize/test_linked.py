@@ -1,4 +1,4 @@
-"""Bundles whose files are links, or have several names: their weights are read like any others."""
+"""Bundles whose files are links or have several hard links are read like others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from linked import WAYS
 from visprune.bundle import Bundle
 from visprune.errors import BundleError
 from visprune.quantize import quantize
-from visprune.quantize.loading import load_graph
+from visprune.quantize.bundle_graphs import load_graph
 from visprune.runtime import load
 
 

@@ -1,4 +1,4 @@
-"""Rounding to few bits, against readings of the formats that are written here."""
+"""Rounding to few bits, compared with independent implementations of the formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FINEST = {"int8": 0.5 / 127, "fp8": 1 / 16, "int4": 0.5 / 7}
 
 
 def e4m3(code):
-    """The value of one code of E4M3 without infinities: sign, 4 exponent bits (bias 7), 3 mantissa bits."""
+    """Return the value of an E4M3 code (no infinities): sign, 4 exponent bits (bias 7), 3 mantissa bits."""
     sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
     if (exponent, mantissa) == (15, 7):
         return np.nan
@@ -29,7 +29,7 @@ GRID = np.sort(CODES[np.isfinite(CODES) & (np.signbit(CODES) == 0)])  # [127], i
 
 
 def nearest_e4m3(x):
-    """The nearest value, of two as near the one with an even code, by looking at all of them."""
+    """Return the nearest of all values; of two equally near, the one with an even code."""
     size = np.minimum(np.abs(x.astype(np.float64)), GRID[-1])
     distance = np.abs(size[..., None] - GRID)
     closest = distance.min(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Quantization goes with pruning before and inside the LLM, and with pictures that are tiles."""
+"""Quantization together with pruning before and inside the LLM, and with images that are tiles."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from visprune.export import export
 from visprune.quantize import quantize
 from visprune.runtime import load
 
-# Of random weights, through which errors grow.
+# Largest errors of outputs. The weights are random, so errors grow from layer to layer.
 BOUND = {"int8": 0.1, "int8-dynamic": 0.1, "fp8": 0.15, "int4": 0.4}
 
 
 @pytest.fixture(scope="module")
 def source(checkpoint, tmp_path_factory):
-    """In one: heads that share keys, pictures of several tiles, pruning before and inside the LLM."""
+    """A bundle with heads that share keys, images of several tiles, and pruning before and inside the LLM."""
     path = checkpoint(checkpoint.Tiny(family="llava_next", text="qwen2", layers=3, lively=True))
     output = tmp_path_factory.mktemp("float") / "bundle"
     return export(path, method="fopru-rank", then="fastv", ratio=0.5, output=output, verify=False)

@@ -1,4 +1,4 @@
-"""From a float bundle to a quantized one, end to end."""
+"""Quantization of a float bundle, end to end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visprune.quantize import quantize
 from visprune.quantize.linears import find_linears
 from visprune.runtime import load
 
-# The largest error of a graph's output on the demo model.
+# Largest errors of a graph's output on the demo model.
 BOUNDS = {"int8": 0.08, "int8-dynamic": 0.03, "fp8": 0.08, "int4": 0.12}
 MIXES = {
     "int4 decoder": {"precision": "int8", "decoder": "int4"},
@@ -42,13 +42,17 @@ def files(folder):
 
 
 def check_files(before, after):
-    """It opens, its hashes are true, and it shares no file with the float bundle: how many are as there."""
+    """Check that a bundle opens, with right hashes and files of its own.
+
+    Returns:
+        The number of files that equal those of the float bundle.
+    """
     Bundle.open(after.path).verify()
     before.verify()
     assert files(after.path).keys() == {*after.manifest.files, MANIFEST}
     assert before.manifest.graphs.keys() == after.manifest.graphs.keys()
     for path in files(after.path).values():
-        assert path.stat().st_nlink == 1  # onnx reads no data that has two names
+        assert path.stat().st_nlink == 1  # onnx reads no weights from a file with two hard links
     for bundle in (before, after):
         for graph in bundle.manifest.graphs.values():
             onnx.load(bundle.file(graph.file))
@@ -63,7 +67,7 @@ def size(bundle):
 
 
 def check_report(before, after, report):
-    """It has every linear layer of every changed graph once, and agrees with the manifest."""
+    """Check that the report has each linear layer of the changed graphs once, and fits the manifest."""
     said, told = report(after), after.manifest.quantization
     assert [graph["graph"] for graph in said["graphs"]] == list(before.manifest.graphs)
     named = [(layer["graph"], layer["layer"]) for layer in said["layers"]]
@@ -98,7 +102,7 @@ def test_the_demo_model_in_each_precision(precision, demo, demo_in, report):
     assert all(error.relative_l2 < BOUNDS[precision] for error in made.manifest.quantization.errors)
     assert not made.manifest.parity.verified
     assert sum(graph["bytes"][1] for graph in said["graphs"]) < 0.35 * size(demo)
-    # int4 asks for samples where there are some, int8-dynamic does not.
+    # int4 uses samples if there are any, int8-dynamic does not.
     assert (said["samples"], said["held_out"]) == (0 if precision == "int8-dynamic" else 6, 2)
     assert said["answers"]["samples"] == 2
     questions = json.loads(demo_model.QUESTIONS.read_text())[:4]
@@ -145,7 +149,7 @@ def _run(runner, feeds, to_numpy):
 
 
 def test_calibration_is_remembered_and_the_same(tiny, tmp_path, jsonl):
-    """A second run reads no sample, and writes the same bytes; another file of samples is run anew."""
+    """A second run uses no sample and writes the same bytes. With other samples calibration runs again."""
     said = []
 
     def make(name, calibration):
@@ -251,7 +255,7 @@ def test_hardly_any_samples(samples, tiny, tmp_path, jsonl, report):
 
 
 def test_the_same_line_again_and_again(tiny, tmp_path, jsonl, report):
-    """What the session remembers of a picture does not hide it from what is measured."""
+    """Errors are measured on an image even if its features are cached from an earlier sample."""
     lines = jsonl([{"image": "0.png", "prompt": "what?"}] * 8)
     made = quantize(tiny, tmp_path / "made", precision="int8", calibration=lines)
     assert len(made.manifest.quantization.errors) == 2

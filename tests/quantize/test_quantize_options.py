@@ -1,4 +1,4 @@
-"""Options that mean nothing, or that a target cannot take; and the command line."""
+"""Options that are not offered, or that a target does not support; and the command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
+from visprune.bundle import Bundle
 from visprune.cli import run_command
 from visprune.errors import UnsupportedError, UsageError
 from visprune.quantize import QuantizeOptions, quantize
@@ -110,6 +111,23 @@ def test_the_command_says_two_lines_and_writes_nothing(case, tiny_bundle, tmp_pa
     assert said.out == ""
     assert len(said.err.splitlines()) == 2
     assert set(tmp_path.iterdir()) == there
+
+
+def test_an_option_that_does_not_exist(tiny, tmp_path):
+    with pytest.raises(TypeError, match="blocksize"):
+        quantize(tiny, tmp_path / "made", precision="int8", blocksize=32)
+
+
+def test_the_command_prints_the_verdict_first(tiny_bundle, tmp_path, jsonl, report, capsys):
+    made = tmp_path / "made"
+    arguments = ["--precision", "int8", "--calibration", str(jsonl()), "--no-timing", "-o", str(made)]
+    assert run_command("quantize", [str(tiny_bundle), *arguments, "--error-budget", "1e-12"]) == 0
+    said, told = capsys.readouterr().out.splitlines(), report(Bundle.open(made))
+    count = len(told["layers"])
+    assert said[0] == told["verdict"]
+    assert said[1] == f"kept float: {count} of {count} layers, listed below"
+    assert said[2].startswith(f"wrote {made} (")
+    assert said[4].split()[:3] == ["graph", "precision", "error"]
 
 
 def test_the_command_works_on_the_same_bundle(tiny_bundle, tmp_path, jsonl, capsys):

@@ -1,4 +1,4 @@
-"""Ranges of activations, against ONNX Runtime's own calibrators."""
+"""Ranges of activations, compared with those of ONNX Runtime's calibrators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = {
 
 
 def theirs(method, rows, bins, **settings):
-    """What ONNX Runtime's collector of histograms finds."""
+    """Return the range that ONNX Runtime's collector of histograms finds."""
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     options = {"num_quantized_bins": 255, "percentile": 99.99, "scenario": "same"} | settings
     collector = calibrate.HistogramCollector(method=method, symmetric=True, num_bins=bins, **options)
@@ -45,7 +45,7 @@ def test_percentiles_are_those_of_onnx_runtime(case):
 
 @pytest.mark.parametrize("case", ROWS)
 def test_entropy_is_near_that_of_onnx_runtime(case):
-    """Both look for the least divergence, which is flat; they differ in how they smooth empty bins."""
+    """Both search for the least divergence, which is flat there, and smooth empty bins in different ways."""
     rows = ROWS[case]
     amax = float(np.abs(rows).max())
     found = entropy_range(np.abs(rows), amax, bins=512)
@@ -57,7 +57,7 @@ def test_entropy_is_near_that_of_onnx_runtime(case):
 @pytest.mark.parametrize("kind", RANGES)
 def test_no_range_is_wider_than_what_there_was(case, kind):
     rows = ROWS[case]
-    amax = float(np.abs(rows).max()) * 1.5  # beyond the sampled rows there was more
+    amax = float(np.abs(rows).max()) * 1.5  # the largest magnitude is not in the sampled rows
     found = candidates(kind, rows, amax)
     assert found == sorted(set(found), reverse=True)
     assert all(0.0 < width <= amax for width in found)
@@ -74,7 +74,7 @@ def test_search_has_all_others():
 @pytest.mark.parametrize("kind", RANGES)
 def test_hardly_any_values(kind):
     zeros = np.zeros((4, 8), np.float32)
-    assert candidates(kind, zeros, 2.0) == [2.0]  # only tokens that were not sampled had any
+    assert candidates(kind, zeros, 2.0) == [2.0]  # only tokens that were not sampled are not zero
     zeros[1, 1] = -0.5
     assert all(0.0 < width <= 2.0 for width in candidates(kind, zeros, 2.0))
     tiny = np.full((1, 1), 1e-30, np.float32)

@@ -1,4 +1,4 @@
-"""What is observed of a bundle's values, against the hand-made model in NumPy."""
+"""Observed values of a bundle, compared with the hand-made model in NumPy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ pytest.importorskip("onnx_ir")
 
 from small_graphs import drawn, model, node, ort
 
+from visprune.quantize.bundle_graphs import serialize
 from visprune.quantize.calibration import calibrate, observed_pipeline
-from visprune.quantize.loading import serialize
 from visprune.quantize.observe import add_observations
-from visprune.quantize.output_error import Difference, outputs_of, record
+from visprune.quantize.output_error import OutputError, output_widths, record
 from visprune.runtime import load
 from visprune.runtime.samples import read_samples
 
@@ -25,7 +25,7 @@ def samples(jsonl):
 
 @pytest.fixture
 def kept_tokens(tiny, samples, oracle):
-    """The visual tokens that are kept of each picture, as they come out of the projector: [K, D] each."""
+    """The kept visual tokens of each image, as the projector returns them: [K, D] each."""
     keep = tiny.manifest.pruning.keep_tokens
     with load(tiny.path) as pipeline:
         process = pipeline.loaded.pictures.processor
@@ -33,7 +33,7 @@ def kept_tokens(tiny, samples, oracle):
 
 
 def test_statistics_come_from_the_tokens_that_are_kept(tiny, samples, oracle, kept_tokens):
-    """What the projector reads of each picture are its kept tokens, and no others."""
+    """The projector reads the kept tokens of each image, and no others."""
     found = calibrate(tiny, samples, {"token_pruner": {"kept": 3}}, lambda *_: None)["token_pruner/kept"]
     rows = found.rows.reshape(len(samples), -1, 3)[:, :-1]  # the last token of each run is there twice
     np.testing.assert_allclose(rows @ oracle.w.projector, np.stack(kept_tokens), rtol=1e-4, atol=1e-5)
@@ -80,7 +80,7 @@ def test_float16_sums_do_not_overflow():
 
 
 def test_what_is_recorded_of_the_float_bundle(tiny, samples, kept_tokens):
-    widths = {name: outputs_of(tiny, name) for name in ("token_pruner", "decoder_model_merged")}
+    widths = {name: output_widths(tiny, name) for name in ("token_pruner", "decoder_model_merged")}
     kept, answers = record(tiny, samples[:2], widths, lambda *_: None)
     with load(tiny.path) as pipeline:
         made = [pipeline.generate(one.image, one.prompt, max_new_tokens=16) for one in samples[:2]]
@@ -97,10 +97,10 @@ def test_what_is_recorded_of_the_float_bundle(tiny, samples, kept_tokens):
 
 def test_difference():
     exact, rounded = drawn(5, 7), drawn(5, 7, seed=1)
-    both = Difference()
+    both = OutputError()
     for one, other in zip(exact, rounded, strict=True):
         both.add(one, other)
     flat, rough = exact.ravel().astype(float), rounded.ravel().astype(float)
     assert both.relative_l2 == pytest.approx(np.linalg.norm(flat - rough) / np.linalg.norm(flat))
     assert both.cosine == pytest.approx(flat @ rough / np.linalg.norm(flat) / np.linalg.norm(rough))
-    assert (Difference().relative_l2, Difference().cosine) == (0.0, 1.0)
+    assert (OutputError().relative_l2, OutputError().cosine) == (0.0, 1.0)

@@ -18,7 +18,7 @@ from visprune.runtime import load
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
-    """A tiny model for JetPack 6, unpruned: float16, norms spelled out, opset 19, one table for both ends."""
+    """A tiny model for JetPack 6, unpruned: float16, norms as single operators, opset 19, tied embeddings."""
     output = tmp_path_factory.mktemp("jetpack6") / "float"
     path = checkpoint(checkpoint.Tiny(lively=True, tied=True, head_dim=16))
     return export(path, method="none", verify=False, output=output, target="jetpack6")
@@ -26,12 +26,12 @@ def bundle(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def made(bundle, lines, tmp_path):
-    """That in int8."""
+    """The same bundle in int8."""
     return quantize(bundle, tmp_path / "made", precision="int8", calibration=lines, timing=False)
 
 
 def floats(bundle):
-    """Initializers of any size in floats: (graph, name) -> array."""
+    """Return the float initializers with more than one number, by (graph, name)."""
     return {
         (name, value.name): value.const_value.numpy()
         for name, graph in bundle.manifest.graphs.items()
@@ -49,14 +49,17 @@ def test_float16_stays_float16(bundle, made, tmp_path, report):
     assert all(after[key].dtype == np.float16 for key in new)
     assert all(np.isfinite(after[key]).all() for key in new)
     assert all((after[key] != 0).all() for key in new if key[1].endswith(".scales"))
-    # Norms that are spelled out carry factors too.
+    # Norms exported as single operators carry factors too.
     assert {graph for graph, name in new if ".divided." in name} == {"vision_encoder", "decoder_model_merged"}
     with load(made.path) as pipeline:
         assert pipeline.generate(tmp_path / "wide0.png", "What?", max_new_tokens=4).token_ids
 
 
 def test_what_int8_is_spelled_in(made):
-    """Opset 19, only what TensorRT 10.3 takes; symmetric, by tensor and for weights by output channel."""
+    """Int8 graphs have opset 19 and only operators of TensorRT 10.3.
+
+    Quantization is symmetric, with one scale for a tensor, and for a weight one for each output channel.
+    """
     for name, graph in made.manifest.graphs.items():
         path = made.file(graph.file)
         onnx.checker.check_model(path)

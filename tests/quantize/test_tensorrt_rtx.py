@@ -1,4 +1,4 @@
-"""Every graph of the quantized demo model becomes a TensorRT-RTX engine; no GPU is needed for that."""
+"""Every graph of the quantized demo model becomes a TensorRT-RTX engine, without a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rtx(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(rtx, tmp_path_factory):
-    """That in each precision, made once."""
+    """Quantize that bundle, once for each precision: `made(precision) -> Bundle`."""
     bundles = {}
 
     def make(precision):
@@ -71,7 +71,7 @@ def report_of(bundle):
 
 @pytest.mark.parametrize("precision", SMS)
 def test_graphs_are_in_standard_operators(precision, made, rtx):
-    """Layers that read one activation share its quantization; nothing of ONNX Runtime's own is left."""
+    """Layers that read the same activation share its QuantizeLinear, and all operators are standard ones."""
     bundle = made(precision)
     for name, graph in bundle.manifest.graphs.items():
         path = bundle.file(graph.file)
@@ -87,7 +87,7 @@ def test_graphs_are_in_standard_operators(precision, made, rtx):
 
 
 def test_the_numbers_are_sound(made):
-    """In float16 on the CPU; errors as small as those of the float32 bundle."""
+    """In float16 on the CPU, errors are as small as those of the float32 bundle."""
     bounds = {"int8": 0.1, "fp8": 0.1, "int4": 0.15}
     for precision, bound in bounds.items():
         errors = made(precision).manifest.quantization.errors

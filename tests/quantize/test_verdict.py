@@ -21,7 +21,7 @@ def graph(name, prefill, step=None, error=0.012):
 
 
 def report(prefill=((300.0, 100.0), (100.0, 100.0)), step=(10.0, 2.5), right=None, parts=PARTS):
-    """Of a vision encoder and a decoder; `right` of 1,000 questions."""
+    """Return the report of a vision encoder and a decoder, with `right` of 1,000 questions answered right."""
     vision, decoder = prefill if prefill else (None, None)
     graphs = (graph("vision_encoder", vision), graph("decoder_model_merged", decoder, step, 0.034))
     answers = Answers(4, 4, 1000 if right else 0, right or (0, 0))
@@ -91,7 +91,7 @@ def test_what_was_not_measured_is_not_said():
     assert whole.speedup("prefill") is None
     assert whole.speedup("step") is None
     some = replace(report(), graphs=(*report().graphs, graph("token_pruner", None)))
-    assert some.speedup("prefill") is None  # a sum of some graphs is no time to the first token
+    assert some.speedup("prefill") is None  # some graphs together are not the time to the first token
     assert some.speedup("step") == 4.0
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from visprune.errors import BundleError, InputError, UsageError
-from visprune.runtime import Sampling, load
+from visprune.runtime import Pipeline, Sampling, load
 
 IMAGE, EOS = 2, 1
 
@@ -249,6 +249,20 @@ class TestRefusals:
         with pytest.raises(InputError, match="stands for an image"):
             pipeline.generate(None, "what is <image> here")
 
+    @pytest.mark.parametrize("call", ["Pipeline.generate", "Pipeline.stream", "Chat.generate", "Chat.stream"])
+    def test_an_unknown_option_is_named(self, pipeline, call):
+        owner, _, method = call.partition(".")
+        arguments = (None, "q") if owner == "Pipeline" else ("q",)
+        answerer = pipeline if owner == "Pipeline" else pipeline.chat()
+        with pytest.raises(TypeError, match=rf"{owner}.stream\(\) .* keyword argument 'top_k'"):
+            getattr(answerer, method)(*arguments, max_new_tokens=1, top_k=3)
+
+    def test_an_option_of_an_answer_is_none_of_a_chat(self, pipeline):
+        with pytest.raises(TypeError, match=r"Pipeline.chat\(\) .* 'max_new_tokens'"):
+            pipeline.chat(max_new_tokens=3)
+        with pytest.raises(TypeError, match=r"Chat.stream\(\) .* 'ratio'"):
+            pipeline.chat(system=None).stream("q", ratio=0.5)
+
     def test_ratio_and_count(self, pipeline):
         with pytest.raises(UsageError, match="Both"):
             pipeline.generate(None, "q", ratio=0.5, keep_tokens=4)
@@ -352,6 +366,13 @@ class TestManifest:
             answer = pipeline.generate(picture(0), "hi", max_new_tokens=8)
             ids = prompt_ids(pipeline, "<image>\nhi", 1, 4)
             assert list(answer.token_ids) == oracle.greedy(ids, pixels(pipeline, picture(0)), 4, 8)
+
+
+def test_every_option_is_explained():
+    from visprune.runtime.options import PromptOptions
+
+    for name in PromptOptions.__optional_keys__:
+        assert f"\n                {name} (" in Pipeline.stream.__doc__
 
 
 def test_overlay(pipeline, picture):

@@ -19,7 +19,7 @@ from visprune.bench.report.page.row_styles import RowStyles
 from visprune.bench.report.page.tables import costs, times
 from visprune.bench.report.report import BenchReport, Row
 from visprune.bench.report.table import verdicts
-from visprune.runtime.vision.sources import named
+from visprune.runtime.vision.sources import display_name
 
 __all__ = ["page"]
 
@@ -100,7 +100,7 @@ def _gallery(report: BenchReport, pictures: Mapping[str, Sequence[str]]) -> list
     if not shown:
         return []
     return [
-        (named(image).rsplit("/", 1)[-1], [_overlay(row, pictures, index) for row in shown.values()])
+        (display_name(image).rsplit("/", 1)[-1], [_overlay(row, pictures, index) for row in shown.values()])
         for index, image in enumerate(report.work.images)
     ]
 

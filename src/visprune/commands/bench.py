@@ -1,4 +1,4 @@
-"""`visprune bench`: bundles side by side, or every combination of a sweep."""
+"""`visprune bench`: bundles measured side by side, or every combination of a sweep."""
 
 from __future__ import annotations
 
@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visprune.commands.arguments import Images, Provider, System, Threads
+from visprune.commands.question_options import (
+    QUESTION_LINE,
+    Annotations,
+    Format,
+    ImageFolder,
+    Instruction,
+    Metric,
+    Split,
+    read_data,
+)
 from visprune.terminal import bars, note
 
 if TYPE_CHECKING:
     from visprune.bench.comparison import Comparison
-    from visprune.bench.report.report import Work
-    from visprune.bench.sweep import Plan
+    from visprune.bench.report.report import Workload
+    from visprune.bench.sweep import SweepPlan
 
 __all__ = ["bench"]
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 10, 1000
 _PROMPT = "What is in the picture?"
 _METHODS, _RATIOS, _PRECISIONS = "fopru-rank,fopru-row,fitprune,random", "1,0.5,0.25", "fp32"
+_FORMAT = "jsonl"
+_DEMO_QUESTIONS = 500  # 95% intervals then reach at most 4.4 points to each side
 
 
 def bench(  # noqa: PLR0913 - a command line's options
@@ -45,7 +57,7 @@ def bench(  # noqa: PLR0913 - a command line's options
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="transformers", help="The same work in PyTorch beside them.", show_default=False
+            metavar="transformers", help="Measure the same work in PyTorch too.", show_default=False
         ),
     ] = None,
     sweep: Annotated[
@@ -74,9 +86,23 @@ def bench(  # noqa: PLR0913 - a command line's options
             show_default="for the demo model a bundled set of 16",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Of a sweep, questions to measure accuracy with: lines of {QUESTION_LINE}.",
+            show_default=f"for the demo model {_DEMO_QUESTIONS} held-out questions",
+        ),
+    ] = None,
+    form: Format = _FORMAT,
+    annotations: Annotations = None,
+    images: ImageFolder = None,
+    split: Split = None,
+    metric: Metric = None,
+    instruction: Instruction = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Of a sweep; an earlier one goes on."),
+        typer.Option("--output", "-o", metavar="DIR", help="Of a sweep; an earlier one is continued."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
@@ -91,16 +117,24 @@ def bench(  # noqa: PLR0913 - a command line's options
     Example: visprune-bench none fopru fopru-int8 --image cat.png --prompt "What is it?" --html report.html
     """
     from visprune.errors import UsageError
+    from visprune.evaluation.formats import Files
     from visprune.outputs import check_file
 
     given = list(what or [])
-    of_a_sweep = (methods, ratios, precisions, calibration, output)
+    of_data = (annotations, images, split, metric, instruction)
+    if data is None and (form != _FORMAT or any(option is not None for option in of_data)):
+        raise UsageError(
+            "--format, --annotations, --images, --split, --metric and --instruction belong to --data.",
+            "Add --data FILE.",
+        )
+    of_a_sweep = (methods, ratios, precisions, calibration, data, output)
     if not sweep and any(option is not None for option in of_a_sweep):
         raise UsageError(
-            "--methods, --ratios, --precisions, --calibration and -o belong to a sweep.", "Add --sweep."
+            "--methods, --ratios, --precisions, --calibration, --data and -o belong to a sweep.",
+            "Add --sweep.",
         )
     options = {"max_new_tokens": max_new_tokens, "rounds": rounds, "provider": provider, "system": system}
-    work = _work(image, prompt, threads, **options)
+    work = _workload(image, prompt, threads, **options)
     for file in (json_file, html_file):
         if file is not None:
             check_file(file, force=force)
@@ -109,12 +143,20 @@ def bench(  # noqa: PLR0913 - a command line's options
     plan = _plan(methods, ratios, precisions, calibration) if sweep else None
     if plan is not None and (output is None or len(given) > 1):
         raise UsageError("A sweep is of one model, into a directory.", "Give one model or none, and -o DIR.")
+    model, questions = given[0] if given else None, None
+    if data is not None:
+        questions = read_data(Files(data, annotations, images, split), form, metric, instruction)
+    elif sweep and model is None:
+        from visprune.demo.held_out import held_out_questions
+
+        questions = held_out_questions(_DEMO_QUESTIONS)
     with bars() as progress:
         if plan is not None and output is not None:
-            from visprune.bench.sweep import sweep as make_all
+            from visprune.bench.sweep import sweep as run_sweep
 
-            model = given[0] if given else None
-            found = make_all(model, plan, work, output, against=against, progress=progress)
+            found = run_sweep(
+                model, plan, work, output, questions=questions, against=against, progress=progress
+            )
         else:
             from visprune.bench.comparison import compare
 
@@ -126,13 +168,13 @@ def bench(  # noqa: PLR0913 - a command line's options
     _write(found, json_files, html_files)
 
 
-def _work(image: list[str] | None, prompt: str, threads: int | None, **options: Any) -> Work:
-    """What every row is to do.
+def _workload(image: list[str] | None, prompt: str, threads: int | None, **options: Any) -> Workload:
+    """Return the work of every row.
 
     Raises:
-        UsageError: Too few rounds to tell anything, or a number that cannot be.
+        UsageError: There are too few or too many rounds, or another number is out of range.
     """
-    from visprune.bench.report.report import Work
+    from visprune.bench.report.report import Workload
     from visprune.bundled import IMAGE
     from visprune.cores import usable_cores
     from visprune.errors import UsageError
@@ -145,16 +187,18 @@ def _work(image: list[str] | None, prompt: str, threads: int | None, **options: 
     if threads is not None and threads < 1:
         raise UsageError(f"Cannot run on {threads} threads.", "Give a number of at least 1, or leave it out.")
     images = tuple(image or [str(IMAGE)])
-    return Work(images, prompt, threads=threads or usable_cores(), **options)
+    return Workload(images, prompt, threads=threads or usable_cores(), **options)
 
 
-def _plan(methods: str | None, ratios: str | None, precisions: str | None, calibration: Path | None) -> Plan:
-    """What a sweep combines, from lists with commas.
+def _plan(
+    methods: str | None, ratios: str | None, precisions: str | None, calibration: Path | None
+) -> SweepPlan:
+    """Return the combinations of a sweep, from lists with commas.
 
     Raises:
-        UsageError: A ratio that is no number, or something there is not.
+        UsageError: A ratio is not a number, or a name is unknown.
     """
-    from visprune.bench.sweep import Plan
+    from visprune.bench.sweep import SweepPlan
     from visprune.errors import UsageError
 
     def listed(text: str) -> tuple[str, ...]:
@@ -164,7 +208,7 @@ def _plan(methods: str | None, ratios: str | None, precisions: str | None, calib
         fractions = tuple(float(ratio) for ratio in listed(_RATIOS if ratios is None else ratios))
     except ValueError:
         raise UsageError(f"--ratios {ratios} are no numbers.", f"Write them like {_RATIOS}.") from None
-    return Plan(
+    return SweepPlan(
         listed(_METHODS if methods is None else methods),
         fractions,
         listed(_PRECISIONS if precisions is None else precisions),
@@ -173,7 +217,7 @@ def _plan(methods: str | None, ratios: str | None, precisions: str | None, calib
 
 
 def _write(found: Comparison, json_files: Sequence[Path | None], html_files: Sequence[Path | None]) -> None:
-    """The tables on stdout, and the files."""
+    """Print the tables on stdout, and write the files."""
     from visprune.bench.report.page import page
     from visprune.bench.report.table import print_report
     from visprune.outputs import write_file
@@ -181,7 +225,7 @@ def _write(found: Comparison, json_files: Sequence[Path | None], html_files: Seq
     print_report(found.report)
     texts = [(file, found.report.to_json()) for file in json_files if file is not None]
     if any(html_files):
-        html = page(found.report, found.pictures)
+        html = page(found.report, found.overlays)
         texts += [(file, html) for file in html_files if file is not None]
     for file, text in texts:
         write_file(file, text)

@@ -1,4 +1,4 @@
-"""`visprune chat`: a conversation about pictures, its turns on one cache."""
+"""`visprune chat`: a conversation about images. Its turns share one cache."""
 
 from __future__ import annotations
 
@@ -9,131 +9,110 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.arguments import (
-    BundleDir,
-    Images,
-    KeepTokens,
-    LowMemory,
-    Provider,
-    Ratio,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-)
-from visprune.commands.run import open_pipeline
+from visprune.commands.arguments import BundleDir
+from visprune.commands.conversation_options import ConversationOptions, open_pipeline
+from visprune.commands.option_fields import with_options
 from visprune.terminal import note, print_json
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.runtime import Chat, Sampling
-    from visprune.runtime.generation import Limits
+    from visprune.runtime import Chat
+    from visprune.runtime.options import AnswerOptions
 
 __all__ = ["chat"]
 
-_HELP = "/image PATH adds a picture to the next turn, /reset begins again, /quit ends."
+_GREETING = "/image PATH adds an image to the next turn, /reset begins again, /quit ends, /help lists these."
+_COMMANDS = """\
+/image PATH  Add an image to the next turn. May be given several times.
+/reset       Begin again, with the images and the system prompt of the command line.
+/quit        End the conversation.
+/help        List these commands.
+Any other line is a turn: the model answers it."""
 
 
-def chat(  # noqa: PLR0913 - a command line's options
+@with_options(ConversationOptions)
+def chat(
     bundle: BundleDir,
     *,
-    system: System = None,
-    image: Images = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    ratio: Ratio = None,
-    keep_tokens: KeepTokens = None,
-    provider: Provider = "cpu",
-    threads: Threads = None,
-    low_memory: LowMemory = False,
+    options: ConversationOptions,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of one answer.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
-    """Talk about pictures. Each line is a turn; lines may also be piped in.
+    """Talk about images. Each line is a turn; lines may also be piped in.
 
-    /image PATH adds a picture to the next turn, /reset begins again with the pictures and the system prompt
-    of the command line, /quit ends.
+    /image PATH adds an image to the next turn, /reset begins again with the images and the system prompt
+    of the command line, /quit ends, /help lists these commands.
+
+    A line that cannot be used, such as /image with a file that is not an image, is reported on stderr, and
+    the conversation goes on with the next line. If lines are piped in, the exit code at the end is then 2.
 
     Example: visprune-chat llava-fopru --image cat.png
     """
-    from visprune.bundle import Bundle
-    from visprune.runtime.generation import Limits
-    from visprune.runtime.reading import check_texts
-    from visprune.runtime.sampling import Sampling
-    from visprune.runtime.vision.images import decode
-    from visprune.runtime.vision.kept_tokens import keep_for
-
-    # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    limits = Limits(max_new_tokens, tuple(stop or ()))
-    opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    check_texts(opened, system=system, stop=limits.stop)
-    keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
-    pictures = [decode(one) for one in image or []]
-    with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
+    checked = options.check(bundle, max_new_tokens)
+    with open_pipeline(bundle, options) as pipeline:
         talk = _Talk(
-            pipeline.chat(system=system, ratio=ratio, keep_tokens=keep_tokens),
-            pictures,
-            sampling,
-            limits,
-            about_pictures=None if as_json else keep.describe(manifest),
+            pipeline.chat(**checked.chat),
+            checked.pictures,
+            checked.answer,
+            about_pictures=None if as_json else checked.keep.describe(checked.manifest),
         )
         if not as_json:
-            note(_HELP)
+            note(_GREETING)
         for line in _lines():
             if not talk.take(line):
                 break
+    # A person has seen the message; a script has only the exit code.
+    if talk.refused and not sys.stdin.isatty():
+        raise typer.Exit(2)
 
 
 class _Talk:
-    """The loop's state: the conversation and the pictures that wait for the next turn.
+    """A conversation, and the images that wait for its next turn.
 
-    `about_pictures` is said when the first picture is there; None says nothing and prints answers as JSON.
+    Args:
+        chat: The conversation.
+        pictures: Images of the first turn, also after /reset.
+        options: Options of each answer.
+        about_pictures: Sentence that is printed once there is an image. With None, answers are printed as
+            JSON, and nothing else is.
+
+    Attributes:
+        refused: Number of lines that could not be used.
     """
 
     def __init__(
         self,
         chat: Chat,
         pictures: list[Image.Image],
-        sampling: Sampling,
-        limits: Limits,
+        options: AnswerOptions,
         *,
         about_pictures: str | None,
     ) -> None:
+        self.refused = 0
         self._chat = chat
         self._first = pictures
         self._waiting = list(pictures)
-        self._sampling = sampling
-        self._limits = limits
+        self._options = options
         self._as_json = about_pictures is None
         self._about_pictures = about_pictures
-        self._tell_of_pictures()
+        self._note_pictures()
 
     def take(self, line: str) -> bool:
-        """One line of the user. False ends the conversation."""
+        """Obey or answer one line of the user. Return False if it ends the conversation."""
         from visprune.errors import VispruneError
 
         try:
             if line.startswith("/"):
-                return self._command(*(line.split(maxsplit=1)))
+                return self._obey(*line.split(maxsplit=1))
             self._answer(line)
         except VispruneError as error:
-            if not sys.stdin.isatty():
-                raise  # a script should learn of it; a person can try again
+            self.refused += 1
             note(f"error: {error.what}\n  {error.hint}")
         return True
 
-    def _command(self, name: str, rest: str = "") -> bool:
+    def _obey(self, name: str, rest: str = "") -> bool:
+        """Carry out a command. Return False if it ends the conversation."""
         from visprune.errors import UsageError
         from visprune.runtime.vision.images import decode
 
@@ -142,26 +121,24 @@ class _Talk:
         if name == "/reset":
             self._chat.reset()
             self._waiting = list(self._first)
+        elif name == "/help":
+            note(_COMMANDS)
         elif name == "/image" and rest:
             self._waiting.append(decode(rest.strip().strip("\"'")))
-            self._tell_of_pictures()
+            self._note_pictures()
+        elif name == "/image":
+            raise UsageError("/image has no path.", "Write /image and the path of an image.")
         else:
-            raise UsageError(f"There is no command {name!r} like this.", _HELP)
+            raise UsageError(f"There is no command {name!r}.", "/help lists the commands.")
         return True
 
-    def _tell_of_pictures(self) -> None:
+    def _note_pictures(self) -> None:
         if self._about_pictures and self._waiting:
             note(self._about_pictures)
             self._about_pictures = None
 
     def _answer(self, prompt: str) -> None:
-        stream = self._chat.stream(
-            prompt,
-            self._waiting,
-            max_new_tokens=self._limits.max_new_tokens,
-            sampling=self._sampling,
-            stop=self._limits.stop,
-        )
+        stream = self._chat.stream(prompt, self._waiting, **self._options)
         try:
             if not self._as_json:
                 for piece in stream:
@@ -180,7 +157,11 @@ class _Talk:
 
 
 def _lines() -> Iterator[str]:
-    """The user's lines, without empty ones, until the end of input."""
+    """Yield the user's lines, without empty ones, until the end of the input.
+
+    Raises:
+        InputError: The input is not text in the terminal's encoding.
+    """
     from visprune.errors import InputError
 
     if sys.stdin.isatty():

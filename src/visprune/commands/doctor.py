@@ -1,4 +1,4 @@
-"""`visprune doctor`: what this machine has, and which parts of visprune can work on it."""
+"""`visprune doctor`: the hardware and packages of this machine, and the parts of visprune that work on it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _here() -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    """What `visprune.machine` finds; None stands for what is not there."""
+    """Return what `visprune.machine` finds; None for what is absent."""
     from visprune import machine
 
     gpu, jetson, memory = machine.gpu(), machine.jetson(), machine.memory()

@@ -1,4 +1,4 @@
-"""`visprune eval`: how well bundles answer questions with known answers, and how sure that is."""
+"""`visprune eval`: bundles are asked questions with known answers, and their answers judged and compared."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visprune.commands.arguments import Provider, System
+from visprune.commands.question_options import (
+    QUESTION_LINE,
+    Annotations,
+    Format,
+    ImageFolder,
+    Instruction,
+    Metric,
+    Split,
+    read_data,
+)
 from visprune.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
-    from visprune.evaluation.summary import Evaluation, Figure, Row
+    from visprune.evaluation.summary import Evaluation, EvaluationRow, Figure
 
 __all__ = ["evaluate"]
 
-_WIDTH = 200  # of a line in a file or a pipe
-_NAMED = 10  # lines that were left out; --json has all
+_WIDTH = 200  # columns of a table that goes to a file or a pipe
 _INTERVALS = {
     "wilson": "Wilson",
     "bonett-price": "paired, Bonett and Price",
@@ -29,7 +38,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
     bundles: Annotated[
         list[str],
         typer.Argument(
-            metavar="BUNDLE...", help="Directories; DIR@RATIO asks one at another ratio.", show_default=False
+            metavar="BUNDLE...", help="Bundles; DIR@RATIO asks one at another ratio.", show_default=False
         ),
     ],
     *,
@@ -37,32 +46,16 @@ def evaluate(  # noqa: PLR0913 - a command line's options
         Path,
         typer.Option(
             metavar="FILE",
-            help='Questions: lines of {"image": path, "question": text, "answers": [text]}.',
+            help=f"Questions: lines of {QUESTION_LINE}.",
             show_default=False,
         ),
     ],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", metavar="NAME", help="jsonl, vqav2, gqa, textvqa, pope, scienceqa or mmbench."
-        ),
-    ] = "jsonl",
-    annotations: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Of vqav2 its annotations, of scienceqa its pid_splits.json."),
-    ] = None,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of the pictures.")] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of scienceqa.", show_default="test")
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="exact, vqa, yes-no or choice.", show_default="the format's"),
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="A line after each question.", show_default="the format's"),
-    ] = None,
+    form: Format = "jsonl",
+    annotations: Annotations = None,
+    images: ImageFolder = None,
+    split: Split = None,
+    metric: Metric = None,
+    instruction: Instruction = None,
     system: System = None,
     output: Annotated[
         Path | None,
@@ -70,11 +63,11 @@ def evaluate(  # noqa: PLR0913 - a command line's options
             "--output",
             "-o",
             metavar="FILE",
-            help="The answers; a run that was stopped goes on from it.",
+            help="File of the answers; an interrupted run continues from it.",
             show_default="DATA-answers.jsonl",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 16,
     processes: Annotated[
         int | None, typer.Option(metavar="N", help="Worker processes.", show_default="as many as fit")
     ] = None,
@@ -86,26 +79,22 @@ def evaluate(  # noqa: PLR0913 - a command line's options
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a question that cannot be used, instead of skipping it.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin the file of answers again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start the file of answers anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Ask bundles questions with known answers, and compare what they answer.
+    """Ask bundles questions with known answers, and compare their answers.
 
     Example: visprune-eval fopru@1 fopru fopru-int8 --data questions.jsonl
     """
-    from visprune.evaluation.answering import Settings
+    from visprune.evaluation.answering import AnswerSettings
     from visprune.evaluation.evaluator import evaluate as run
-    from visprune.evaluation.formats import Files, read_questions
+    from visprune.evaluation.formats import Files
     from visprune.evaluation.workers import Workers
 
-    settings = Settings(max_new_tokens, threads, provider, system)
+    settings = AnswerSettings(max_new_tokens, threads, provider, system)
     workers = Workers(processes, ray)
-    questions = read_questions(Files(data, annotations, images, split), form, metric, instruction)
+    questions = read_data(Files(data, annotations, images, split), form, metric, instruction)
     path = output if output is not None else Path(f"{data.stem}-answers.jsonl")
-    for line in questions.skipped[:_NAMED]:
-        note(f"skipped: {line}")
-    if len(questions.skipped) > _NAMED:
-        note(f"skipped: {len(questions.skipped) - _NAMED} more")
     unfinished = False
     try:
         with bars() as bar:
@@ -128,7 +117,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
         unfinished = False
     finally:
         if unfinished:
-            note(f"What was answered is in {path}; the same command, without --force, goes on from there.")
+            note(f"The answers so far are in {path}; the same command without --force continues from them.")
     if as_json:
         print_json({"answers": str(path), **asdict(found)})
         return
@@ -164,16 +153,16 @@ def _print(found: Evaluation, path: Path) -> None:
     for row in found.rows:
         if row.errors:
             console.print(
-                f"{row.asked.name} could not be asked {len(row.errors)}; the first: {row.errors[0]}"
+                f"{row.asked.name} could not be asked {len(row.errors)} questions; the first: {row.errors[0]}"
             )
         if row.cut:
-            console.print(f"{row.asked.name}: {row.cut} answers were cut at the limit of tokens")
+            console.print(f"{row.asked.name}: {row.cut} answers were cut off at the limit of new tokens")
     for text in found.notes:
         console.print(text)
     console.print(f"answers in {path}")
 
 
-def _all(row: Row) -> list[Figure]:
+def _all(row: EvaluationRow) -> list[Figure]:
     return [figure for figure in (*row.figures, row.difference, row.agreement) if figure is not None]
 
 

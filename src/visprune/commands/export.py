@@ -1,71 +1,40 @@
-"""`visprune export`: from a checkpoint to a bundle, with progress and the self-check's table."""
+"""`visprune export`: from a checkpoint to a bundle, with progress and the result of the self-check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.arguments import (
-    ChatTemplateFile,
-    MaxPrunePoints,
-    Model,
-    RecipeFile,
-    Revision,
-    Samples,
-    Then,
-    TrustRemoteCode,
-)
+from visprune.commands.arguments import Model
+from visprune.commands.option_fields import typer_option, with_options
 from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
-from visprune.errors import ExportError
-from visprune.targets import DTYPES, TARGETS
-from visprune.terminal import bars, print_json
+from visprune.errors import ExportError, UsageError
+from visprune.export.export_options import ExportOptions
+from visprune.targets import DTYPES
+from visprune.terminal import bars, note, print_json
 from visprune.units import in_bytes
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from visprune.bundle import Bundle
     from visprune.export.preview import Preview
+    from visprune.progress import Progress
     from visprune.quantize.quantize_options import QuantizeOptions
 
-__all__ = ["export"]
+__all__ = ["RecipeFile", "Then", "export"]
+
+Then = Annotated[str | None, typer_option(ExportOptions, "then")]
+RecipeFile = Annotated[Path | None, typer_option(ExportOptions, "recipe")]
 
 
-def export(  # noqa: PLR0913 - a command line's options
+@with_options(ExportOptions, before={"target": ("precision", "calibration", "output")})
+def export(
     model: Model = None,
     *,
-    method: Annotated[
-        str, typer.Option("--method", "-m", metavar="NAME", help="Pruning method, see `visprune methods`.")
-    ],
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="Fraction to KEEP, in (0, 1]: of the visual tokens, or of the visual work for fitprune.",
-            show_default="1.0, or the method's own",
-        ),
-    ] = None,
-    keep_tokens: Annotated[
-        int | None, typer.Option(help="Visual tokens to keep of one image, instead.")
-    ] = None,
-    then: Then = None,
-    recipe: RecipeFile = None,
-    data: Samples = None,
-    max_prune_points: MaxPrunePoints = None,
-    anyres_scope: Annotated[
-        str,
-        typer.Option(
-            metavar="SCOPE", help="Where a picture is several tiles: keep as many of each tile, or global."
-        ),
-    ] = "tile",
-    segments: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Cut the decoder into N files, with nothing pruned inside."),
-    ] = None,
+    options: ExportOptions,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Quantize it too, see `visprune quantize`.", show_default="float"),
@@ -77,23 +46,6 @@ def export(  # noqa: PLR0913 - a command line's options
             "--output", "-o", metavar="DIR", help="The bundle to make.", show_default="MODEL-METHOD-keepK"
         ),
     ] = None,
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Platform: {', '.join(TARGETS)}.")
-    ] = "onnxruntime",
-    dtype: Annotated[str | None, typer.Option(help="fp32 or fp16.", show_default="the target's own")] = None,
-    verify: Annotated[
-        str | None,
-        typer.Option(
-            metavar="whole|layers",
-            help="Compare the LLM with PyTorch as a whole, or layer by layer.",
-            show_default="whole if memory allows",
-        ),
-    ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare nothing with PyTorch.")] = False,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    chat_template: ChatTemplateFile = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be written and needed; read no weights.")
     ] = False,
@@ -103,110 +55,94 @@ def export(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-export llava-hf/llava-1.5-7b-hf --method fopru-rank --ratio 0.25 --dry-run
     """
-    if no_verify and verify is not None:
-        from visprune.errors import UsageError
-
-        raise UsageError("Both --verify and --no-verify were given.", "Give one of them.")
+    quantization = None
+    if precision is not None:
+        quantization = _check_precision(precision, calibration, output, options, model)
+    if dry_run:
+        _preview(model, output, options, precision, as_json=as_json)
+        return
+    begin = time.monotonic()
     with bars() as progress:
-        from visprune.export import export as write
-        from visprune.export.preview import Preview, preview
+        from visprune.export.exporter import run
 
-        real: Callable[..., Bundle] = partial(write, progress=progress)
-        if precision is not None:
-            chosen = _check_precision(precision, calibration, output, target, dtype, model, force=force)
-            real = partial(_then_quantize, real, chosen, progress)
-        run: Callable[..., Bundle | Preview] = preview if dry_run else real
-        made = run(
-            model,
-            method=method,
-            output=output,
-            ratio=ratio,
-            keep_tokens=keep_tokens,
-            then=then,
-            recipe=recipe,
-            calibration=data,
-            max_prune_points=max_prune_points,
-            anyres_scope=cast("Literal['tile', 'global']", anyres_scope),
-            segments=segments,
-            target=target,
-            dtype=cast("Literal['fp32', 'fp16'] | None", dtype),
-            verify=not no_verify if verify is None else cast("Literal['whole', 'layers']", verify),
-            force=force,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            chat_template=chat_template,
-        )
-    if isinstance(made, Preview):
-        print_json(asdict(made)) if as_json else _print_preview(made)
-        if precision is not None and not as_json:
-            print(f"It would be quantized to {precision} after that; the sizes are those before.")
-        if made.obstacle is not None:
-            raise ExportError(*made.obstacle)
-    elif as_json:
+        if quantization is not None and output is not None:
+            made = _then_quantize(model, output, options, quantization, progress)
+        else:
+            made = run(model, output, options, progress, note)
+    if as_json:
         print_json({"bundle": str(made.path), **_summary(made)})
     else:
         _print(made)
         if made.manifest.quantization is not None:
             print_report(made, read_report(made))
+    note(f"This took {time.monotonic() - begin:.0f} seconds.")
 
 
 def _check_precision(
-    precision: str,
-    calibration: Path | None,
-    output: Path | None,
-    target: str,
-    dtype: str | None,
-    model: str | None,
-    *,
-    force: bool,
+    precision: str, calibration: Path | None, output: Path | None, options: ExportOptions, model: str | None
 ) -> QuantizeOptions:
-    """Refuse what can be refused of a quantization before the export that it follows."""
+    """Check the options of a quantization before the export that it follows."""
     from visprune.bundled import DEMO
-    from visprune.errors import UsageError
     from visprune.quantize.quantize_options import QuantizeOptions
     from visprune.quantize.quantizer import prepare
     from visprune.targets import target as find_target
 
     if output is None:
         raise UsageError("--precision needs a name for the bundle.", "Give one with -o.")
-    options = QuantizeOptions(precision, calibration=calibration, force=force)
-    platform = find_target(target)
-    width = DTYPES.get(dtype, platform.dtype) if dtype else platform.dtype
-    prepare(options, target, width, DEMO if model is None else model)
-    return options
+    quantization = QuantizeOptions(precision, calibration=calibration, force=options.force)
+    platform = find_target(options.target)
+    dtype = DTYPES[options.dtype] if options.dtype else platform.dtype
+    prepare(quantization, options.target, dtype, DEMO if model is None else model)
+    return quantization
 
 
 def _then_quantize(
-    write: Callable[..., Bundle],
-    options: QuantizeOptions,
-    progress: Callable[[str, int, int], None],
-    model: str | None,
-    *,
-    output: Path,
-    force: bool,
-    **rest: Any,
+    model: str | None, output: Path, options: ExportOptions, quantization: QuantizeOptions, progress: Progress
 ) -> Bundle:
-    """Export beside the wanted place, quantize to it, and forget the float bundle."""
+    """Export into a directory beside `output`, quantize that bundle to `output`, and remove it."""
+    from visprune.export.exporter import run
     from visprune.manifest import MANIFEST
     from visprune.quantize import quantize
     from visprune.staging import check_destination, scratch
 
-    check_destination(output, force=force, marker=MANIFEST)
+    check_destination(output, force=options.force, marker=MANIFEST)
     with scratch(output) as folder:
-        made = write(model, output=folder / "float", force=False, **rest)
+        made = run(model, folder / "float", replace(options, force=False), progress, note)
         return quantize(
             made,
             output,
-            precision=options.precision,
-            calibration=options.calibration,
-            force=force,
+            precision=quantization.precision,
+            calibration=quantization.calibration,
+            force=quantization.force,
             judge=judge_for(made),
             progress=progress,
         )
 
 
+def _preview(
+    model: str | None, output: Path | None, options: ExportOptions, precision: str | None, *, as_json: bool
+) -> None:
+    """Do the dry run.
+
+    Raises:
+        ExportError: This machine lacks memory or space for the export; raised after the result is printed.
+    """
+    with bars():
+        from visprune.export.preview import run
+
+        found = run(model, output, options)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_preview(found)
+        if precision is not None:
+            print(f"It would be quantized to {precision} after that; the sizes are those before.")
+    if found.obstacle is not None:
+        raise ExportError(*found.obstacle)
+
+
 def _summary(bundle: Bundle) -> dict[str, object]:
-    """What a script wants to know of an export."""
+    """Return the facts of an export for `--json`."""
     manifest = bundle.manifest
     budget, inside = manifest.pruning.budget, manifest.layer_pruning
     return {
@@ -223,25 +159,28 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 
 def _print(bundle: Bundle) -> None:
+    """Print the result in four lines, and then the tables of graphs and comparisons."""
     from rich.console import Console
     from rich.table import Table
 
-    from visprune.commands.inspect import graph_size, parity_table, work_line
+    from visprune.commands.inspect import graph_size, parity_line, parity_table, work_line
     from visprune.runtime.vision.kept_tokens import keep_for
 
     manifest = bundle.manifest
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    table = Table("graph", "size", box=None, pad_edge=False)
-    for name in manifest.graphs:
-        table.add_row(name, in_bytes(graph_size(manifest, name)))
-    console.print(table)
-    console.print()
-    console.print(parity_table(manifest))
-    console.print()
     console.print(keep_for(manifest).describe(manifest))
     console.print(f"work: {work_line(manifest)}")
     total = in_bytes(sum(record.size for record in manifest.files.values()))
     console.print(f"wrote {bundle.path} ({total}; {manifest.target}, {manifest.dtype})")
+    console.print(parity_line(manifest))
+    console.print()
+    table = Table("graph", "size", box=None, pad_edge=False)
+    for name in manifest.graphs:
+        table.add_row(name, in_bytes(graph_size(manifest, name)))
+    console.print(table)
+    if manifest.parity.rows and manifest.quantization is None:
+        console.print()
+        console.print(parity_table(manifest))
 
 
 def _print_preview(found: Preview) -> None:

@@ -1,4 +1,4 @@
-"""What the packages and the GPU of a machine make possible, and if not, why, and what to install."""
+"""Features that work with the packages and the GPU of a machine; for the others, the reason and a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from visprune.targets import PACKAGES, TARGETS, Target, check_version
 __all__ = ["Feature", "Found", "Package", "features", "look"]
 
 _PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx"
-# Modules, and names of distributions that may bring them. TensorRT of a Jetson's system is one without pip.
+# Packages, and the distributions that may contain them. The TensorRT of a Jetson's system is not from pip.
 _PACKAGES = {
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-gpu": ("onnxruntime-gpu",),
@@ -41,7 +41,7 @@ _ON_A_GPU = ("cuda-bindings",)
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A distribution; version None: it is not installed."""
+    """A package and its version; None: it is not installed."""
 
     name: str
     version: str | None
@@ -49,7 +49,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One thing to do. The note says why not, and what to install."""
+    """One feature. If it does not work, the note says why, and what to install."""
 
     name: str
     works: bool
@@ -58,15 +58,15 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is.
+    """The packages and hardware of a machine.
 
     Attributes:
         packages: By name.
-        providers: That ONNX Runtime was built with.
-        trouble: Why it cannot be asked.
+        providers: The providers that ONNX Runtime was built with.
+        trouble: Why ONNX Runtime cannot tell its providers.
         gpu: See `visprune.machine`.
-        jetson: Likewise.
-        system_tensorrt: The version of a Jetson's own TensorRT for Python.
+        jetson: See `visprune.machine`.
+        system_tensorrt: Version of the TensorRT for Python that belongs to a Jetson's system.
     """
 
     packages: dict[str, Package]
@@ -77,17 +77,17 @@ class Found:
     system_tensorrt: str | None = None
 
     def has(self, *names: str) -> bool:
-        """Whether all of these packages are installed."""
+        """Return whether all of these packages are installed."""
         return all(self.packages[name].version for name in names)
 
     def missing(self, names: tuple[str, ...], extra: str) -> str:
-        """What is not there of some packages, and what installs it; empty if all are."""
+        """Return which of some packages are missing and the command that installs them; empty if none is."""
         absent = [name for name in names if not self.packages[name].version]
         return f'missing {", ".join(absent)}; pip install "visprune[{extra}]"' if absent else ""
 
 
 def look(system: System = HERE) -> Found:
-    """Ask the machine."""
+    """Find the packages and hardware of a machine."""
     providers, trouble = _providers()
     jetson = machine.jetson(system)
     return Found(
@@ -101,7 +101,7 @@ def look(system: System = HERE) -> Found:
 
 
 def features(found: Found) -> list[Feature]:
-    """What works, in the order of a bundle's life."""
+    """Return every feature, in the order in which a bundle is made and used."""
     made = [
         _needs("export", found.missing(_EXPORT, "export")),
         _needs("quantize", found.missing(_QUANTIZE, "quantize")),
@@ -122,7 +122,7 @@ def _without_cpu(found: Found) -> str:
 
 
 def _providers_that_fail(found: Found) -> Iterator[tuple[str, str]]:
-    """Every provider on a GPU, and why it cannot run; empty if nothing speaks against it."""
+    """Yield every provider on a GPU with the reason why it cannot run, which is empty if it can."""
     clash = found.has("onnxruntime") and found.has("onnxruntime-gpu")
     wheel = 'pip uninstall -y onnxruntime onnxruntime-gpu; pip install "visprune[gpu]"'
     if found.jetson:
@@ -141,10 +141,10 @@ def _providers_that_fail(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def _builds(found: Found, target: Target) -> Feature:
-    """Engines for a target: TensorRT-RTX needs no GPU, TensorRT the GPU itself."""
+    """Return whether engines can be built for a target: TensorRT-RTX needs no GPU, TensorRT needs its own."""
     name = f"build engines for {target.name}"
     if target.anywhere:
-        package = PACKAGES[target.engines].extra  # both have the distribution's name
+        package = PACKAGES[target.engines].extra  # the extra is named like the distribution
         why = found.missing((package, *_BUILD), package)
         return _needs(name, why or _wrong_version(found, target, package))
     why = _no_gpu(found)
@@ -167,7 +167,7 @@ def _wrong_version(found: Found, target: Target, package: str) -> str:
 def _no_gpu(found: Found) -> str:
     if found.gpu is None:
         return "no NVIDIA GPU with a driver found"
-    if not found.gpu.answers and found.has(*_ON_A_GPU):  # without these it was not asked
+    if not found.gpu.answers and found.has(*_ON_A_GPU):  # the driver is asked through these packages
         return (
             "the GPU's driver does not answer: a container needs --runtime nvidia, a user the groups video "
             "and render"
@@ -199,21 +199,21 @@ def _version(distributions: tuple[str, ...]) -> str | None:
     for name in distributions:
         try:
             return metadata.version(name)
-        except Exception:  # not only "not found": a half-removed package has no readable metadata
+        except Exception:  # a half-removed package has metadata that cannot be read
             continue
     return None
 
 
 def _providers() -> tuple[tuple[str, ...], str]:
-    """The providers ONNX Runtime was built with, or why it cannot be asked."""
+    """Return the providers that ONNX Runtime was built with, or why it cannot tell them."""
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ModuleNotFoundError:
         return (), "ONNX Runtime is not installed"
-    except Exception as error:  # a wheel for another platform, a missing system library
+    except Exception as error:  # such as a wheel for another platform, or a missing system library
         return (), f"ONNX Runtime cannot be imported: {error}"
     try:
         return tuple(onnxruntime.get_available_providers()), ""
-    except Exception as error:  # both builds in one environment leave a package without its parts
+    except Exception as error:  # both builds installed in one environment overwrite each other's files
         both = "pip uninstall -y onnxruntime onnxruntime-gpu, install one"
         return (), f"ONNX Runtime is damaged ({error}): {both}"

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from visprune.bundled import DEMO
-from visprune.commands.arguments import (
-    ChatTemplateFile,
-    MaxPrunePoints,
-    Model,
-    Revision,
-    Samples,
-    TrustRemoteCode,
-)
+from visprune.commands.arguments import Model
+from visprune.commands.option_fields import with_options
+from visprune.export.fitprune.fit_options import FitOptions
 from visprune.terminal import bars, print_json
 
 if TYPE_CHECKING:
@@ -27,11 +22,11 @@ __all__ = ["fit"]
 _WIDTH = 40
 
 
-def fit(  # noqa: PLR0913 - a command line's options
+@with_options(FitOptions, before={"max_prune_points": ("output",)})
+def fit(
     model: Model = None,
     *,
-    ratio: Annotated[float, typer.Option(help="Fraction of the visual work to KEEP, in (0, 1].")],
-    data: Samples = None,
+    options: FitOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -42,16 +37,6 @@ def fit(  # noqa: PLR0913 - a command line's options
             show_default="MODEL-fitprune-RATIO.json",
         ),
     ] = None,
-    max_prune_points: MaxPrunePoints = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Draw so many of the samples.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="To draw them with.")] = 0,
-    device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    chat_template: ChatTemplateFile = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Fit a FitPrune recipe: how many visual tokens each layer of the LLM may delete.
@@ -59,25 +44,11 @@ def fit(  # noqa: PLR0913 - a command line's options
     Example: visprune-fit llava-1.5-7b-hf --ratio 0.4 --data samples.jsonl -o recipe.json
     """
     name = Path(model).resolve().name if model is not None else DEMO
-    path = output if output is not None else Path(f"{name}-fitprune-{ratio:g}.json")
+    path = output if output is not None else Path(f"{name}-fitprune-{options.ratio:g}.json")
     with bars() as progress:
-        from visprune.export.fitprune.fitting import fit as run
+        from visprune.export.fitprune.fitting import run
 
-        recipe = run(
-            model,
-            output=path,
-            progress=progress,
-            ratio=ratio,
-            data=data,
-            max_prune_points=max_prune_points,
-            samples=samples,
-            seed=seed,
-            device=device,
-            force=force,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            chat_template=chat_template,
-        )
+        recipe = run(model, path, options, progress)
     if as_json:
         print_json({"path": str(path), **asdict(recipe)})
         return

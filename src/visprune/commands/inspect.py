@@ -1,4 +1,4 @@
-"""`visprune inspect`: what a bundle holds, and whether its files are whole."""
+"""`visprune inspect`: the contents of a bundle, and a check of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from visprune.manifest import Manifest, TensorSpec
 
 
-__all__ = ["graph_size", "inspect", "parity_table", "work_line"]
+__all__ = ["graph_size", "inspect", "parity_line", "parity_table", "work_line"]
 
 
 def inspect(
@@ -52,7 +52,7 @@ def inspect(
 
 
 def _verify(bundle: Bundle) -> None:
-    """Hash everything anew, whatever was remembered, with a bar for a person who looks."""
+    """Hash every file again, without the cache of verified files, and show a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
@@ -98,7 +98,7 @@ def _facts(manifest: Manifest) -> list[str]:
 
 
 def _text(bundle: Bundle) -> list[str]:
-    """What the chat template shows, and which tokens end an answer."""
+    """Return the lines about the chat template and the tokens that end an answer."""
     from visprune.runtime.reading import read_template, read_tokenizer
 
     tokenizer, template = read_tokenizer(bundle), read_template(bundle)
@@ -111,7 +111,7 @@ def _text(bundle: Bundle) -> list[str]:
 
 
 def _quantized(manifest: Manifest) -> list[str]:
-    """Precisions, and what they cost."""
+    """Return the lines about the precisions and the errors that quantization adds."""
     found = manifest.quantization
     if found is None:
         return []
@@ -125,7 +125,7 @@ def _quantized(manifest: Manifest) -> list[str]:
 
 
 def _engines(manifest: Manifest) -> list[str]:
-    """What was compiled, for which GPUs, by what."""
+    """Return the line about the engines: how many, for which GPUs, built by which package."""
     if not manifest.engines:
         return []
     first = manifest.engines[0]
@@ -137,7 +137,7 @@ def _engines(manifest: Manifest) -> list[str]:
 
 
 def _options(options: dict[str, Any]) -> str:
-    """A method's own knobs in brackets; a recipe's long row of numbers is counted, not listed."""
+    """Return a method's settings in brackets. Long lists, such as a recipe's, are counted and not shown."""
     shown = []
     for name, value in options.items():
         long = isinstance(value, (list, tuple)) and len(value) > 4
@@ -147,7 +147,7 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def _tiles(manifest: Manifest) -> list[str]:
-    """How a picture becomes tiles."""
+    """Return the line about the tiles of a picture."""
     tiling = manifest.tiling
     if tiling is None:
         return []
@@ -162,7 +162,7 @@ def _tiles(manifest: Manifest) -> list[str]:
 
 
 def _inside(manifest: Manifest) -> list[str]:
-    """What leaves inside the LLM, for one image and by default."""
+    """Return the line about pruning inside the LLM, for one image at the default ratio."""
     inside, before = manifest.layer_pruning, manifest.pruning
     if inside is None:
         return []
@@ -174,7 +174,7 @@ def _inside(manifest: Manifest) -> list[str]:
 
 
 def _work(manifest: Manifest) -> dict[str, Any] | None:
-    """What pruning saves, for a script; None where the manifest does not know the shapes."""
+    """Return the work that pruning saves, for `--json`; None if the manifest lacks the model's shapes."""
     from visprune.estimate.flops import savings
 
     found = savings(manifest)
@@ -182,7 +182,7 @@ def _work(manifest: Manifest) -> dict[str, Any] | None:
 
 
 def work_line(manifest: Manifest) -> str:
-    """What pruning saves of the decoder's prefill of one image, convention named; shared with `export`."""
+    """Return how much of the decoder's prefill of one image pruning saves, with the counting convention."""
     from visprune.estimate.flops import savings
 
     found = savings(manifest)
@@ -196,11 +196,11 @@ def work_line(manifest: Manifest) -> str:
 
 
 def _one_image(manifest: Manifest) -> str:
-    from visprune.runtime.vision.arrangement import largest
+    from visprune.runtime.vision.arrangement import largest_size
 
     if manifest.tiling is None:
         return "one image"
-    height, width = largest(manifest.tiling)
+    height, width = largest_size(manifest.tiling)
     return f"an image of {width} x {height} pixels"
 
 
@@ -233,13 +233,13 @@ def _graphs(manifest: Manifest) -> Any:
 
 
 def graph_size(manifest: Manifest, name: str) -> int:
-    """Bytes of a graph and its weights."""
+    """Return the bytes of a graph and its weights."""
     graph = manifest.graphs[name]
     return sum(manifest.files[file].size for file in (graph.file, graph.data) if file)
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> Any:
-    """One tensor a line; the caches of all layers but the first are counted, not listed."""
+    """Return one tensor a line; of the cache, only the first layer is listed and the others are counted."""
     from rich.text import Text
 
     lines, more = [], 0
@@ -252,8 +252,24 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> Any:
     return Text("\n".join(lines + ([f"... and {more} more of the cache"] if more else [])))
 
 
+def parity_line(manifest: Manifest) -> str:
+    """Return the result of the export's self-check in one sentence."""
+    parity = manifest.parity
+    if manifest.quantization is not None:
+        return "not compared with PyTorch since it was quantized; the errors that this adds are below"
+    if not parity.verified:
+        return "not compared with PyTorch: exported with --no-verify"
+    # A bundle is written only if every comparison passed. The row nearest to its tolerance is shown.
+    worst = max(parity.rows, key=lambda row: row.difference / row.tolerance if row.tolerance else 0.0)
+    how = ", layer by layer" if parity.scope == "layers" else ""
+    return (
+        f"compared with PyTorch{how}: all {len(parity.rows)} agree (largest difference "
+        f"{worst.difference:.2g} of {worst.tolerance:.2g} allowed)"
+    )
+
+
 def parity_table(manifest: Manifest) -> Any:
-    """The self-check of the export, for a rich console."""
+    """Return the comparisons of the export's self-check as a table, or a sentence if there is none."""
     from rich.table import Table
 
     if manifest.quantization is not None:

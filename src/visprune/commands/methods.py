@@ -1,4 +1,4 @@
-"""`visprune methods`: the pruning methods there are."""
+"""`visprune methods`: a list of the pruning methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ __all__ = ["methods"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Method:
+    """One row of the table."""
+
     name: str
     place: str
     about: str
@@ -44,12 +46,12 @@ def methods(
     Console(markup=False).print(table)
 
 
-def _row(name: str) -> _Row:
+def _row(name: str) -> _Method:
     from visprune.pruning.registry import load_method
 
     try:
         method = load_method(name)
         about = (method.__doc__ or "").strip().splitlines()
-        return _Row(name, method.place, about[0] if about else "", method.paper)
-    except Exception as error:  # another package's method must not hide the others
-        return _Row(name, "?", f"cannot be loaded: {error}", "?")
+        return _Method(name, method.place, about[0] if about else "", method.paper)
+    except Exception as error:  # a broken method of another package must not hide the rest
+        return _Method(name, "?", f"cannot be loaded: {error}", "?")

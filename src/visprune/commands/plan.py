@@ -1,4 +1,4 @@
-"""`visprune plan`: whether a model fits a device, and how fast it can be there."""
+"""Command `visprune plan`: whether a model fits a device, and how fast it can be there."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visprune.commands.arguments import KeepTokens, Ratio, RecipeFile, Then
+from visprune.commands.arguments import KeepTokens, Ratio
+from visprune.commands.export import RecipeFile, Then
 from visprune.terminal import print_json
 from visprune.units import in_bytes
 
 if TYPE_CHECKING:
-    from visprune.estimate.devices import Device
-    from visprune.estimate.plan import Choice, Plan, StagePlan
-    from visprune.estimate.planned_model import Subject
+    from visprune.estimate.choices import Choice
+    from visprune.estimate.devices import PlannedDevice
+    from visprune.estimate.plan import Plan, StagePlan
+    from visprune.estimate.planned_model import PrunedModel
 
 __all__ = ["plan"]
+
+_BOUND = {"FLOPs": "compute", "bytes": "memory"}  # words of the table, by `StagePlan.binds`
 
 
 def plan(  # noqa: PLR0913 - a command line's options
@@ -60,24 +64,30 @@ def plan(  # noqa: PLR0913 - a command line's options
             "--precision",
             "-p",
             metavar="NAME",
-            help="Of linear layers: fp32, fp16, fp8, int8, int8-dynamic, int4.",
+            help="Precision of linear layers: fp32, fp16, fp8, int8, int8-dynamic, int4.",
             show_default="the bundle's own, or the device's most exact",
         ),
     ] = None,
     ttft: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="A wanted time to the first token: which ratio and precision reach it."
+            metavar="MS", help="Wanted time to the first token: print which ratios and precisions reach it."
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `visprune bench --json` measured on the device.")
+        Path | None, typer.Option(metavar="FILE", help="Report of `visprune bench --json` on the device.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(metavar="N", help="Of the prompt, beside its image.")] = 64,
-    new_tokens: Annotated[int, typer.Option(metavar="N", help="Of the answer.")] = 128,
+    text_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Text tokens of the prompt, besides its image.")
+    ] = 64,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of the answer.")] = 128,
     image_size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="For a model that tiles pictures.", show_default="the most tiles"),
+        typer.Option(
+            metavar="WxH",
+            help="Size of the picture, for a model that tiles pictures.",
+            show_default="the most tiles",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
@@ -86,16 +96,17 @@ def plan(  # noqa: PLR0913 - a command line's options
     Example: visprune-plan llava-hf/llava-1.5-7b-hf --device orin-nx-16gb --method fopru-row --ratio 0.25
     --precision int8
     """
-    from visprune.estimate.plan import Prompt, best, choices, make_plan
+    from visprune.estimate.choices import best, choices
+    from visprune.estimate.plan import PlannedPrompt, make_plan
 
-    where = _device(device, calibration)
-    subject = _subject(model, method, ratio, keep_tokens, then, recipe)
-    prompt = Prompt(text_tokens, new_tokens, _size(image_size))
+    planned_device = _device(device, calibration)
+    pruned_model = _model(model, method, ratio, keep_tokens, then, recipe)
+    prompt = PlannedPrompt(text_tokens, new_tokens, _size(image_size))
     if precision is None:
-        own = subject.precision
-        precision = own if own in where.precisions else where.precisions[0]
-    made = make_plan(subject, where, precision, prompt)
-    table = None if ttft is None else choices(subject, where, prompt, ttft)
+        own = pruned_model.precision
+        precision = own if own in planned_device.precisions else planned_device.precisions[0]
+    made = make_plan(pruned_model, planned_device, precision, prompt)
+    table = None if ttft is None else choices(pruned_model, planned_device, prompt, ttft)
     chosen = None if table is None else best(table)
     if as_json:
         print_json(_data(made, ttft, table, chosen))
@@ -105,10 +116,11 @@ def plan(  # noqa: PLR0913 - a command line's options
         _print_choices(table, chosen, ttft)
 
 
-def _device(name: str, calibration: Path | None) -> Device:
+def _device(name: str, calibration: Path | None) -> PlannedDevice:
+    """Return the device that a plan is made for: a board, or the machine of a calibration."""
     from visprune.errors import UsageError
     from visprune.estimate.boards import board
-    from visprune.estimate.devices import measured_machine, of_board
+    from visprune.estimate.devices import board_device, measured_device
 
     found = None if name == "this" else board(name)
     measured = None
@@ -117,26 +129,28 @@ def _device(name: str, calibration: Path | None) -> Device:
 
         measured = read_calibration(calibration)
     if found is not None:
-        return of_board(found, measured)
+        return board_device(found, measured)
     if measured is None:
         raise UsageError(
             "What this machine can do is known only from a measurement.",
             "Measure a bundle with visprune-bench --json FILE, and give --calibration FILE.",
         )
-    return measured_machine(measured)
+    return measured_device(measured)
 
 
-def _subject(
+def _model(
     model: str | None,
     method: str | None,
     ratio: float | None,
     keep_tokens: int | None,
     then: str | None,
     recipe: Path | None,
-) -> Subject:
+) -> PrunedModel:
+    """Return the model with its pruning: a bundle, or a model with the pruning of an export."""
     from visprune.bundle import Bundle
     from visprune.errors import UsageError
-    from visprune.estimate.planned_model import find_sizes, of_bundle, prune
+    from visprune.estimate.find_model import find_model
+    from visprune.estimate.planned_model import bundle_model, prune
     from visprune.export.export_options import ExportOptions
     from visprune.manifest import MANIFEST
 
@@ -150,16 +164,16 @@ def _subject(
             )
         bundle = Bundle.open(Path(model))
         name = bundle.path.resolve().name
-        return of_bundle(bundle.manifest, name, ratio=ratio, keep_tokens=keep_tokens)
+        return bundle_model(bundle.manifest, name, ratio=ratio, keep_tokens=keep_tokens)
     options = ExportOptions(
         method=method or "none", ratio=ratio, keep_tokens=keep_tokens, then=then, recipe=recipe
     )
-    options.methods()  # refuses a misspelt one before a model is looked for
-    return prune(find_sizes(model), options)
+    options.methods()  # refuses a misspelt method before the model is looked for
+    return prune(find_model(model), options)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """Height and width."""
+    """Return the height and width of an image, written as "WIDTHxHEIGHT"."""
     from visprune.errors import UsageError
 
     if text is None:
@@ -173,7 +187,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _data(
     made: Plan, ttft: float | None, table: tuple[Choice, ...] | None, chosen: Choice | None
 ) -> dict[str, Any]:
-    """For a script."""
+    """Return what `--json` prints."""
     data = {"estimate": True, **asdict(made), "fits": made.fits}
     data["memory"] |= {"weights": made.memory.weights, "total": made.memory.total}
     data |= {"first_token_ms": made.first_token_ms, "first_token_peak_ms": made.first_token_peak_ms}
@@ -206,17 +220,18 @@ def _print(made: Plan) -> None:
         table.add_row(f"  {name}", in_bytes(count), about)
     console.print(table, soft_wrap=False)
     console.print()
-    columns = ("ms", "at peaks", "expected", "waits for", "GFLOP", "GB")
+    columns = ("ms", "at peaks", "expected", "bound by", "GFLOP", "GB")
     times = Table(*columns, box=None, pad_edge=False)
     for column in (1, 2, 4, 5):
         times.columns[column].justify = "right"
     for stage in made.stages[:-1]:
         times.add_row(
-            f"  {stage.stage}", *_times(stage.peak_ms, stage.expected_ms), stage.binds, *_load(stage)
+            f"  {stage.stage}", *_times(stage.peak_ms, stage.expected_ms), _BOUND[stage.binds], *_load(stage)
         )
     times.add_row("first token", *_times(made.first_token_peak_ms, made.first_token_ms))
     token = made.token
-    times.add_row("each further token", *_times(token.peak_ms, token.expected_ms), token.binds, *_load(token))
+    spent = _times(token.peak_ms, token.expected_ms)
+    times.add_row("each further token", *spent, _BOUND[token.binds], *_load(token))
     console.print(times, soft_wrap=False)
     console.print()
     for line in (*made.findings, *made.sources):
@@ -239,7 +254,7 @@ def _load(stage: StagePlan) -> tuple[str, str]:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Return a number with three digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -265,7 +280,7 @@ def _print_choices(table: tuple[Choice, ...], chosen: Choice | None, ttft: float
     console.print(f"\nto have the first token in {ttft:g} ms (expected times):\n")
     console.print(shown, soft_wrap=False)
     if chosen is None:
-        console.print("\nNone reaches it; the vision tower takes its time whatever is pruned.")
+        console.print("\nNone reaches it; pruning does not shorten the time of the vision tower.")
     else:
         console.print(
             "\nbest: the most tokens, then the most exact precision. Measure what either costs in accuracy."

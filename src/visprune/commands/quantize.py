@@ -1,4 +1,4 @@
-"""`visprune quantize`: from a float bundle to an INT8, FP8 or INT4 one, with what that costs and gains."""
+"""`visprune quantize`: make an INT8, FP8 or INT4 bundle from a float one, and report its cost and gain."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from visprune.terminal import bars, print_json
 from visprune.units import in_bytes
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from visprune.bundle import Bundle
     from visprune.quantize.outcome import Judge
     from visprune.quantize.ranges import Range
 
 __all__ = ["Calibration", "judge_for", "print_report", "quantize", "read_report"]
 
-_QUESTIONS = 200
+_QUESTIONS = 200  # asked of both bundles of the demo model
 _SHOWN = 5  # layers with the largest errors
-_WIDTH = 110
+_WIDTH = 110  # columns of the table, if stdout is no terminal
 
 Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help='To find ranges on: lines of {"image": path, "prompt": text}.',
+        help='Samples to find ranges on: lines of {"image": path, "prompt": text}.',
         show_default="for the demo model a bundled set of 16",
     ),
 ]
-Part = Annotated[str | None, typer.Option(metavar="PRECISION", help="Of this part; fp32 or fp16 leaves it.")]
+Part = Annotated[
+    str | None,
+    typer.Option(metavar="PRECISION", help="Precision of this part; fp32 or fp16 leaves it float."),
+]
 
 
 def quantize(  # noqa: PLR0913 - a command line's options
@@ -41,32 +46,39 @@ def quantize(  # noqa: PLR0913 - a command line's options
     precision: Annotated[
         str, typer.Option("--precision", "-p", metavar="NAME", help="int8, int8-dynamic, fp8 or int4.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle to make.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the new bundle.")
+    ],
     calibration: Calibration = None,
     vision: Part = None,
     projector: Part = None,
     decoder: Part = None,
     head: Part = None,
     embedding: Annotated[
-        str, typer.Option(help="The token table: float, or int8 with a scale for each token.")
+        str, typer.Option(help="Precision of the token table: float, or int8 with a scale for each token.")
     ] = "float",
-    block_size: Annotated[int, typer.Option(help="For int4: inputs that share a scale: 32, 64 or 128.")] = 32,
+    block_size: Annotated[
+        int, typer.Option(help="For int4, the number of inputs that share a scale: 32, 64 or 128.")
+    ] = 32,
     ranges: Annotated[
-        str, typer.Option(metavar="HOW", help="Of activations: search, max, percentile or entropy.")
+        str,
+        typer.Option(
+            metavar="HOW", help="How ranges of activations are found: search, max, percentile or entropy."
+        ),
     ] = "search",
     smooth: Annotated[
         bool, typer.Option(help="Move factors of channels from activations into weights (SmoothQuant, AWQ).")
     ] = True,
     error_budget: Annotated[
         float,
-        typer.Option(help="Most relative error of a graph's output; for it layers stay float."),
+        typer.Option(help="Largest relative error of a graph's output. Above it, layers are left float."),
     ] = 0.1,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Draw so many of the samples.", show_default="all")
+        int | None, typer.Option(metavar="N", help="Number of samples to draw.", show_default="all")
     ] = None,
-    seed: Annotated[int, typer.Option(help="To draw them with.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed to draw samples with.")] = 0,
     max_skipped: Annotated[
-        float, typer.Option(help="Share of the samples that may have unreadable pictures.")
+        float, typer.Option(help="Largest share of samples that may have unreadable images.")
     ] = 0.0,
     timing: Annotated[bool, typer.Option(help="Time both bundles on this machine.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -78,15 +90,12 @@ def quantize(  # noqa: PLR0913 - a command line's options
     """
     with bars() as progress:
         from visprune.bundle import Bundle
-        from visprune.quantize import quantize as run
+        from visprune.quantize.quantize_options import QuantizeOptions
+        from visprune.quantize.quantizer import quantize_bundle
 
         source = Bundle.open(bundle)
-        made = run(
-            source,
-            output,
-            precision=precision,
-            judge=judge_for(source),
-            progress=progress,
+        options = QuantizeOptions(
+            precision,
             calibration=calibration,
             vision=vision,
             projector=projector,
@@ -103,6 +112,7 @@ def quantize(  # noqa: PLR0913 - a command line's options
             timing=timing,
             force=force,
         )
+        made = quantize_bundle(source, output, options, judge=judge_for(source), progress=progress)
     report = read_report(made)
     if as_json:
         print_json({"bundle": str(made.path), **report})
@@ -111,54 +121,47 @@ def quantize(  # noqa: PLR0913 - a command line's options
 
 
 def judge_for(bundle: Bundle) -> Judge | None:
-    """Questions with known answers, where the bundle is of the demo model."""
+    """Return a judge with questions about the demo model's images; None for a bundle of another model."""
     from visprune.bundled import DEMO
 
     if bundle.manifest.source.model != DEMO:
         return None
-    from visprune.demo.answers import exact_match
+    from visprune.demo.answers import right_answers
     from visprune.demo.held_out import held_out
 
     images, asked = held_out(_QUESTIONS)
-    return lambda pipeline: exact_match(pipeline, images, asked)
+    return lambda pipeline: right_answers(pipeline, images, asked)
 
 
 def read_report(bundle: Bundle) -> dict[str, Any]:
-    """What quantization wrote of itself."""
+    """Read the report in a quantized bundle."""
     assert bundle.manifest.quantization is not None
     text = bundle.file(bundle.manifest.quantization.report).read_text(encoding="utf-8")
     return cast("dict[str, Any]", json.loads(text))
 
 
 def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
-    """For people: a row a graph, the worst layers, the verdict."""
+    """Print a report: the verdict and the bundle, then a row for each graph and the layers to look at."""
     from rich.console import Console
-    from rich.table import Table
 
-    # A file or another program can take the whole table; a terminal has its own width.
+    # A terminal has a width of its own; in a file or a pipe the table must not be wrapped at 80 columns.
     width = None if sys.stdout.isatty() else _WIDTH
     console = Console(soft_wrap=True, highlight=False, markup=False, width=width)
-    columns = ("graph", "precision", "error", "cosine", "MB", "ms", "ms a token")
-    table = Table(*columns, box=None, pad_edge=False)
-    for graph in report["graphs"]:
-        table.add_row(
-            graph["graph"],
-            graph["precision"],
-            "-" if graph["relative_l2"] is None else f"{graph['relative_l2']:.2%}",
-            "-" if graph["cosine"] is None else f"{graph['cosine']:.5f}",
-            _pair(*(count / 1e6 for count in graph["bytes"])),
-            _times(graph["prefill"]),
-            _times(graph["step"]),
-        )
-    console.print(table)
-    console.print(f"\nerror: relative L2 of the output, fed alike, on {report['held_out']} held-out samples")
-    console.print(f"MB, ms: float > quantized; medians in turns, on {report['machine']}")
+    console.print(report["verdict"])
+    left = [layer for layer in report["layers"] if layer["note"]]
+    if left:
+        console.print(f"kept float: {len(left)} of {len(report['layers'])} layers, listed below")
+    total = sum(record.size for record in bundle.manifest.files.values())
+    console.print(f"wrote {bundle.path} ({in_bytes(total)})\n")
+    console.print(_graph_table(report["graphs"]))
+    held_out = report["held_out"]
+    console.print(f"\nerror: relative L2 of the output for the same inputs, on {held_out} held-out samples")
+    console.print(f"MB, ms: float > quantized; medians of runs in turns, on {report['machine']}")
     worst = sorted(report["layers"], key=lambda layer: -(layer["own_error"] or 0.0))[:_SHOWN]
     if worst and worst[0]["own_error"]:
         console.print("largest errors of single layers:")
         for layer in worst:
             console.print(f"  {layer['own_error'] or 0.0:6.2%}  {layer['layer']}")
-    left = [layer for layer in report["layers"] if layer["note"]]
     for layer in left:
         console.print(f"float: {layer['layer']} ({layer['note']})")
     for line in report["skipped"]:
@@ -169,9 +172,24 @@ def print_report(bundle: Bundle, report: dict[str, Any]) -> None:
         console.print(f"right answers: {before} > {after} of {answers['questions']}")
     if answers and answers["samples"]:
         console.print(f"same greedy answers: {answers['same']} of {answers['samples']} held-out samples")
-    total = sum(record.size for record in bundle.manifest.files.values())
-    console.print(f"wrote {bundle.path} ({in_bytes(total)})")
-    console.print(f"\n{report['verdict']}")
+
+
+def _graph_table(graphs: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    columns = ("graph", "precision", "error", "cosine", "MB", "ms", "ms a token")
+    table = Table(*columns, box=None, pad_edge=False)
+    for graph in graphs:
+        table.add_row(
+            graph["graph"],
+            graph["precision"],
+            "-" if graph["relative_l2"] is None else f"{graph['relative_l2']:.2%}",
+            "-" if graph["cosine"] is None else f"{graph['cosine']:.5f}",
+            _pair(*(count / 1e6 for count in graph["bytes"])),
+            _times(graph["prefill"]),
+            _times(graph["step"]),
+        )
+    return table
 
 
 def _times(times: dict[str, float] | None) -> str:
@@ -183,5 +201,5 @@ def _pair(before: float, after: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, and no exponent."""
+    """Format a number with three digits and without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

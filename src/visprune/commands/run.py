@@ -1,4 +1,4 @@
-"""`visprune run`: one question about pictures, the answer as it comes."""
+"""`visprune run`: answer one question about images, piece by piece."""
 
 from __future__ import annotations
 
@@ -8,91 +8,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visprune.commands.arguments import (
-    BundleDir,
-    Frames,
-    Images,
-    KeepTokens,
-    LowMemory,
-    Provider,
-    Ratio,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    System,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Videos,
-)
-from visprune.terminal import busy, note, print_json
-from visprune.units import in_bytes
+from visprune.commands.arguments import BundleDir, Frames, Videos
+from visprune.commands.conversation_options import ConversationOptions, open_pipeline
+from visprune.commands.option_fields import with_options
+from visprune.terminal import note, print_json
 
 if TYPE_CHECKING:
     from visprune.manifest import Pruning
-    from visprune.runtime import Generation, Pipeline
+    from visprune.runtime import Generation
 
-__all__ = ["open_pipeline", "run"]
+__all__ = ["run"]
 
 _OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+@with_options(ConversationOptions)
 def run(  # noqa: PLR0913 - a command line's options
     bundle: BundleDir,
     *,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", metavar="TEXT", help="The question.", show_default=False)
     ],
-    system: System = None,
-    image: Images = None,
+    options: ConversationOptions,
     video: Videos = None,
     frames: Frames = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens generated.")] = 128,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    ratio: Ratio = None,
-    keep_tokens: KeepTokens = None,
-    provider: Provider = "cpu",
-    threads: Threads = None,
-    low_memory: LowMemory = False,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 128,
     overlay: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the picture with dropped patches dimmed.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Write the image with dropped patches dimmed.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --overlay replace a file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Answer a question about pictures.
+    """Answer a question about images.
 
-    Example: visprune-run llava-fopru --image cat.png --prompt "What is in the picture?"
+    Example: visprune-run llava-fopru --image cat.png --prompt "What is in the image?"
     """
-    from visprune.bundle import Bundle
     from visprune.errors import UsageError
-    from visprune.runtime.generation import Limits
-    from visprune.runtime.prompts import check_prompt
-    from visprune.runtime.reading import check_texts
-    from visprune.runtime.sampling import Sampling
-    from visprune.runtime.vision.images import decode, decode_frames
-    from visprune.runtime.vision.kept_tokens import keep_for
+    from visprune.runtime.vision.images import decode_frames
     from visprune.runtime.vision.sources import Video
     from visprune.staging import whole
 
-    # Whatever can be refused without the model is refused before gigabytes are hashed and loaded.
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    limits = Limits(max_new_tokens, tuple(stop or ()))
-    opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    check_prompt(prompt, manifest)
-    check_texts(opened, system=system, stop=limits.stop)
-    keep = keep_for(manifest, ratio=ratio, keep_tokens=keep_tokens)
-    if not image and not video and not (ratio is None and keep_tokens is None):
+    checked = options.check(bundle, max_new_tokens, prompt)
+    manifest, pictures = checked.manifest, checked.pictures
+    if not pictures and not video and not (options.ratio is None and options.keep_tokens is None):
         raise UsageError(
             "There is no picture whose visual tokens could be dropped.",
             "Give one with --image, or leave --ratio and --keep-tokens out.",
@@ -101,21 +60,11 @@ def run(  # noqa: PLR0913 - a command line's options
         raise UsageError(
             "--force replaces an overlay, and none is asked for.", "Add --overlay, or leave --force out."
         )
-    pictures = [decode(one) for one in image or []]
     videos = [Video(decode_frames(one, frames)) for one in video or []]
     targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
 
-    with open_pipeline(bundle, provider, threads, low_memory=low_memory) as pipeline:
-        stream = pipeline.stream(
-            [*pictures, *videos],
-            prompt,
-            max_new_tokens=limits.max_new_tokens,
-            sampling=sampling,
-            stop=limits.stop,
-            system=system,
-            ratio=ratio,
-            keep_tokens=keep_tokens,
-        )
+    with open_pipeline(bundle, options) as pipeline:
+        stream = pipeline.stream([*pictures, *videos], prompt, **checked.chat, **checked.answer)
         if not as_json:
             for piece in stream:
                 print(piece, end="", flush=True)
@@ -128,28 +77,15 @@ def run(  # noqa: PLR0913 - a command line's options
         print_json(asdict(answer), lines=True)
         return
     if pictures or videos:
-        note(keep.describe(manifest, len(pictures)))
+        note(checked.keep.describe(manifest, len(pictures)))
     if manifest.tiling is not None and answer.visual_tokens:
         left = answer.tokens_kept / answer.visual_tokens
         note(f"kept {answer.tokens_kept} of {answer.visual_tokens} visual tokens in all ({left:.1%})")
     note(_timing_line(answer))
 
 
-def open_pipeline(bundle: Path, provider: str, threads: int | None, *, low_memory: bool) -> Pipeline:
-    """Load a bundle with a spinner; shared with `chat`."""
-    from visprune.runtime import load
-
-    with busy(f"Loading {bundle}") as update:
-        return load(
-            bundle,
-            provider=provider,
-            threads=threads,
-            low_memory=low_memory,
-            on_file=lambda name, count: update(f"Checking {name} ({in_bytes(count)}), once"),
-        )
-
-
 def _timing_line(answer: Generation) -> str:
+    """Return the number of tokens and the milliseconds of each step in one line."""
     times = dict(answer.timings_ms)
     total, decode, per_token = (times.pop(name) for name in ("total", "decode", "decode_per_token"))
     stages = ", ".join(f"{name} {ms:.0f}" for name, ms in times.items())
@@ -158,8 +94,14 @@ def _timing_line(answer: Generation) -> str:
 
 
 def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: bool) -> list[Path]:
-    """Where the overlays go: the name given, numbered where there are several images."""
+    """Return the file of each overlay: the name given, or numbered names for several images.
+
+    Raises:
+        UsageError: There is no image, or a file cannot be written or exists.
+        UnsupportedError: The visual tokens are not a grid of patches.
+    """
     from visprune.errors import UnsupportedError, UsageError
+    from visprune.outputs import check_file
 
     if not images:
         raise UsageError("An overlay needs a picture.", "Give one with --image, or leave --overlay out.")
@@ -171,15 +113,10 @@ def _overlay_targets(overlay: Path, images: int, pruning: Pruning, *, force: boo
         raise UsageError(
             f"{overlay} does not end in the name of a picture format.", f"End it in {_OVERLAY_SUFFIXES[0]}."
         )
-    if not overlay.parent.is_dir():
-        raise UsageError(f"There is no directory {overlay.parent}.", "Create it first.")
     if images == 1:
         targets = [overlay]
     else:
         targets = [overlay.with_stem(f"{overlay.stem}-{number}") for number in range(1, images + 1)]
     for target in targets:
-        if target.is_dir():
-            raise UsageError(f"{target} is a directory.", "Name a file.")
-        if target.exists() and not force:
-            raise UsageError(f"{target} exists.", "Give another name, or --force to replace it.")
+        check_file(target, force=force)
     return targets

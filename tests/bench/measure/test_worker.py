@@ -1,4 +1,4 @@
-"""A row's process: what it answers, and how it ends."""
+"""A worker process: its replies, and how it ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_process_runs_the_bundle_as_the_runtime_does(start, tiny_bundle, work)
     assert list(stages) == ["preprocess", "vision_encoder", "token_pruner", "embedding", "prefill", "other"]
     assert sum(stages.values()) == pytest.approx(done.repetition.first_token, rel=1e-6)
     assert done.memory_bytes > 10_000_000
-    assert len(worker.pictures()) == 1
+    assert len(worker.overlays()) == 1
 
 
 def test_every_row_generates_as_many_tokens_although_its_answer_ended(start, tiny_copy, edit_manifest, work):

@@ -16,7 +16,7 @@ from visprune.bundle import Bundle
 from visprune.errors import InputError, MissingExtraError, UnsupportedError, VispruneError
 from visprune.runtime import load
 from visprune.runtime.backends import backend, ort
-from visprune.runtime.backends.ort_nvidia import RTX, TENSORRT, Bounded
+from visprune.runtime.backends.ort_nvidia import RTX, TENSORRT, BoundedRunner
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
@@ -154,7 +154,9 @@ def test_the_plug_in_without_a_gpu(bundle, monkeypatch):
 def test_inputs_beyond_the_profile_are_refused(bundle):
     """On the CPU, which would take them."""
     ranges = profiles(bundle.manifest, Limits(max_prompt=40, max_cache=60))["embedding"][0].inputs
-    with Bounded(ort.open_cpu(bundle, "embedding", BackendOptions("cpu", 1)), "embedding", ranges) as runner:
+    with BoundedRunner(
+        ort.open_cpu(bundle, "embedding", BackendOptions("cpu", 1)), "embedding", ranges
+    ) as runner:
         blank = np.zeros((0, 8), np.float32)
         out = runner.infer({"input_ids": np.full((1, 40), 5), "image_features": blank})
         assert to_numpy(out["inputs_embeds"]).shape == (1, 40, 8)

@@ -22,7 +22,7 @@ from visprune.manifest import MANIFEST, EngineProfile, FileRecord, Graph, InputR
 from visprune.records import sha256
 from visprune.runtime import Sampling, load
 from visprune.runtime.backends.device import Device, DeviceMemoryError
-from visprune.runtime.backends.engine_limits import choose
+from visprune.runtime.backends.engine_limits import choose_profile
 from visprune.runtime.backends.residents import Resident, Residents
 from visprune.runtime.backends.runner import Ranked, Specs
 from visprune.runtime.kv_cache import KVCache
@@ -161,7 +161,9 @@ class TestFailures:
         )
         with (
             load(made.path, provider="tensorrt") as pipeline,
-            pytest.raises(BundleError, match=r"cannot begin engines/.*: there is no profile 7\."),
+            pytest.raises(
+                BundleError, match=r"cannot create a context for engines/.*: there is no profile 7\."
+            ),
         ):
             pipeline.generate(None, "a", max_new_tokens=2)
 
@@ -172,7 +174,7 @@ class TestFailures:
         monkeypatch.setattr(fake_tensorrt.ExecutionContext, "infer_shapes", fail)
         with (
             load(made.path, provider="tensorrt") as pipeline,
-            pytest.raises(BundleError, match=r"cannot tell what engines/.* puts out"),
+            pytest.raises(BundleError, match=r"cannot infer the output shapes of engines/.*"),
         ):
             pipeline.generate(None, "a", max_new_tokens=2)
 
@@ -273,11 +275,11 @@ class TestFit:
     )
 
     def choose(self, length, count):
-        return choose(self.PROFILES, "g", self.GRAPH, {"ids": (1, length), "k": (count,)})
+        return choose_profile(self.PROFILES, "g", self.GRAPH, {"ids": (1, length), "k": (count,)})
 
     def test_decoding_first(self):
         assert [self.choose(length, 2) for length in (1, 2, 3, 9)] == [1, 1, 0, 0]
-        assert choose((), "g", self.GRAPH, {}) == 0
+        assert choose_profile((), "g", self.GRAPH, {}) == 0
 
     def test_need_and_maximum(self):
         with pytest.raises(InputError, match="engine of g takes at most 9 new tokens, and this has 10"):

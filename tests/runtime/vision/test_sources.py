@@ -15,7 +15,7 @@ from PIL import Image
 
 from visprune.errors import InputError
 from visprune.runtime.vision.images import decode, decode_frames
-from visprune.runtime.vision.sources import as_list, located
+from visprune.runtime.vision.sources import as_list, locate
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -118,7 +118,7 @@ def test_an_array_that_is_too_large_is_refused():
 
 @pytest.mark.parametrize("source", [None, 7, 1.5, {"a": 1}, [PIXELS], object(), Image])
 def test_anything_else_is_refused_with_what_is_taken(source):
-    with pytest.raises(InputError, match=r"given as .*, which is none of what is taken") as caught:
+    with pytest.raises(InputError, match=r"given as .*, which is not supported") as caught:
         decode(source)
     assert "a file opened in binary mode" in caught.value.hint
 
@@ -152,7 +152,7 @@ def test_one_picture_or_several():
     "url", ["http://host/a.png", "HTTPS://host/a.png", "ftp://host/a", "s3://bucket/a.png", "file:///a.png"]
 )
 def test_pictures_are_not_downloaded(url):
-    for read in (decode, located, lambda text: decode_frames(text, 2)):
+    for read in (decode, locate, lambda text: decode_frames(text, 2)):
         with pytest.raises(InputError, match="is a URL, and pictures are not downloaded") as caught:
             read(url)
         assert "Save the picture as a file first" in caught.value.hint
@@ -168,7 +168,7 @@ def test_data_urls(png):
     same(url.replace("+", "%2B").replace("/", "%2F"))
     same(f"data:image/png,{quote_from_bytes(content)}")
     same(f"data:;base64,{base64.b64encode(content).decode()}")
-    assert located(url) == content
+    assert locate(url) == content
 
 
 def test_an_animation_in_a_data_url():

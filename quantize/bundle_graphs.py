@@ -1,8 +1,9 @@
-"""Graphs of a bundle as onnx-ir has them, their weights mapped from where they really lie.
+"""Graphs of a bundle as onnx-ir models, with their weights mapped from the files of the bundle.
 
-onnx-ir refuses weights that are reached through a link or have several hard links, because a file beside an
-untrusted graph could be one from elsewhere. A bundle answers that in another way: it names its files, says
-where they may lie, and has a hash of each. So bundles in the hub's cache and hard-linked copies can be read.
+onnx-ir refuses weights that are reached through a link or that have several hard links, because a file beside
+an untrusted graph could come from elsewhere. A bundle guards against that in another way: its manifest names
+every file, says where it may lie, and has its hash. So bundles in the hub's cache and hard-linked copies can
+be read here.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ __all__ = ["load_graph", "serialize"]
 
 
 def load_graph(bundle: Bundle, name: str) -> ir.Model:
-    """A graph of a bundle; its weights are read when they are asked for.
+    """Load a graph of a bundle; each weight is read when it is first used.
 
     Raises:
-        BundleError: The file is no graph, or keeps weights in another file than the manifest tells.
+        BundleError: The file is not an ONNX graph, or keeps weights in a file that the manifest does not name
+            for this graph.
     """
     graph = bundle.manifest.graphs[name]
     try:
         model = ir.load(bundle.file(graph.file))
-    except Exception as error:  # protobuf's own
+    except Exception as error:  # protobuf raises exceptions of its own
         raise BundleError(
             f"{graph.file} is no ONNX graph.", "Copy the bundle again, or export it again."
         ) from error
@@ -40,7 +42,7 @@ def load_graph(bundle: Bundle, name: str) -> ir.Model:
                 f"The graph {name!r} keeps {value.name} in {file!r}, which the manifest does not name.",
                 "Copy the bundle again, or export it again.",
             )
-        # Without a `base_dir` the location is taken as it is.
+        # Without a `base_dir` onnx-ir uses the location as it is, and does not check for links.
         value.const_value = ir.ExternalTensor(
             bundle.file(graph.data).resolve(),
             tensor.offset,
@@ -53,7 +55,11 @@ def load_graph(bundle: Bundle, name: str) -> ir.Model:
 
 
 def serialize(model: ir.Model) -> tuple[bytes, Path]:
-    """A model of `load_graph`, and the folder in which its weights stay: ONNX Runtime takes no links here."""
+    """Serialize a model of `load_graph` for ONNX Runtime, which follows no links here.
+
+    Returns:
+        The serialized model, and the directory that its weight files are relative to.
+    """
     proto = ir.to_proto(model)
     folder = Path()
     for tensor in proto.graph.initializer:
