@@ -14,6 +14,7 @@ from visprune.bench.measure.protocol import Contender
 from visprune.bench.report.report import BenchReport, Workload
 from visprune.bench.rows import report_of
 from visprune.bundle import Bundle
+from visprune.cores import processor_flags
 from visprune.errors import UnsupportedError, UsageError
 from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import ENGINES
@@ -144,7 +145,5 @@ def measure_rows(rows: LineUp, work: Workload, progress: Progress) -> Comparison
 
 
 def _computes_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    flags = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return bool(flags) and any(name in f" {flags[0]} " for name in _BF16)
+    flags = f" {' '.join(processor_flags())} "
+    return any(name in flags for name in _BF16)

@@ -15,7 +15,7 @@ from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
 from visprune.bench.measure.protocol import Done
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload
-from visprune.cores import usable_cores
+from visprune.cores import processor_name, usable_cores
 from visprune.estimate.flops import savings
 from visprune.version import __version__
 
@@ -147,7 +147,4 @@ def _processor() -> str:
     board = Path("/proc/device-tree/model")
     if board.is_file():
         return board.read_text(encoding="utf-8").strip("\0\n ")
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return processor_name()

@@ -77,7 +77,7 @@ def _of_checkpoint(path: Path, name: str) -> UnprunedModel:
     from visprune.export.graph import weightless
     from visprune.export.models.parts import cache_shape
 
-    loading.quiet()
+    loading.silence_transformers()
     config: Any = loading.load_config(Checkpoint(name, path, "", (), 0, 0))
     features = models.family(config.model_type).features(config)
     bare, _ = weightless.skeleton(config, config.model_type, target("onnxruntime"), torch.float32)

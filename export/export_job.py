@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visprune.background import Beside
+from visprune.background import BackgroundThread
 from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.checkpoint.checkpoint import Checkpoint
@@ -80,11 +80,11 @@ class ExportJob:
             (folder / "recipe.json").write_text(self.inside.recipe.to_json(), encoding="utf-8")
 
         # Tracing keeps one core busy. Another thread hashes and writes meanwhile, one file at a time.
-        with Beside() as beside:
-            weights_sha256 = beside.submit(self.checkpoint.weights_sha256, beside.heed)
-            graphs = self._write_graphs(folder, beside)
+        with BackgroundThread() as background:
+            weights_sha256 = background.submit(self.checkpoint.weights_sha256, background.check_cancelled)
+            graphs = self._write_graphs(folder, background)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-            hashes = [beside.submit(sha256, path, beside.heed) for path in files]
+            hashes = [background.submit(sha256, path, background.check_cancelled) for path in files]
             manifest = Manifest(
                 schema_version=SCHEMA_VERSION,
                 source=self._source(weights_sha256.result()),
@@ -102,7 +102,7 @@ class ExportJob:
                 shapes=loading.shapes(self.model, self.features),
                 tiling=self.features.tiling,
                 text=processor.text,
-                image_processor="preprocessor_config.json",
+                image_processor=processors.IMAGE_PROCESSOR,
                 video_processor=processors.VIDEO_PROCESSOR if processor.video_processor else None,
                 parity=Parity(verified=False),
                 files={
@@ -118,9 +118,9 @@ class ExportJob:
         (folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
 
     def _verify(self, bundle: Bundle, scope: Scope) -> Parity:
-        from visprune.export.verify.verify import comparisons, verify
+        from visprune.export.verify.verify import count_comparisons, verify
 
-        count, total = 0, comparisons(bundle.manifest, self.pruner, self.inside.cuts, scope)
+        count, total = 0, count_comparisons(bundle.manifest, self.pruner, self.inside.cuts, scope)
 
         def report(name: str) -> None:
             nonlocal count
@@ -131,13 +131,13 @@ class ExportJob:
         methods = (self.pruner, self.inside.cuts)
         return verify(bundle, self.checkpoint, self.features, methods, scope, report)
 
-    def _write_graphs(self, folder: Path, beside: Beside) -> dict[str, Graph]:
+    def _write_graphs(self, folder: Path, background: BackgroundThread) -> dict[str, Graph]:
         """Trace every graph; another thread writes it while the next one is traced."""
         import torch
 
         from visprune.export import models
         from visprune.export.graph import weightless
-        from visprune.export.graph.graph_specs import plan
+        from visprune.export.graph.graph_specs import graph_specs
         from visprune.export.graph.trace import trace
         from visprune.export.graph.write import write_graph
 
@@ -145,7 +145,7 @@ class ExportJob:
         dtype = getattr(torch, self.dtype)
         bare, fake = weightless.skeleton(self.config, self.checkpoint.model_type, self.target, dtype)
         scope = self.pruning.budget.scope
-        steps = plan(self.config, self.features, self.pruner, self.inside.cuts, dtype, scope)
+        steps = graph_specs(self.config, self.features, self.pruner, self.inside.cuts, dtype, scope)
         writing: dict[str, Future[Graph]] = {}
         for index, step in enumerate(reversed(steps)):  # the decoder, which is last, takes longest to write
             self.progress("tracing the graphs", index, len(steps))
@@ -159,8 +159,8 @@ class ExportJob:
             except Exception as error:  # a tracer raises errors of many types
                 raise untraceable(step.name, error) from error
             total = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-            advance = _Advance(self.progress, f"writing {step.name}", total, beside.heed)
-            writing[step.name] = beside.submit(
+            advance = _Advance(self.progress, f"writing {step.name}", total, background.check_cancelled)
+            writing[step.name] = background.submit(
                 write_graph, graph, module, weights, folder, step.name, advance
             )
         self.progress("tracing the graphs", len(steps), len(steps))
@@ -186,12 +186,14 @@ class ExportJob:
 class _Advance:
     """A progress callback that adds up the bytes written."""
 
-    def __init__(self, progress: Progress, what: str, total: int, heed: Callable[[], None]) -> None:
+    def __init__(
+        self, progress: Progress, what: str, total: int, check_cancelled: Callable[[], None]
+    ) -> None:
         self.progress, self.what, self.total, self.done = progress, what, total, 0
-        self.heed = heed
+        self.check_cancelled = check_cancelled
 
     def __call__(self, count: int) -> None:
-        self.heed()
+        self.check_cancelled()
         self.done = min(self.done + count, self.total)
         self.progress(self.what, self.done, self.total)
 

@@ -120,14 +120,14 @@ def prepare(
     from visprune.export.inside_llm import decide
     from visprune.export.scope import check_room, pruning_for
 
-    loading.quiet()
+    loading.silence_transformers()
 
     config = loading.load_config(checkpoint)
     features = models.family(checkpoint.model_type).features(config)
     pruning = pruning_for(methods, features, settings.anyres_scope)
     keep = pruning.keep_tokens
     text = config.text_config
-    check_room(pruning, features, loading.room(text), loading.sliding_window(text))
+    check_room(pruning, features, loading.context_limit(text), loading.sliding_window(text))
     progress = progress or no_progress
     progress("loading the checkpoint", 0, 1)
     processor = processors.load_processor(checkpoint, config, settings.chat_template)

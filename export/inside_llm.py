@@ -12,7 +12,7 @@ from visprune.export.fitprune.fitting import check_fit, fit_checkpoint
 from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.segments import cuts_of, even_cuts
 from visprune.export.scope import layer_pruning_for
-from visprune.export.verify.compare import release
+from visprune.export.verify.compare import free_memory
 from visprune.manifest import LayerPruning
 from visprune.progress import Progress
 from visprune.pruning.fitprune import FitPrune
@@ -92,7 +92,7 @@ def _recipe(
             check_fit(checkpoint, options)
             return None
         recipe = fit_checkpoint(checkpoint, options, progress)
-        release()
+        free_memory()
         return recipe
     recipe = read_recipe(settings.recipe)
     if progress is None:

@@ -199,7 +199,7 @@ def _graphs(job: ExportJob) -> list[GraphPreview]:
 
     from visprune.export import models
     from visprune.export.graph import weightless
-    from visprune.export.graph.graph_specs import plan
+    from visprune.export.graph.graph_specs import graph_specs
     from visprune.export.graph.used_weights import used_tensors
 
     family = models.family(job.checkpoint.model_type)
@@ -208,7 +208,7 @@ def _graphs(job: ExportJob) -> list[GraphPreview]:
     weightless.check_decoder(bare)
     found = []
     scope = job.pruning.budget.scope
-    for step in plan(job.config, job.features, job.pruner, job.inside.cuts, dtype, scope):
+    for step in graph_specs(job.config, job.features, job.pruner, job.inside.cuts, dtype, scope):
         try:
             with fake:
                 used = used_tensors(step.build(family.parts(bare)).eval(), step.inputs)

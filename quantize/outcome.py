@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ __all__ = [
     "compare_answers",
     "graph_reports",
     "layer_reports",
-    "processor",
     "write_manifest",
 ]
 
@@ -176,13 +174,3 @@ def write_manifest(made: Bundle, report: Report, records: dict[str, FileRecord])
 def _bytes(bundle: Bundle, name: str) -> int:
     graph = bundle.manifest.graphs[name]
     return sum(bundle.file(file).stat().st_size for file in (graph.file, graph.data) if file)
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

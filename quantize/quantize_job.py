@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from visprune.bundle import Bundle
-from visprune.cores import usable_cores
+from visprune.cores import processor_name, usable_cores
 from visprune.manifest import MANIFEST, FileRecord, Graph, Quantization
 from visprune.progress import Progress
 from visprune.quantize.bundle_graphs import load_graph
@@ -25,7 +25,6 @@ from visprune.quantize.outcome import (
     compare_answers,
     graph_reports,
     layer_reports,
-    processor,
     write_manifest,
 )
 from visprune.quantize.output_error import RecordedGraph, compare, output_widths, record
@@ -94,7 +93,7 @@ class QuantizeJob:
             samples=len(ranged),
             held_out=len(held_out),
             skipped=self.samples.skipped,
-            machine=f"{processor()}, {usable_cores()} threads",
+            machine=f"{processor_name()}, {usable_cores()} threads",
             graphs=tuple(
                 graph_reports(
                     self.source,

@@ -36,7 +36,7 @@ class CheckpointModel:
         import torch
         import transformers
 
-        loading.quiet()
+        loading.silence_transformers()
         torch.set_num_threads(work.threads)
         torch.set_grad_enabled(False)
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What an export reads: configuration, weights, tokenizer, processor and chat template of a checkpoint."""
+"""Reading a checkpoint: configuration, weights, tokenizer, image processor and chat template."""

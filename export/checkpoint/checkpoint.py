@@ -1,8 +1,8 @@
-"""Find, check and load the checkpoint to export.
+"""Finding the checkpoint to export, and checking it before its weights are read.
 
-Everything that can be wrong with a checkpoint is looked for before its weights are touched: its
-kind, its format, missing and truncated files, tensors that contradict each other. Weights are read from
-safetensors only; pickles are never loaded, and code beside them only if it is trusted.
+The checks cover the kind of model, the file format, missing and truncated files, and tensors that contradict
+each other. Weights are read from safetensors only: pickles are never loaded, and code that lies beside the
+weights runs only if the user trusts it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from visprune.errors import CheckpointError, UsageError
 from visprune.export.checkpoint import foreign
 from visprune.export.checkpoint.shards import find_files, read_headers
-from visprune.export.checkpoint.small_files import read_object
+from visprune.export.checkpoint.small_files import read_json_object
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "find"]
@@ -30,13 +30,13 @@ class Checkpoint:
     """A checkpoint directory that passed the checks.
 
     Attributes:
-        name: As the user gave it, for the manifest.
+        name: Name for the manifest: the hub id, the directory's name, or the demo model's name.
         path: Local directory.
-        model_type: From config.json.
-        weights: The safetensors files, all there and whole.
-        elements: Numbers in them.
-        largest: Numbers in the largest tensor.
-        revision: The commit of a hub id.
+        model_type: The `model_type` of config.json.
+        weights: The safetensors files; all of them exist and are complete.
+        elements: Total number of elements in all tensors.
+        largest: Number of elements in the largest tensor.
+        revision: The commit of a hub id; None for a directory.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
     """
 
@@ -52,19 +52,21 @@ class Checkpoint:
 
     @property
     def short_name(self) -> str:
-        """For file names."""
+        """Name for files: the last part of `name`, with unusual characters replaced by hyphens."""
         return re.sub(r"[^\w.-]+", "-", Path(self.name).name.strip("/")) or "model"
 
-    def weights_sha256(self, heed: Callable[[], None] = lambda: None) -> str:
-        """One hash over the hashes of the weight files, in the order of their names; they are read once.
+    def weights_sha256(self, check_cancelled: Callable[[], None] = lambda: None) -> str:
+        """Return one SHA-256 over the names and hashes of the weight files, in the order of their names.
+
+        The files are read on the first call; later calls return the same hash.
 
         Args:
-            heed: Called as they are read; it may raise to end that.
+            check_cancelled: Called while the files are read; it may raise to stop the reading.
         """
         if not self._hash:
             digest = hashlib.sha256()
             for path in self.weights:
-                digest.update(f"{path.name} {sha256(path, heed)}\n".encode())
+                digest.update(f"{path.name} {sha256(path, check_cancelled)}\n".encode())
             self._hash.append(digest.hexdigest())
         return self._hash[0]
 
@@ -76,18 +78,18 @@ def find(
     trust_remote_code: bool = False,
     download: bool = True,
 ) -> Checkpoint:
-    """Locate a model and check its files.
+    """Find a model and check its files.
 
     Args:
         model: A directory, a hub id, or None for the bundled demo model.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
-        download: Whether what is not in the hub's cache may be had from the hub.
+        download: Whether files that are not in the hub's cache may be downloaded.
 
     Raises:
-        UsageError: A revision of something that has none.
-        CheckpointError: Not found, not complete, not readable.
-        UnsupportedError: Found, and of a kind that cannot be exported.
+        UsageError: A revision was given for a model that is not a hub id.
+        CheckpointError: The checkpoint was not found, is incomplete, or cannot be read.
+        UnsupportedError: The checkpoint is of a kind that cannot be exported.
     """
     path = Path(model) if model is not None else None
     if revision is not None and (path is None or path.exists()):
@@ -114,32 +116,33 @@ def find(
 
 
 def _snapshot(hub_id: str, revision: str | None, *, code: bool, download: bool) -> Path:
-    """The files of a commit, in a directory of its name."""
+    """Return the local directory with the files of a commit; its name is the commit's hash."""
     import huggingface_hub
 
     files = [*_HUB_FILES, *(["*.py"] if code else [])]
+    what = f"{hub_id} at {revision}" if revision else hub_id
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 hub_id, revision=revision, allow_patterns=files, local_files_only=not download
             )
         )
-    except Exception as error:  # the hub's client raises many kinds, and each means the same here
+    except Exception as error:  # the hub's client raises errors of many types, which all mean the same here
         if not download:
             raise CheckpointError(
-                f"{hub_id}{f' at {revision}' if revision else ''} is no local directory and not in the hub's "
-                "cache, and a dry run downloads nothing.",
+                f"{what} is not a local directory and not in the hub's cache, and a dry run downloads "
+                "nothing.",
                 f"Download it with: hf download {hub_id}{f' --revision {revision}' if revision else ''}",
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{hub_id}{f' at {revision}' if revision else ''} is no local directory and could not be "
-            f"downloaded: {reason}",
+            f"{what} is not a local directory and could not be downloaded: {reason}",
             "Check the id, the revision and the network, or download it elsewhere and give the directory.",
         ) from None
 
 
 def _check(path: Path, name: str) -> Checkpoint:
+    """Check the files of a directory, in the order from cheap to expensive, and describe them."""
     from visprune.export import models
 
     foreign.check_adapter(path)
@@ -148,7 +151,7 @@ def _check(path: Path, name: str) -> Checkpoint:
         raise CheckpointError(
             f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint."
         )
-    config = read_object(file)
+    config = read_json_object(file)
     model_type = str(config.get("model_type", ""))
     foreign.check_config(path, config)
     models.family(model_type)

@@ -1,7 +1,7 @@
-"""Checkpoints that are not the plain weights of a Hugging Face LLaVA: named for what they are.
+"""Recognition of checkpoints that are not the plain weights of a Hugging Face LLaVA model.
 
-Adapters, quantized weights, weights in the format of the original LLaVA repository or of another framework.
-Each is refused with what to do about it, because "a tensor is missing" would help nobody.
+Such a checkpoint is an adapter, is quantized, or is in the format of the original LLaVA repository or of
+another framework. Each kind is refused with its own advice, because "a tensor is missing" would help nobody.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.checkpoint.small_files import read_object
+from visprune.export.checkpoint.small_files import read_json_object
 
 __all__ = [
     "check_adapter",
     "check_config",
     "check_names",
-    "missing",
-    "no_weights",
-    "quantized",
-    "spare_note",
-    "spellings",
+    "missing_error",
+    "name_variants",
+    "no_weights_error",
+    "quantized_error",
+    "unexpected_note",
 ]
 
 T = TypeVar("T")
 
-# Marks of LLaVA checkpoints in the format of the original repository.
+# Keys of config.json that mark LLaVA checkpoints in the format of the original repository.
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
-_QUANTIZED_NAMES = (  # of GPTQ and AWQ, compressed-tensors and FP8, bitsandbytes, MLX, HQQ
+_QUANTIZED_NAMES = (  # line by line: GPTQ and AWQ; compressed-tensors and FP8; bitsandbytes; MLX and HQQ
     *(".qweight", ".qzeros", ".g_idx"),
     *(".weight_packed", ".weight_scale", ".weight_scale_inv", ".weight_shape", ".weight_zero_point"),
     *(".SCB", ".weight_format", ".absmax", ".quant_map", ".bitsandbytes__nf4", ".bitsandbytes__fp4"),
     *(".scales", ".biases", ".W_q"),
 )
-# How parts of names begin that peft and others give to adapters.
+# Beginnings of the parts of tensor names that PEFT and other libraries give to adapters.
 _ADAPTER_PARTS = (
     *("lora_", "ia3_", "hada_", "lokr_", "oft_", "boft_", "vera_", "fourierft_", "adapter_", "adapters"),
     *("prompt_embeddings", "prompt_encoder", "modules_to_save", "original_module", "base_layer"),
@@ -45,9 +45,9 @@ _ADAPTER_FILES = (
     *("adapter_model*.safetensors", "adapter_model*.bin", "adapters*.safetensors"),
     *("pytorch_lora_weights*.safetensors", "pytorch_lora_weights*.bin", "non_lora_trainables.bin"),
 )
-# What wrappers put into names: torch.compile, FSDP, activation checkpointing, Lightning.
+# Parts that wrappers add inside tensor names: torch.compile, FSDP, activation checkpointing, Lightning.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-# What PEFT and DataParallel put in front of them.
+# Prefixes that PEFT and DataParallel put in front of tensor names.
 _PREFIXES = ("base_model.model.", "module.")
 _OTHER_FILES = {
     "*.gguf": "GGUF of llama.cpp",
@@ -60,24 +60,24 @@ _OTHER_FILES = {
 
 
 def check_adapter(path: Path) -> None:
-    """Refuse a directory that holds an adapter, with base weights beside it or alone.
+    """Refuse a directory that holds an adapter, with or without the base model's weights.
 
     Raises:
-        UnsupportedError: It does.
+        UnsupportedError: The directory holds an adapter.
     """
     config = path / "adapter_config.json"
     weights = [file for pattern in _ADAPTER_FILES for file in path.glob(pattern)]
     if not config.is_file() and not weights:
         return
-    said = read_object(config)
-    kind = said.get("peft_type")
-    base = said.get("base_model_name_or_path")
+    settings = read_json_object(config)
+    kind = settings.get("peft_type")
+    base = settings.get("base_model_name_or_path")
     name = f"an adapter ({kind})" if isinstance(kind, str) else "an adapter"
     of = f" of {base}" if isinstance(base, str) and base else ""
-    raise _is_adapter(f"{path} holds {name}{of} in {(config if config.is_file() else weights[0]).name}")
+    raise _adapter_error(f"{path} holds {name}{of} in {(config if config.is_file() else weights[0]).name}")
 
 
-def _is_adapter(what: str) -> UnsupportedError:
+def _adapter_error(what: str) -> UnsupportedError:
     return UnsupportedError(
         f"{what}, and adapters are not merged here: the base weights alone would be another model.",
         "Merge it first: load base and adapter with peft, call merge_and_unload(), save_pretrained() into a "
@@ -86,16 +86,17 @@ def _is_adapter(what: str) -> UnsupportedError:
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what a configuration says is in another format, or quantized.
+    """Refuse a checkpoint whose config.json says that it is in another format, or quantized.
 
     Raises:
-        UnsupportedError: It is.
+        UnsupportedError: The checkpoint is in the original LLaVA format, or quantized.
     """
     listed = config.get("architectures")
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     causal = any(name.startswith("Llava") and name.endswith("ForCausalLM") for name in architectures)
     marked = any(key in config for key in _ORIGINAL_KEYS)
-    # Converted checkpoints may keep such keys: their class, or their two configurations, tell.
+    # A converted checkpoint may keep the original keys. It is recognised by its class, or else by its
+    # separate configurations of text and vision.
     converted = any(name.endswith("ForConditionalGeneration") for name in architectures) or (
         not architectures and isinstance(config.get("text_config"), dict) and "vision_config" in config
     )
@@ -108,31 +109,39 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
         part = config.get(place) if place else config
         for key in _QUANTIZATION_KEYS:
             if isinstance(part, Mapping) and part.get(key):
-                raise quantized(f"{path} ({key} in {place or 'config.json'})")
+                raise quantized_error(f"{path} ({key} in {place or 'config.json'})")
 
 
-def quantized(what: str) -> UnsupportedError:
-    """What to raise of weights that are quantized already."""
+def quantized_error(what: str) -> UnsupportedError:
+    """Return the error for weights that are quantized already.
+
+    Args:
+        what: The checkpoint, and where it says so.
+    """
     return UnsupportedError(
         f"{what} holds quantized weights.", "Export the unquantized checkpoint, and quantize the bundle."
     )
 
 
 def check_names(path: Path, names: Collection[str]) -> None:
-    """Refuse weights whose names say that they are quantized, or parts of an adapter.
+    """Refuse weights whose tensor names show that they are quantized or belong to an adapter.
+
+    Args:
+        path: The checkpoint, for the message.
+        names: Names of its tensors.
 
     Raises:
-        UnsupportedError: They are.
+        UnsupportedError: A tensor is quantized or belongs to an adapter.
     """
     for name in names:
         if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
-            raise _is_adapter(f"{path} has the weights of an adapter among its own ({name})")
+            raise _adapter_error(f"{path} has the weights of an adapter among its own ({name})")
         if name.endswith(_QUANTIZED_NAMES):
-            raise quantized(f"{path} (see its tensor {name})")
+            raise quantized_error(f"{path} (see its tensor {name})")
 
 
-def no_weights(path: Path) -> CheckpointError:
-    """What to raise of a directory without the files that weights are read from."""
+def no_weights_error(path: Path) -> CheckpointError:
+    """Return the error for a directory that has no weight files in the expected format."""
     pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
     pickles = [file for file in pickles if file.name != "training_args.bin"]
     if pickles:
@@ -148,20 +157,22 @@ def no_weights(path: Path) -> CheckpointError:
             )
     if found := sorted(path.glob("*.safetensors")):
         return CheckpointError(
-            f"{path} has no model.safetensors, and {found[0].name} is no name that transformers reads.",
+            f"{path} has no model.safetensors, and transformers does not read a file named {found[0].name}.",
             "If that file holds all weights, rename it to model.safetensors.",
         )
     return CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
 
 
-def spellings(stored: Mapping[str, T]) -> list[dict[str, T]]:
-    """Tensors under their names; without what wrappers put into these; and without a beginning common to all.
+def name_variants(stored: Mapping[str, T]) -> list[dict[str, T]]:
+    """Return the tensors under each set of names that they may have in the model.
 
-    A spelling that gives two tensors one name is left out.
+    The first set is the names as they are stored. The second is without the parts that wrappers added; the
+    third is also without the beginning that all names share. A set in which two tensors would have one name
+    is left out, as is one that was given already.
     """
     plain = {name: _unwrapped(name) for name in stored}
     parts = [name.split(".")[:-1] for name in plain.values()]
-    begin = "".join(f"{part}." for part in _common(parts))
+    begin = "".join(f"{part}." for part in _common_beginning(parts))
     found = [dict(stored)]
     for names in (plain, {name: short.removeprefix(begin) for name, short in plain.items()}):
         spelled = {names[name]: tensor for name, tensor in stored.items()}
@@ -170,36 +181,37 @@ def spellings(stored: Mapping[str, T]) -> list[dict[str, T]]:
     return found
 
 
-def _common(parts: list[list[str]]) -> list[str]:
-    """What all lists begin with."""
+def _common_beginning(parts: list[list[str]]) -> list[str]:
+    """Return the longest list that all lists begin with."""
     same = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
     return [column[0] for column in same]
 
 
 def _unwrapped(name: str) -> str:
+    """Return a tensor's name without the parts and prefixes that wrappers added."""
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name
 
 
-def missing(
-    where: Path, lacking: Collection[str], known: Collection[str], spare: Collection[str]
+def missing_error(
+    where: Path, missing: Collection[str], known: Collection[str], unexpected: Collection[str]
 ) -> CheckpointError:
-    """What to raise of weights that lack tensors of the model.
+    """Return the error for weights that lack tensors of the model.
 
     Args:
         where: The checkpoint.
-        lacking: Names in the model that no tensor has.
-        known: Names in the model that a tensor has.
-        spare: Names on disk that the model does not have.
+        missing: Names of the model's tensors that are not stored.
+        known: Names of the model's tensors that are stored.
+        unexpected: Names of stored tensors that the model does not have.
     """
-    first = min(lacking)
-    what = f"The weights of {where} lack {len(lacking)} of {len(lacking) + len(known)} tensors: {first}"
-    what += " is one of them" if len(lacking) > 1 else ""
-    if spare:
+    first = min(missing)
+    what = f"The weights of {where} lack {len(missing)} of {len(missing) + len(known)} tensors: {first}"
+    what += " is one of them" if len(missing) > 1 else ""
+    if unexpected:
         return CheckpointError(
-            f"{what}; they have {len(spare)} that the model does not, such as {min(spare)}.",
+            f"{what}; they have {len(unexpected)} that the model does not, such as {min(unexpected)}.",
             "Take the weights that belong to this config.json. If names alone differ, rename the tensors.",
         )
     if first == "lm_head.weight" and "model.language_model.embed_tokens.weight" in known:
@@ -212,9 +224,12 @@ def missing(
     )
 
 
-def spare_note(spare: Collection[str]) -> tuple[str, ...]:
-    """What to say of stored tensors that the model does not have; buffers of older versions are none."""
-    odd = [name for name in spare if not name.endswith(("position_ids", "inv_freq"))]
+def unexpected_note(unexpected: Collection[str]) -> tuple[str, ...]:
+    """Return a note on stored tensors that the model does not have, or nothing.
+
+    Buffers that older versions of transformers stored are not mentioned.
+    """
+    odd = [name for name in unexpected if not name.endswith(("position_ids", "inv_freq"))]
     if not odd:
         return ()
     return (

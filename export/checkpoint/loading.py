@@ -1,6 +1,7 @@
-"""The configuration of a checkpoint: read, checked for what cannot be exported, and reduced to facts.
+"""The configuration of a checkpoint: reading it, checking it, and what the manifest records of it.
 
-The modules are built by `visprune.export.graph.weightless`; tokenizer and processors are in `processors`.
+The modules are built by `visprune.export.graph.weightless`; the tokenizer and the image processor are read by
+`processors`.
 """
 
 from __future__ import annotations
@@ -13,45 +14,45 @@ from torch import nn
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.transformers_errors import first_line, hint
+from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
 from visprune.export.models.parts import Features, cache_shape
 from visprune.manifest import Decoder
 from visprune.work import Convention, Shapes
 
 __all__ = [
+    "context_limit",
     "decoder_facts",
     "load_config",
-    "quiet",
     "read_config",
-    "room",
     "shapes",
+    "silence_transformers",
     "sliding_window",
 ]
 
-# Rotary embeddings whose frequencies depend on the length at run time: no static graph holds them.
+# Rotary embeddings whose frequencies depend on the length at run time, so that no static graph can hold them.
 _DYNAMIC_ROPE = ("dynamic", "longrope")
 
 
-def quiet() -> None:
-    """Transformers' notes on processors and loading are not the user's concern; its errors still show."""
+def silence_transformers() -> None:
+    """Turn off transformers' progress bars, warnings and questions; its errors still show."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # It would ask at the terminal whether to run a checkpoint's code, where it was not told.
+    # Otherwise transformers asks at the terminal whether to run a checkpoint's code, if it was not told.
     transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """The configuration, checked for what cannot be exported.
+    """Read the configuration and refuse a decoder that cannot be exported.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The configuration cannot be read.
         UnsupportedError: The decoder's attention or positions cannot be put into a static graph.
     """
     config = read_config(checkpoint)
     if getattr(config.text_config, "attn_logit_softcapping", None) is not None:
         raise UnsupportedError(
-            f"The decoder {config.text_config.model_type!r} caps its attention logits, which no exported "
-            "attention does.",
+            f"The decoder {config.text_config.model_type!r} caps its attention logits, which exported graphs "
+            "cannot do.",
             "Choose a model with another decoder, such as llama, qwen2 or mistral.",
         )
     rope = getattr(config.text_config, "rope_parameters", None) or {}
@@ -66,40 +67,40 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
-    """Read the configuration as transformers does, with sizes as plain numbers.
+    """Read the configuration as transformers does, with the sizes of a square given as one number.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The configuration cannot be read.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
         )
-    except Exception as error:  # a config can fail in as many ways as it has fields
+    except Exception as error:  # each field of a configuration can fail with an error of its own type
         raise CheckpointError(
-            f"The configuration of {checkpoint.path} cannot be read: {first_line(error)}",
-            hint(error, "Correct config.json."),
+            f"The configuration of {checkpoint.path} cannot be read: {reason_of(error)}",
+            hint_for(error, "Correct config.json."),
         ) from None
     for part in (config, config.text_config, config.vision_config):
-        part._attn_implementation = None  # such as one whose package is not here; it is replaced anyway
+        part._attn_implementation = None  # its package may not be installed, and it is replaced anyway
     for key in ("image_size", "patch_size"):
         setattr(config.vision_config, key, _edge(getattr(config.vision_config, key, None)))
     return config
 
 
 def _edge(size: Any) -> Any:
-    """One edge of a square that is given by both."""
+    """Return one edge of a square whose two edges are given; return anything else unchanged."""
     pair = isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]
     return size[0] if pair else size
 
 
 def decoder_facts(config: Any, dtype: str, eos_token_ids: tuple[int, ...]) -> Decoder:
-    """What the manifest says of the LLM.
+    """Return the manifest's entry for the LLM.
 
     Args:
-        config: Of the decoder.
-        dtype: Of the cache.
-        eos_token_ids: Tokens that end an answer.
+        config: Configuration of the decoder.
+        dtype: Dtype of the cache, such as "float16".
+        eos_token_ids: Ids of the tokens that end an answer.
     """
     kv_heads, head_dim = cache_shape(config)
     return Decoder(
@@ -114,30 +115,42 @@ def decoder_facts(config: Any, dtype: str, eos_token_ids: tuple[int, ...]) -> De
     )
 
 
-def room(config: Any) -> int:
-    """Most tokens of a sequence whose attention is plainly causal: a decoder's context, or its window."""
+def context_limit(config: Any) -> int:
+    """Return the most tokens of one sequence: a decoder's context, or its sliding window if that is smaller.
+
+    The exported graphs have no sliding window, so they are right only within it.
+    """
     context = int(config.max_position_embeddings)
     return min(sliding_window(config) or context, context)
 
 
 def sliding_window(config: Any) -> int | None:
-    """Positions that some layer of a decoder sees at most; None where all see everything before them."""
+    """Return how many positions the windowed layers of a decoder see; None if no layer has a window."""
     if not hasattr(type(config), "sliding_window"):
-        return None  # a field left over from another decoder
+        return None  # the field is a leftover of another decoder's configuration
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     return None if kinds is not None and "sliding_attention" not in kinds else window
 
 
 def shapes(model: Any, features: Features) -> Shapes | None:
-    """The sizes that the work of the model depends on; None where no formula counts its decoder's MLPs."""
+    """Return the sizes from which the model's FLOPs are computed.
+
+    Args:
+        model: A model of transformers; its parameters may be on the meta device.
+        features: Which of its tokens are visual.
+
+    Returns:
+        The sizes, or None if no FLOP convention describes the decoder's MLPs.
+    """
     vision, text = model.config.vision_config, model.config.text_config
     parts = models.family(model.config.model_type).parts(model)
     layers = getattr(parts.language_model, "layers", ())
     intermediate = getattr(text, "intermediate_size", None)
     if not isinstance(intermediate, int):
         return None
-    # Counted by their weights: gate and up projections may be one matrix, and experts fit no convention.
+    # The convention is found by counting weights, because the gate and up projections may be one matrix.
+    # Mixtures of experts fit no convention.
     weights = {
         sum(linear.weight.numel() for linear in _linears(getattr(layer, "mlp", None))) for layer in layers
     }
@@ -164,5 +177,5 @@ def shapes(model: Any, features: Features) -> Shapes | None:
 
 
 def _linears(module: nn.Module | None) -> list[nn.Linear]:
-    """The linear layers of a module, in the order it defines them."""
+    """Return the linear layers of a module, in the order in which it defines them."""
     return [m for m in module.modules() if isinstance(m, nn.Linear)] if module is not None else []

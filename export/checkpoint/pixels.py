@@ -1,4 +1,4 @@
-"""Whether the runtime can prepare a checkpoint's pictures, asked before anything is written."""
+"""A trial of the runtime's image preprocessing with a checkpoint's settings, before anything is written."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["check_pixels"]
 
 
 def check_pixels(processor: Processor, features: Features) -> None:
-    """Refuse what the runtime would refuse, or what the vision encoder would not take.
+    """Refuse an image processor that the runtime cannot run, or whose images do not fit the vision tower.
 
     Raises:
-        UnsupportedError: The runtime cannot do what the processor does.
-        CheckpointError: Processor and model disagree about tiles.
-        ExportError: Pictures or frames come out in another size than the vision tower takes.
+        UnsupportedError: The runtime does not implement what the processor does.
+        CheckpointError: The processor and the model disagree about tiles.
+        ExportError: The processor makes images or frames of another size than the vision tower takes.
     """
     size = features.image_size
     picture = Image.fromarray(np.zeros((size, size + 2, 3), np.uint8))

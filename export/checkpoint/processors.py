@@ -1,7 +1,7 @@
-"""What a checkpoint says of text and pictures: tokenizer, chat template, image and video processors.
+"""Text and image processing of a checkpoint: tokenizer, chat template, image and video processors.
 
-All of it is read from the checkpoint's own files. Transformers' processors are not needed: the runtime
-prepares text and pictures itself, and it is asked here whether it can.
+All of it is read from the checkpoint's own files. Transformers' processors are not used, because the runtime
+prepares text and images itself. Whether it can do so for this checkpoint is checked here.
 """
 
 from __future__ import annotations
@@ -13,24 +13,28 @@ from typing import Any
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.small_files import read_object
+from visprune.export.checkpoint.small_files import (
+    IMAGE_PROCESSOR,
+    PROCESSOR_CONFIG,
+    VIDEO_PROCESSOR,
+    read_json_object,
+)
 from visprune.export.checkpoint.template import (
     check_placeholders,
+    define_role_tokens,
+    extra_turn_ends,
     find_template,
     template_notes,
-    turn_ends,
-    with_tokens,
 )
 from visprune.export.checkpoint.tokenizer import CheckpointTokenizer, read_tokenizer
 from visprune.manifest import Text
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.text import Tokenizer
 
-__all__ = ["VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
+__all__ = ["IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
 
-VIDEO_PROCESSOR = "video_preprocessor_config.json"
-_VIDEO_CLASS = "LlavaOnevisionVideoProcessor"  # of the only family that has videos
-# What transformers takes where a checkpoint names no class.
+_VIDEO_CLASS = "LlavaOnevisionVideoProcessor"  # the class of the only family that takes videos
+# The class that transformers uses if a checkpoint names none, by `model_type`.
 _IMAGE_CLASSES = {
     "llava": "LlavaImageProcessor",
     "llava_next": "LlavaNextImageProcessor",
@@ -44,14 +48,14 @@ class Processor:
     """Text and image processing of a checkpoint.
 
     Attributes:
-        json: The text of `tokenizer.json`.
-        tokenizer: As the runtime will have it.
-        template_source: Of the chat template, or None.
-        template: As the runtime will have it.
-        image_processor: Its settings.
-        text: For the manifest.
-        video_processor: Its settings; None where the model takes no videos.
-        notes: What a user should know before anything is asked.
+        json: Text of the bundle's `tokenizer.json`.
+        tokenizer: The tokenizer that the runtime will make of it.
+        template_source: Source of the chat template; None if the checkpoint has none.
+        template: The chat template that the runtime will make of it.
+        image_processor: Settings of the image processor, for the bundle's file.
+        text: The manifest's entry for text.
+        video_processor: Settings of the video processor; None if the model takes no videos.
+        notes: Sentences that a user should read before using the bundle.
     """
 
     json: str
@@ -65,34 +69,34 @@ class Processor:
 
 
 def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Path | None = None) -> Processor:
-    """Tokenizer, chat template and image processor, checked to fit the model and each other.
+    """Load tokenizer, chat template and image processor; check that they fit the model and each other.
 
     Args:
         checkpoint: The checkpoint.
         config: Its configuration.
-        chat_template: A file that takes the place of its own template.
+        chat_template: A file that replaces the checkpoint's chat template.
 
     Raises:
         CheckpointError: One of them is missing or does not fit the model.
-        UsageError: The file that was given has no template.
-        BundleError: The template fails.
+        UsageError: The file `chat_template` has no template.
+        BundleError: The template fails when it is rendered.
     """
     found = read_tokenizer(checkpoint)
     image_token_id = config.image_token_id
-    image_token = _placeholder(checkpoint, found, image_token_id)
+    image_token = _image_token(checkpoint, found, image_token_id)
     video_token_id = getattr(config, "video_token_id", None)
     video_token = found.backend.id_to_token(video_token_id) if isinstance(video_token_id, int) else None
-    ends, notes = _ends(checkpoint, config, found)
-    source = with_tokens(find_template(checkpoint.path, chat_template), found.said)
+    ends, notes = _eos_token_ids(checkpoint, config, found)
+    source = define_role_tokens(find_template(checkpoint.path, chat_template), found.settings)
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
     tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
-    more = turn_ends(template, tokenizer, ends)
+    more = extra_turn_ends(template, tokenizer, ends)
     if more:
         name = found.backend.id_to_token(more[0])
         notes += (
-            f"The chat template ends an answer with {name} ({more[0]}), which the checkpoint does not count "
-            "among its ends of text; it is one in the bundle.",
+            f"The chat template ends an answer with {name} ({more[0]}), which the checkpoint does not list "
+            "as an end of text; the bundle does.",
         )
     return Processor(
         json=found.json,
@@ -115,7 +119,12 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
     )
 
 
-def _placeholder(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token_id: Any) -> str:
+def _image_token(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token_id: Any) -> str:
+    """Return the text of the image placeholder.
+
+    Raises:
+        CheckpointError: The tokenizer has no placeholder with this id, or the id is that of ordinary text.
+    """
     backend = found.backend
     token = (
         backend.id_to_token(image_token_id)
@@ -142,23 +151,25 @@ def _placeholder(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token
     )
 
 
-def _ends(
+def _eos_token_ids(
     checkpoint: Checkpoint, config: Any, found: CheckpointTokenizer
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The tokens that end a text, and what is to be said of them.
+    """Return the ids of the tokens that end a text, and notes for the user.
 
-    Of generation_config.json nothing else is read: what transformers refuses in it does not concern a bundle.
+    The first of these that names a token decides: generation_config.json, config.json, the tokenizer's files,
+    and the default of the decoder's configuration class. Other settings of generation_config.json are not
+    read, so errors in them do no harm.
     """
     notes: tuple[str, ...] = ()
     try:
-        generation = read_object(checkpoint.path / "generation_config.json")
+        generation = read_json_object(checkpoint.path / "generation_config.json")
     except CheckpointError as error:
         generation, notes = {}, (f"{error.what} The ends of text are taken from other files.",)
-    whole = read_object(checkpoint.path / "config.json")
-    said = [part for part in (generation, whole.get("text_config"), whole) if isinstance(part, dict)]
-    # What no file says is a default of the class, which may be of another tokenizer.
+    whole = read_json_object(checkpoint.path / "config.json")
+    settings = [part for part in (generation, whole.get("text_config"), whole) if isinstance(part, dict)]
+    # The class's default comes last, because it may belong to another tokenizer.
     default = getattr(config.text_config, "eos_token_id", None)
-    for value in (*(part.get("eos_token_id") for part in said), found.eos_token, default):
+    for value in (*(part.get("eos_token_id") for part in settings), found.eos_token, default):
         ids = [_token_id(entry, found) for entry in (value if isinstance(value, list) else [value])]
         if ends := tuple(dict.fromkeys(token for token in ids if token is not None)):
             return ends, notes
@@ -169,7 +180,7 @@ def _ends(
 
 
 def _token_id(value: Any, found: CheckpointTokenizer) -> int | None:
-    """The id of a token that is named by its id or by its text; None where there is no such token."""
+    """Return the id of a token that is given by its id or its text; None if there is no such token."""
     added = {token.content: index for index, token in found.backend.get_added_tokens_decoder().items()}
     if isinstance(value, str):
         return added.get(value, int(value) if value.isdecimal() and len(value) < 10 else None)
@@ -178,12 +189,12 @@ def _token_id(value: Any, found: CheckpointTokenizer) -> int | None:
 
 
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of the image processor: the newer file's, or those of the file of their own."""
-    nested = read_object(checkpoint.path / "processor_config.json").get("image_processor")
-    found = nested if isinstance(nested, dict) else read_object(checkpoint.path / "preprocessor_config.json")
+    """Return the settings of the image processor, from the newer nested file or else from the older one."""
+    nested = read_json_object(checkpoint.path / PROCESSOR_CONFIG).get("image_processor")
+    found = nested if isinstance(nested, dict) else read_json_object(checkpoint.path / IMAGE_PROCESSOR)
     if not found:
         raise CheckpointError(
-            f"{checkpoint.path} has no preprocessor_config.json that says how pictures are prepared.",
+            f"{checkpoint.path} has no {IMAGE_PROCESSOR} that says how pictures are prepared.",
             "Put the checkpoint's processor files beside its weights.",
         )
     if not any(found.get(key) for key in _CLASS_KEYS):
@@ -192,28 +203,29 @@ def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _video_processor(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """How the frames of a video are prepared."""
-    found = read_object(checkpoint.path / VIDEO_PROCESSOR)
-    found = found or read_object(checkpoint.path / "processor_config.json").get("video_processor") or {}
+    """Return the settings by which the frames of a video are prepared; None if there are none."""
+    found = read_json_object(checkpoint.path / VIDEO_PROCESSOR)
+    found = found or read_json_object(checkpoint.path / PROCESSOR_CONFIG).get("video_processor") or {}
     if not isinstance(found, dict) or not found:
         return None
-    # Padding would make the videos of a batch alike, and here is one. Older files name no class.
+    # do_pad pads the videos of a batch to one length, and there is only one video here. Older files name the
+    # class of an image processor, so the class is set anew.
     kept = found.keys() - {"do_pad", "image_processor_type"}
     return {key: found[key] for key in sorted(kept)} | {"video_processor_type": _VIDEO_CLASS}
 
 
 def processor_files(processor: Processor) -> dict[str, str]:
-    """The files that `processor.text` and the manifest name, with their text."""
+    """Return the text of each file that the manifest's entries for text and images name, by file name."""
     files = {
         processor.text.tokenizer: processor.json,
-        "preprocessor_config.json": _text(processor.image_processor),
+        IMAGE_PROCESSOR: _to_json(processor.image_processor),
     }
     if processor.video_processor is not None:
-        files[VIDEO_PROCESSOR] = _text(processor.video_processor)
+        files[VIDEO_PROCESSOR] = _to_json(processor.video_processor)
     if processor.text.chat_template is not None and processor.template_source is not None:
         files[processor.text.chat_template] = processor.template_source
     return files
 
 
-def _text(settings: dict[str, Any]) -> str:
+def _to_json(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=2) + "\n"

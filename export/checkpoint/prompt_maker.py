@@ -1,7 +1,7 @@
-"""Prompts for a checkpoint in PyTorch, prepared by the runtime's own preprocessing and chat template.
+"""Prompts for a checkpoint in PyTorch, made by the runtime's own preprocessing and chat template.
 
-So nothing that runs a checkpoint here needs transformers' processor, and what is fitted or compared is what a
-bundle will be given.
+Because transformers' processor is not used, a fit and a comparison see exactly the inputs that a bundle will
+see.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ __all__ = ["Prompt", "PromptMaker"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Pictures and a question as a model of transformers takes them.
+    """Images and a question in the form that a model of transformers takes.
 
     Attributes:
-        input_ids: [1, S] int64, with a placeholder for each visual token, newline tokens among them.
-        pixel_values: [I, 3, H, W] of I pictures; [I, T, 3, H, W] where a picture is several tiles, those
-            of fewer filled up with zeros.
-        visual: [N] int64, the places of the placeholders.
-        image_sizes: [I, 2] int64, height and width, where a picture is several tiles.
-        batch_num_images: [1] int64, where the model shows several pictures otherwise than one.
+        input_ids: [1, S] int64, with one placeholder for each visual token and each newline token.
+        pixel_values: [I, 3, H, W] for I images; [I, T, 3, H, W] if images are tiled, where an image of fewer
+            than T tiles is padded with zeros.
+        visual: [N] int64, the positions of the placeholders in `input_ids`.
+        image_sizes: [I, 2] int64, height and width in pixels; None if images are not tiled.
+        batch_num_images: [1] int64, the number of images; None unless the model treats several images
+            differently from one.
     """
 
     input_ids: Tensor
@@ -44,19 +45,19 @@ class Prompt:
     batch_num_images: Tensor | None = None
 
     def inputs(self) -> dict[str, Tensor]:
-        """The keyword arguments of the model's `forward`, without the places."""
+        """Return the keyword arguments of the model's `forward`."""
         named = {name: getattr(self, name) for name in ("input_ids", "pixel_values")}
         more = {name: getattr(self, name) for name in ("image_sizes", "batch_num_images")}
         return named | {name: value for name, value in more.items() if value is not None}
 
 
 class PromptMaker:
-    """Makes prompts for one checkpoint.
+    """Maker of prompts for one checkpoint.
 
     Args:
-        processor: Of the checkpoint.
-        features: Which tokens of it are visual.
-        rows: Of its embedding table.
+        processor: Text and image processing of the checkpoint.
+        features: Which of its tokens are visual.
+        rows: Number of rows of its embedding table.
     """
 
     def __init__(self, processor: Processor, features: Features, rows: int) -> None:
@@ -67,16 +68,16 @@ class PromptMaker:
         self._pictures = PictureMaker(image, features.tiling)
 
     def __call__(self, images: Sequence[Image.Image], text: str, system: str | None = None) -> Prompt:
-        """One question about pictures.
+        """Make the prompt of one question about images.
 
         Args:
-            images: RGB, at least one.
-            text: What the user says.
+            images: At least one RGB image.
+            text: The user's message.
             system: The system prompt.
 
         Raises:
-            InputError: The chat template does not show these pictures, or refuses the conversation; or a
-                token has no row in the embedding table.
+            InputError: The chat template cannot show these images or refuses the conversation, or a token has
+                no row in the embedding table.
         """
         messages = [*([Message("system", system)] if system else []), Message("user", text, len(images))]
         processor, tokenizer = self._processor, self._processor.tokenizer
@@ -97,7 +98,7 @@ class PromptMaker:
         return Prompt(input_ids, pixels, visual, sizes, count)
 
     def _length(self, picture: Picture) -> int:
-        """Places that a whole picture takes in the sequence."""
+        """Return the number of tokens that an unpruned image takes in the sequence."""
         if picture.arrangement is not None:
             return picture.arrangement.tokens
         return self._features.always_kept + self._features.layout.visual_tokens

@@ -1,4 +1,4 @@
-"""What a task needs of this machine, and whether it has it, asked before the task begins."""
+"""Estimates of the memory and disk space that a task needs, checked before the task begins."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.models import DECODERS
 from visprune.manifest import Scope
 from visprune.staging import existing_parent
+from visprune.units import ITEM_SIZE
 
 __all__ = [
     "Memory",
@@ -23,19 +24,19 @@ __all__ = [
     "memory",
 ]
 
-# What PyTorch, transformers and traced graphs take; what NumPy and ONNX Runtime do. Measured on the demo
-# model: 0.5 and 0.1 GB.
+# Bytes that PyTorch, transformers and the traced graphs take, and bytes that NumPy and ONNX Runtime take. On
+# the demo model 0.5 and 0.1 GB were measured.
 _EXPORTER, _RUNTIME = 600_000_000, 150_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Estimated bytes of memory, each at its peak.
+    """Estimated peak memory in bytes.
 
     Attributes:
-        export: To trace and write the graphs.
-        float32: To compute with the model in PyTorch, as the whole self-check and a fit do.
-        run: To run the graphs in ONNX Runtime on a CPU.
+        export: Peak of tracing and writing the graphs.
+        float32: Peak of computing with the model in PyTorch, as the whole self-check and a fit do.
+        run: Peak of running the graphs in ONNX Runtime on a CPU.
     """
 
     export: int
@@ -44,13 +45,17 @@ class Memory:
 
 
 def memory(checkpoint: Checkpoint, dtype: str) -> Memory:
-    """Estimate what an export needs, by the numbers in the checkpoint and in its largest tensor.
+    """Estimate the memory of an export from the elements of the checkpoint and of its largest tensor.
 
-    - The export holds one tensor at a time: as it is read, converted, and transposed.
-    - The self-check holds the weights in float32, first PyTorch's and then the decoder's in ONNX Runtime.
-    - ONNX Runtime computes in float32 on a CPU, and makes float32 weights of others as it loads them.
+    - The export holds one tensor at a time, in three copies: as stored, converted, and transposed.
+    - The self-check holds the weights in float32: first in PyTorch, and then the decoder's in ONNX Runtime.
+    - On a CPU, ONNX Runtime computes in float32 and converts all weights to it when it loads them.
+
+    Args:
+        checkpoint: The model.
+        dtype: Dtype of the bundle, "float32" or "float16".
     """
-    written = 4 if dtype == "float32" else 2
+    written = ITEM_SIZE[dtype]
     return Memory(
         export=_EXPORTER + checkpoint.largest * (4 + 2 * written),
         float32=_EXPORTER + checkpoint.elements * 4,
@@ -59,54 +64,61 @@ def memory(checkpoint: Checkpoint, dtype: str) -> Memory:
 
 
 def layers_memory(before_decoder: int) -> int:
-    """Estimate what a self-check layer by layer needs: all before the decoder in float32, and room to run.
+    """Estimate the memory in bytes of a self-check layer by layer.
+
+    It holds everything before the decoder in float32, and needs some more to run it.
 
     Args:
-        before_decoder: Numbers in the weights of the vision tower, the projector and the embedding.
+        before_decoder: Number of elements in the weights of the vision tower, the projector and the
+            embedding.
     """
     return _EXPORTER + 5 * before_decoder
 
 
 def free_space(destination: Path) -> int:
-    """Bytes free on the disk that would hold a directory."""
+    """Return the free bytes of the disk that would hold a directory."""
     return shutil.disk_usage(existing_parent(destination)).free
 
 
 def check_resources(
-    checkpoint: Checkpoint, dtype: str, destination: Path, asked: bool | Scope, text_type: str
+    checkpoint: Checkpoint, dtype: str, destination: Path, verify: bool | Scope, text_type: str
 ) -> Scope | None:
-    """Refuse early what would fail after minutes; else how the decoder is compared with PyTorch.
+    """Refuse an export that would run out of disk space or memory; choose how the decoder is compared.
 
-    It is compared as a whole if memory allows, which only layers do without.
+    Unless the user chose otherwise, the decoder is compared with PyTorch as a whole if memory holds it, and
+    else layer by layer.
 
     Args:
         checkpoint: The model.
-        dtype: Of the bundle.
-        destination: Of the bundle.
-        asked: As in `ExportOptions.verify`.
-        text_type: Of its decoder.
+        dtype: Dtype of the bundle, "float32" or "float16".
+        destination: Directory of the bundle.
+        verify: The user's choice; see `ExportOptions.verify`.
+        text_type: The `model_type` of the decoder.
+
+    Returns:
+        How the decoder is to be compared; None for no comparison.
 
     Raises:
-        ExportError: The disk cannot hold the weights, of which nearly all are exported, or the memory the
-            self-check that was asked for.
-        UnsupportedError: Layers were asked for, and are not known to have Llama's form.
+        ExportError: The disk cannot hold the weights, or memory cannot hold what the self-check needs.
+        UnsupportedError: A comparison layer by layer was asked for, and the decoder's layers are not known to
+            have Llama's form.
     """
-    needed, free = checkpoint.elements * (4 if dtype == "float32" else 2), free_space(destination)
+    needed, free = checkpoint.elements * ITEM_SIZE[dtype], free_space(destination)
     if free < needed:
         raise ExportError(
             f"The bundle needs about {needed / 1e9:.1f} GB, and {existing_parent(destination)} has "
             f"{free / 1e9:.1f} GB free.",
             "Free some space, or choose another disk with -o.",
         )
-    if asked is False:
+    if verify is False:
         return None
     by_layers = text_type in DECODERS
-    if asked == "layers" and not by_layers:
+    if verify == "layers" and not by_layers:
         raise UnsupportedError(
             f"The layers of the decoder {text_type!r} cannot be compared one by one.",
             "Compare all of it with --verify whole, or nothing with --no-verify.",
         )
-    if asked == "layers" or (asked is True and by_layers and not _fits(checkpoint)):
+    if verify == "layers" or (verify is True and by_layers and not _fits_in_float32(checkpoint)):
         return "layers"
     instead = "compare layer by layer with --verify layers" if by_layers else "do without with --no-verify"
     check_memory(checkpoint, "self-check", instead)
@@ -114,17 +126,17 @@ def check_resources(
 
 
 def check_memory(checkpoint: Checkpoint, what: str, instead: str) -> None:
-    """Refuse what would be killed half-way, because it holds the weights in float32.
+    """Refuse a task whose float32 weights do not fit into memory, so that it is not killed half-way.
 
     Args:
         checkpoint: The model.
-        what: That needs the memory.
-        instead: What to do where there is no larger machine.
+        what: Name of the task, for the message.
+        instead: What the user can do without a larger machine, for the message.
 
     Raises:
-        ExportError: Less is free than the weights take.
+        ExportError: Less memory is free than the weights take.
     """
-    if not _fits(checkpoint):
+    if not _fits_in_float32(checkpoint):
         needed, available = memory(checkpoint, "float32").float32, available_memory() or 0
         raise ExportError(
             f"The {what} needs about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free.",
@@ -132,7 +144,7 @@ def check_memory(checkpoint: Checkpoint, what: str, instead: str) -> None:
         )
 
 
-def _fits(checkpoint: Checkpoint) -> bool:
-    """Whether memory holds the weights in float32; yes, where nobody says how much there is."""
+def _fits_in_float32(checkpoint: Checkpoint) -> bool:
+    """Return whether free memory holds the weights in float32; assume so if the system does not tell."""
     available = available_memory()
     return available is None or available >= memory(checkpoint, "float32").float32

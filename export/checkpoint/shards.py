@@ -1,4 +1,7 @@
-"""Where each tensor of a checkpoint lies, by the headers of its safetensors files; no tensor is read here."""
+"""The location of each tensor of a checkpoint, from the headers of its safetensors files.
+
+No tensor is read here.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.checkpoint.foreign import no_weights
-from visprune.export.checkpoint.small_files import check_pointer, is_there
+from visprune.export.checkpoint.foreign import no_weights_error
+from visprune.export.checkpoint.small_files import check_not_lfs_pointer, file_exists
 
 __all__ = ["StoredTensor", "find_files", "read_headers"]
 
@@ -26,11 +29,11 @@ class StoredTensor:
     """A tensor on disk.
 
     Attributes:
-        name: As the file has it.
+        name: Name in the file.
         file: The file that holds it.
-        offset: Of its first byte, from the file's beginning.
-        length: Of its bytes.
-        dtype: As safetensors names it, such as F16 or BF16.
+        offset: Position of its first byte in the file.
+        length: Number of its bytes.
+        dtype: Dtype by its name in safetensors, such as F16 or BF16.
         shape: Its dimensions.
     """
 
@@ -43,20 +46,22 @@ class StoredTensor:
 
     @property
     def elements(self) -> int:
-        """Numbers in it."""
+        """Number of its elements."""
         return math.prod(self.shape)
 
 
 def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """The files that hold the weights, and where an index says that each tensor is; {} without one.
+    """Return the files that hold the weights, and their index.
+
+    The index has the file name of each tensor; it is empty if the weights are in a single file.
 
     Raises:
-        CheckpointError: There are none, or the index is missing or cannot be used.
+        CheckpointError: There are no weight files, or the index is missing or cannot be used.
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if is_there(single):  # transformers, too, looks no further then
+    if file_exists(single):  # transformers does not look for an index then, either
         return (single,), {}
-    if is_there(index):
+    if file_exists(index):
         places = _read_index(index)
         return tuple(path / name for name in sorted(set(places.values()))), places
     if any(path.glob("model-*.safetensors")):
@@ -64,18 +69,23 @@ def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
             f"{path} has its weights in several files, and no {index.name}.",
             f"Download {index.name} into it.",
         )
-    raise no_weights(path)
+    raise no_weights_error(path)
 
 
 def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
-    """The tensors of all files by their names on disk: each in one file, and in the one that the index names.
+    """Return the tensors of all files, by their names on disk.
 
-    A tensor that the index does not know is no error: every loader takes all that a file holds.
+    Each tensor must be in one file only, and in the one that the index names. A tensor that the index does
+    not list is accepted, because every loader takes all tensors of a file.
+
+    Args:
+        files: The weight files.
+        index: The file name of each tensor.
 
     Raises:
-        CheckpointError: A file is missing, truncated or not safetensors, or files and index contradict each
-            other.
-        UnsupportedError: A weight is of a type that is not exported.
+        CheckpointError: A file is missing, truncated or not safetensors, or the files and the index
+            contradict each other.
+        UnsupportedError: A weight is of a dtype that cannot be exported.
     """
     found: dict[str, StoredTensor] = {}
     hint = "Download the checkpoint into an empty directory."
@@ -93,15 +103,15 @@ def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) 
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index of shards."""
+    """Read an index of shards: the file name of each tensor."""
     try:
-        check_pointer(index)
+        check_not_lfs_pointer(index)
         places = _loads(index.read_bytes(), index)["weight_map"]
         if not places or not all(isinstance(name, str) for name in places.values()):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(
-            f"{index} cannot be read: it is no JSON object that names a file for each tensor.",
+            f"{index} cannot be read: it is not a JSON object that names a file for each tensor.",
             "Take that file from the checkpoint's source.",
         ) from None
     if any(Path(name).name != name for name in places.values()):
@@ -110,7 +120,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _loads(text: bytes, file: Path) -> Any:
-    """JSON in which no key comes twice: a reader that takes the last one would hide the other."""
+    """Parse JSON and refuse an object that has a key twice, of which the parser would hide one."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -124,10 +134,10 @@ def _loads(text: bytes, file: Path) -> Any:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file, which fill it without a gap."""
-    if not is_there(file):
+    """Read the header of a file and check that its tensors fill the file without a gap."""
+    if not file_exists(file):
         raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
-    check_pointer(file)
+    check_not_lfs_pointer(file)
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -157,6 +167,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, StoredTensor]:
+    """Return the tensors of a header; their bytes begin at `start` and follow each other without a gap."""
     found, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         _check_dtype(file, name, str(entry["dtype"]))
@@ -173,11 +184,11 @@ def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, Stored
 
 
 def _check_dtype(file: Path, name: str, dtype: str) -> None:
-    """Refuse numbers that are no plain weights; integers may be a buffer, such as `position_ids`."""
+    """Refuse a dtype that plain weights do not have; buffers such as `position_ids` may be integers."""
     is_weight = name.endswith((".weight", ".bias"))
     if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
         return
-    kind = "no float" if dtype in _BYTES else "as quantized weights are"
+    kind = "which is not a floating-point type" if dtype in _BYTES else "which quantized weights have"
     raise UnsupportedError(
         f"The tensor {name} in {file} is of type {dtype}, {kind}, and cannot be exported.",
         "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",

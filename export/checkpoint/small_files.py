@@ -1,4 +1,4 @@
-"""The small JSON files of a checkpoint, read with sentences for what can be wrong with them."""
+"""Reading of the small text and JSON files of a checkpoint, with an error message for each way to fail."""
 
 from __future__ import annotations
 
@@ -8,16 +8,32 @@ from typing import Any
 
 from visprune.errors import CheckpointError
 
-__all__ = ["check_pointer", "is_there", "read_object", "read_text"]
+__all__ = [
+    "IMAGE_PROCESSOR",
+    "PROCESSOR_CONFIG",
+    "VIDEO_PROCESSOR",
+    "check_not_lfs_pointer",
+    "file_exists",
+    "read_json_object",
+    "read_text",
+]
+
+PROCESSOR_CONFIG = "processor_config.json"
+"""Newer versions of transformers write all processors and the chat template into this file."""
+IMAGE_PROCESSOR = "preprocessor_config.json"
+"""Settings of the image processor, in older checkpoints and in bundles."""
+VIDEO_PROCESSOR = "video_preprocessor_config.json"
+"""Settings of the video processor, in older checkpoints and in bundles."""
 
 _POINTER = b"version https://git-lfs"
 
 
-def is_there(file: Path) -> bool:
-    """Whether a file is there.
+def file_exists(file: Path) -> bool:
+    """Return whether a file exists.
 
     Raises:
-        CheckpointError: Its name is, as a link to nothing or as a directory: a copy or a download left it so.
+        CheckpointError: The path is a directory or a broken link, as an incomplete copy or download leaves
+            it.
     """
     if file.is_file():
         return True
@@ -29,8 +45,8 @@ def is_there(file: Path) -> bool:
     return False
 
 
-def check_pointer(file: Path) -> None:
-    """Refuse what Git leaves in the place of a large file that it did not fetch.
+def check_not_lfs_pointer(file: Path) -> None:
+    """Refuse a pointer of Git LFS, which stands in for a large file that was not fetched.
 
     Raises:
         CheckpointError: The file is such a pointer.
@@ -45,13 +61,13 @@ def check_pointer(file: Path) -> None:
 
 
 def read_text(file: Path) -> str:
-    """A text file of a checkpoint.
+    """Read a text file of a checkpoint.
 
     Raises:
-        CheckpointError: It cannot be read, is a pointer of Git LFS, or is not UTF-8.
+        CheckpointError: The file cannot be read, is a pointer of Git LFS, or is not UTF-8.
     """
     try:
-        check_pointer(file)
+        check_not_lfs_pointer(file)
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.", "Check the file.") from None
@@ -59,17 +75,17 @@ def read_text(file: Path) -> str:
         raise CheckpointError(f"{file} is not text in UTF-8.", "Save it in UTF-8.") from None
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file.
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; return an empty one if there is no such file.
 
     Raises:
-        CheckpointError: As `read_text`, or it is not a JSON object.
+        CheckpointError: As for `read_text`, or the file is not a JSON object.
     """
-    if not is_there(file):
+    if not file_exists(file):
         return {}
     try:
         found = json.loads(read_text(file))
-        json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half a character
+        json.dumps(found, ensure_ascii=False).encode()  # raises if an escape is only half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not JSON: {error}.", "Correct it, or take the file from the checkpoint's source."

@@ -1,7 +1,7 @@
-"""The chat template of a checkpoint: where it is, and what it does with pictures and at the end of a turn.
+"""The chat template of a checkpoint: finding it, and checking how it shows images and ends a turn.
 
-A template is rendered at export as the runtime will render it, so that a bundle never promises pictures that
-no prompt of it can show.
+The export renders the template as the runtime will, so that a bundle never promises images that its prompts
+cannot show.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import CheckpointError, UsageError, VispruneError
-from visprune.export.checkpoint.small_files import is_there, read_object, read_text
-from visprune.export.checkpoint.tokenizer import token_of
+from visprune.export.checkpoint.small_files import PROCESSOR_CONFIG, file_exists, read_json_object, read_text
+from visprune.export.checkpoint.tokenizer import role_token
 from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
 
 if TYPE_CHECKING:
     from visprune.runtime.text import Tokenizer
 
-__all__ = ["check_placeholders", "find_template", "template_notes", "turn_ends", "with_tokens"]
+__all__ = ["check_placeholders", "define_role_tokens", "extra_turn_ends", "find_template", "template_notes"]
 
-
-_QUESTIONS = ("What is this?", "Jump vexingly: 0 or 9?")  # two, so that no letter passes for a placeholder
-# Roles of tokens by which templates may write them, beside the two that every template is given.
+# Two questions, so that a letter which happens to appear once in one of them does not pass for a placeholder.
+_QUESTIONS = ("What is this?", "Jump vexingly: 0 or 9?")
+# Variables by which templates may name special tokens, besides bos_token and eos_token, which are always
+# given.
 _ROLES = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 def find_template(path: Path, given: str | Path | None) -> str | None:
-    """The text of the chat template, in the places where transformers looks for it, in its order.
+    """Return the source of the chat template, or None.
+
+    The files of the checkpoint are searched in the order of transformers.
 
     Args:
-        path: The checkpoint.
-        given: A file that takes the place of the checkpoint's own: Jinja, or JSON with the key
-            `chat_template`.
+        path: The checkpoint's directory.
+        given: A file that replaces the checkpoint's template: Jinja, or JSON with the key `chat_template`.
 
     Raises:
-        UsageError: The file that was given cannot be read, or has no template.
+        UsageError: The file `given` cannot be read or has no template.
         CheckpointError: A file of the checkpoint cannot be read.
     """
     if given is not None:
-        return _given(Path(given))
-    found = read_object(path / "processor_config.json").get("chat_template")
-    found = found or read_object(path / "chat_template.json").get("chat_template")
-    if not found and is_there(path / "chat_template.jinja"):
+        return _read_given(Path(given))
+    found = read_json_object(path / PROCESSOR_CONFIG).get("chat_template")
+    found = found or read_json_object(path / "chat_template.json").get("chat_template")
+    if not found and file_exists(path / "chat_template.jinja"):
         found = read_text(path / "chat_template.jinja")
-    return _one(found or read_object(path / "tokenizer_config.json").get("chat_template"))
+    return _default_template(found or read_json_object(path / "tokenizer_config.json").get("chat_template"))
 
 
-def _given(file: Path) -> str:
+def _read_given(file: Path) -> str:
     try:
         text = read_text(file)
     except CheckpointError as error:
@@ -59,7 +61,7 @@ def _given(file: Path) -> str:
             found = json.loads(text)
         except (ValueError, RecursionError):
             found = None
-        text = _one(found.get("chat_template") if isinstance(found, dict) else None) or ""
+        text = _default_template(found.get("chat_template") if isinstance(found, dict) else None) or ""
     if not text.strip():
         raise UsageError(
             f"{file} holds no chat template.", "Give a Jinja file, or a JSON file with the key chat_template."
@@ -67,40 +69,42 @@ def _given(file: Path) -> str:
     return text
 
 
-def _one(found: Any) -> str | None:
-    """The default one where there are several, by name or in a list."""
+def _default_template(found: Any) -> str | None:
+    """Return the template itself, or the default one of a list or mapping of named templates."""
     if isinstance(found, list):
         found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
     if isinstance(found, dict):
         found = found.get("default") or next(iter(found.values()), None)
     if found and not isinstance(found, str):
         raise CheckpointError(
-            f"The chat template is {type(found).__name__} and no text.",
+            f"The chat template is of the type {type(found).__name__} and not a text.",
             "Correct it, or give a template with --chat-template FILE.",
         )
     return found or None
 
 
-def with_tokens(source: str | None, said: Mapping[str, Any]) -> str | None:
-    """A template that knows the tokens it names by their roles, as transformers would give them.
+def define_role_tokens(source: str | None, settings: Mapping[str, Any]) -> str | None:
+    """Return the template with a definition of each special token that it names by its role.
+
+    Transformers passes these tokens as variables; the runtime does not.
 
     Args:
-        source: Of the template.
-        said: What the tokenizer's files say, as `token_of` reads it.
+        source: Source of the template, or None.
+        settings: Content of the tokenizer's settings files; see `role_token`.
     """
     for role in _ROLES:
-        token = token_of(said, role)
+        token = role_token(settings, role)
         if source and token is not None and re.search(rf"\b{role}\b", source):
             source = f"{{% set {role} = {json.dumps(token)} %}}{source}"
     return source
 
 
 def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
-    """Refuse a template that does not show a picture by the placeholder that the model replaces.
+    """Refuse a template that does not write an image as the placeholder that the model replaces.
 
     Raises:
-        CheckpointError: One picture does not give the placeholder exactly once, or the question is lost.
-        BundleError: The template fails on a question about a picture.
+        CheckpointError: The placeholder does not appear exactly once for one image, or the question is lost.
+        BundleError: The template fails on a question about an image.
     """
     for question in _QUESTIONS:
         rendered = template.render([Message("user", question, images=1)])
@@ -114,7 +118,7 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
             break
     else:
         return
-    shown = " ".join(repr(token) for token in _of_a_picture(template, tokenizer, rendered))
+    shown = " ".join(repr(token) for token in _picture_tokens(template, tokenizer, rendered))
     raise CheckpointError(
         f"The model replaces the token {tokenizer.image_token!r} ({tokenizer.image_token_id}) by a picture, "
         f"and the chat template writes it {found} times for one picture"
@@ -124,8 +128,8 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
     )
 
 
-def _of_a_picture(template: ChatTemplate, tokenizer: Tokenizer, rendered: str) -> list[str]:
-    """The tokens that a rendered question has because there is a picture, with their ids."""
+def _picture_tokens(template: ChatTemplate, tokenizer: Tokenizer, rendered: str) -> list[str]:
+    """Return the tokens, with their ids, that a rendered question has only if it has an image."""
     try:
         plain = set(tokenizer.encode(template.render([Message("user", _QUESTIONS[-1])])))
     except VispruneError:  # a template may insist on a picture
@@ -134,11 +138,11 @@ def _of_a_picture(template: ChatTemplate, tokenizer: Tokenizer, rendered: str) -
     return [f"{tokenizer.backend.id_to_token(token)} ({token})" for token in others]
 
 
-def turn_ends(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]) -> tuple[int, ...]:
-    """The special token by which the template ends an assistant's turn, where it is none of `ends`.
+def extra_turn_ends(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]) -> tuple[int, ...]:
+    """Return the special token by which the template ends an assistant's turn, unless it is one of `ends`.
 
-    A model that was trained on such turns writes that token when it has answered. It is found where nothing
-    but special tokens and white space follows the answer.
+    A model that was trained on such turns writes that token at the end of its answer. The token is returned
+    only if nothing but special tokens and white space follows an answer in the template.
     """
     tail = template.turn_end().strip()
     ids = tokenizer.backend.encode(tail, add_special_tokens=False).ids if tail else []
@@ -149,11 +153,11 @@ def turn_ends(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int])
 
 
 def template_notes(source: str | None, template: ChatTemplate) -> tuple[str, ...]:
-    """What a user should know of the template before anything is asked."""
+    """Return sentences on the template that a user should read before using the bundle."""
     if source is None:
         return (
             "The checkpoint has no chat template: prompts are handed to the model as they are, without the "
-            "words around a turn that it was trained with. Give them with --chat-template FILE.",
+            "words around a turn that it was trained with. Give a template with --chat-template FILE.",
         )
     if template.describe() != ANY_NUMBER:
         return (f"The chat template shows {template.describe()}.",)

@@ -1,8 +1,9 @@
-"""The tokenizer of a checkpoint, as its `tokenizer.json` has it.
+"""The tokenizer of a checkpoint.
 
-That file is what the model was trained with, so it is taken as it is: classes of transformers rebuild a
-tokenizer from the vocabulary, with their own idea of digits and spaces. Where a checkpoint has another kind
-of file, transformers converts it. Either way a few texts are encoded both ways before anything is written.
+A `tokenizer.json` is what the model was trained with, so it is taken as it is: transformers' classes would
+rebuild the tokenizer from its vocabulary and may split digits and spaces differently. If a checkpoint has a
+file of another kind, transformers converts it. In both cases a few texts are encoded with the checkpoint's
+tokenizer and with the one to be written, and must give the same ids.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ import transformers
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.small_files import check_pointer, is_there, read_object, read_text
-from visprune.export.checkpoint.transformers_errors import first_line, hint
+from visprune.export.checkpoint.small_files import (
+    check_not_lfs_pointer,
+    file_exists,
+    read_json_object,
+    read_text,
+)
+from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
 from visprune.optional import require
 
-__all__ = ["CheckpointTokenizer", "read_tokenizer", "token_of"]
+__all__ = ["CheckpointTokenizer", "read_tokenizer", "role_token"]
 
 _PROBES = (
     *("In 2023, 1,234.50 of 1000000 cost 7% more.", "a  b   c    d ", " two lines\nand\n\n\ttabs\r\n"),
@@ -34,66 +40,69 @@ _OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "ti
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTokenizer:
-    """A tokenizer.
+    """The tokenizer of a checkpoint, with the settings from the files beside it.
 
     Attributes:
-        backend: Without truncation and padding.
-        json: The text of its `tokenizer.json`.
+        backend: The tokenizer, without truncation and padding.
+        json: Text of its `tokenizer.json`.
         bos_token: Text of the token that begins a sequence, or None.
-        eos_token: Text of the token that ends one, or None.
-        said: What the files beside it say of it.
-        notes: What a user should know of it.
+        eos_token: Text of the token that ends a sequence, or None.
+        settings: Content of special_tokens_map.json, overridden by that of tokenizer_config.json.
+        notes: Sentences that a user should read before using the bundle.
     """
 
     backend: tokenizers.Tokenizer
     json: str
     bos_token: str | None
     eos_token: str | None
-    said: Mapping[str, Any]
+    settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
-    """The tokenizer of a checkpoint.
+    """Read the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: There is none, it cannot be read, or its conversion changes what texts become.
-        MissingExtraError: A package that reads its file is not installed.
+        CheckpointError: There is no tokenizer, it cannot be read, or its conversion changes how texts are
+            encoded.
+        MissingExtraError: The package that reads its file is not installed.
     """
     path = checkpoint.path
-    said = read_object(path / "tokenizer_config.json")
-    said = read_object(path / "special_tokens_map.json") | said
+    settings = read_json_object(path / "tokenizer_config.json")
+    settings = read_json_object(path / "special_tokens_map.json") | settings
     file, model = path / "tokenizer.json", path / "tokenizer.model"
     probes = list(_PROBES)
-    if is_there(file):
+    if file_exists(file):
         text, name = read_text(file), file.name
         backend, encode = _parse(text, file), _encoder(_parse(text, file))
         probes += [f"a {token.content}b" for token in backend.get_added_tokens_decoder().values()]
     else:
         text, name = "", model.name
-        if is_there(model):
+        if file_exists(model):
             encode = _sentencepiece(model)
-            backend = _converted(checkpoint)
-            if _differs(_encoder(backend), encode, probes):  # an older rule for the spaces in front
-                backend = _converted(checkpoint, legacy=True)
+            backend = _convert(checkpoint)
+            # With `legacy` leading spaces are treated by an older rule.
+            if _first_difference(_encoder(backend), encode, probes):
+                backend = _convert(checkpoint, legacy=True)
         else:
-            backend = _converted(checkpoint)
+            backend = _convert(checkpoint)
             encode = _encoder(_parse(backend.to_str(), file))
-    added = _add_tokens(backend, said, read_object(path / "added_tokens.json"))
+    added = _add_tokens(backend, settings, read_json_object(path / "added_tokens.json"))
     if not text or added:
         text = backend.to_str(pretty=True)
-    # What is compared is what the runtime will read.
-    if different := _differs(_encoder(_parse(text, file)), encode, probes):
+    # The text is parsed once more, because that is what the runtime will do.
+    if different := _first_difference(_encoder(_parse(text, file)), encode, probes):
         raise CheckpointError(
             f"The tokenizer that would be written makes {different[1]} of {different[0]!r}, and the "
             f"checkpoint's {name} makes {different[2]}.",
             "Give the checkpoint the tokenizer.json that it was trained with.",
         )
-    bos, eos = (_special(checkpoint, said, key) for key in ("bos_token", "eos_token"))
-    return CheckpointTokenizer(backend, text, bos, eos, said, _notes(backend, said, bos))
+    bos, eos = (_special_token(checkpoint, settings, key) for key in ("bos_token", "eos_token"))
+    return CheckpointTokenizer(backend, text, bos, eos, settings, _notes(backend, settings, bos))
 
 
 def _parse(text: str, file: Path) -> tokenizers.Tokenizer:
+    """Make a tokenizer, without truncation and padding, from the text of a `tokenizer.json`."""
     try:
         found = tokenizers.Tokenizer.from_str(text)
         found.no_truncation()
@@ -102,15 +111,15 @@ def _parse(text: str, file: Path) -> tokenizers.Tokenizer:
         return found
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # plain Exception, and a panic of its Rust, which is none
+    except BaseException as error:  # a panic in its Rust code is not an Exception
         raise CheckpointError(
-            f"{file} cannot be read: {first_line(error)}",
+            f"{file} cannot be read: {reason_of(error)}",
             "Update the package tokenizers, or take the file from the checkpoint's source.",
         ) from None
 
 
-def _converted(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
-    """What transformers makes of other files than tokenizer.json."""
+def _convert(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
+    """Have transformers convert files other than tokenizer.json."""
     if not any((checkpoint.path / name).is_file() for name in _OTHER_FILES):
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _HINT)
     try:
@@ -120,11 +129,11 @@ def _converted(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
             trust_remote_code=checkpoint.trust_remote_code,
             **options,
         )
-    except Exception as error:  # it fails in as many ways as there are files
+    except Exception as error:  # each kind of file fails with errors of other types
         raise CheckpointError(
-            f"{checkpoint.path} has no tokenizer.json, and what it has cannot be converted: "
-            f"{first_line(error)}",
-            hint(error, _HINT),
+            f"{checkpoint.path} has no tokenizer.json, and its other files cannot be converted: "
+            f"{reason_of(error)}",
+            hint_for(error, _HINT),
         ) from None
     backend: tokenizers.Tokenizer | None = getattr(found, "backend_tokenizer", None)
     if backend is None or backend.get_vocab_size(with_added_tokens=False) < len(_PROBES):
@@ -133,12 +142,13 @@ def _converted(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
-    check_pointer(model)
+    """Return the encoder of a SentencePiece model."""
+    check_not_lfs_pointer(model)
     sentencepiece = require("sentencepiece", extra="export")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except Exception as error:  # the package raises what its C++ does
-        raise CheckpointError(f"{model} is no model of SentencePiece: {first_line(error)}", _HINT) from None
+    except Exception as error:  # the package passes on whatever its C++ code raises
+        raise CheckpointError(f"{model} is not a SentencePiece model: {reason_of(error)}", _HINT) from None
     encode: Callable[[str], list[int]] = processor.encode
     return encode
 
@@ -147,13 +157,24 @@ def _encoder(backend: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
     return lambda text: backend.encode(text, add_special_tokens=False).ids
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
-    """Add tokens that only the files beside the tokenizer know, under their ids; tell whether any were."""
+def _add_tokens(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], listed: Mapping[str, Any]
+) -> bool:
+    """Add the tokens that only the files beside the tokenizer list; return whether there were any.
+
+    Args:
+        backend: The tokenizer, which is changed.
+        settings: As in `CheckpointTokenizer`.
+        listed: Content of added_tokens.json, ids by text.
+
+    Raises:
+        CheckpointError: The tokenizer would give a token another id than the files do.
+    """
     wanted: dict[int, tokenizers.AddedToken] = {}
     for content, index in listed.items():
         if isinstance(index, int):
             wanted[index] = tokenizers.AddedToken(content, special=True, normalized=False)
-    decoder = said.get("added_tokens_decoder")
+    decoder = settings.get("added_tokens_decoder")
     for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
         if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             flags = {
@@ -176,41 +197,45 @@ def _add_tokens(backend: tokenizers.Tokenizer, said: Mapping[str, Any], listed: 
     return added
 
 
-def _differs(
+def _first_difference(
     got: Callable[[str], list[int]], want: Callable[[str], list[int]], probes: Sequence[str]
 ) -> tuple[str, list[int], list[int]] | None:
-    """The first text of which one makes other ids than the other, with both."""
+    """Return the first text that two encoders encode differently, with both results; None without any."""
     found = ((text, got(text), want(text)) for text in probes)
     return next((row for row in found if row[1] != row[2]), None)
 
 
-def token_of(said: Mapping[str, Any], role: str) -> str | None:
-    """The token of a role, such as `bos_token`: the files have its text, or an object with a `content`."""
-    value = said.get(role)
+def role_token(settings: Mapping[str, Any], role: str) -> str | None:
+    """Return the text of the token of a role such as `bos_token`, or None.
+
+    The settings hold its text, or an object with the text as its `content`.
+    """
+    value = settings.get(role)
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 
 
-def _special(checkpoint: Checkpoint, said: Mapping[str, Any], key: str) -> str | None:
-    """A special token by its role: as the files name it, or else as the tokenizer's class does."""
-    if key in said:
-        return token_of(said, key)
-    with contextlib.suppress(Exception):  # a class that cannot be had names nothing
+def _special_token(checkpoint: Checkpoint, settings: Mapping[str, Any], key: str) -> str | None:
+    """Return a special token by its role, from the files or else from transformers' tokenizer class."""
+    if key in settings:
+        return role_token(settings, key)
+    with contextlib.suppress(Exception):  # a class that cannot be loaded names no token
         found = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
         token = getattr(found, key, None)
         return token if isinstance(token, str) else None
     return None
 
 
-def _notes(backend: tokenizers.Tokenizer, said: Mapping[str, Any], bos: str | None) -> tuple[str, ...]:
-    asked = said.get("add_bos_token")
-    if not isinstance(asked, bool) or bos is None:
+def _notes(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], bos: str | None) -> tuple[str, ...]:
+    """Return a note if the settings and the tokenizer disagree on whether a text begins with `bos`."""
+    wanted = settings.get("add_bos_token")
+    if not isinstance(wanted, bool) or bos is None:
         return ()
     begins = backend.encode("a").ids[:1] == [backend.token_to_id(bos)]
-    if begins == asked:
+    if begins == wanted:
         return ()
     does = "puts" if begins else "does not put"
     return (
-        f"tokenizer_config.json has add_bos_token {str(asked).lower()}, and tokenizer.json {does} {bos} in "
+        f"tokenizer_config.json has add_bos_token {str(wanted).lower()}, and tokenizer.json {does} {bos} in "
         "front; tokenizer.json is followed.",
     )

@@ -1,8 +1,8 @@
-"""The weights of a checkpoint, each read from its file when it is asked for and forgotten after that.
+"""The weights of a checkpoint, each read from its file when it is needed and not kept.
 
-Files are read and not mapped: a mapped page counts as this process's memory until it is unmapped, and a
-shard has gigabytes of them. Names on disk become names in the module tree by transformers' own rules, so
-the checkpoints of its older versions are read as it reads them.
+Files are read and not memory-mapped: a mapped page counts as memory of this process until it is unmapped, and
+a shard has gigabytes of them. Names on disk are translated to names in the module tree by transformers' own
+rules, so checkpoints of older versions are read as transformers reads them.
 """
 
 from __future__ import annotations
@@ -36,44 +36,46 @@ _DTYPES = {
     "I32": torch.int32,
     "BOOL": torch.bool,
 }
-_CHUNK = 1 << 24  # numbers that are looked at together, for a peak of memory that no tensor's size raises
+_CHUNK = 1 << 24  # elements that are checked at once, so that large tensors do not raise the peak of memory
 
 
 @dataclass(frozen=True, slots=True)
 class _Converted:
-    """A tensor made of several stored ones, such as all experts in one, or of a part of one."""
+    """A tensor of the model that is computed from stored ones, such as all experts stacked into one."""
 
     converter: WeightConverter
-    sources: tuple[tuple[str, str, StoredTensor], ...]  # name on disk, pattern it fits, place
-    first: str  # name of the first tensor that the conversion gives
+    sources: tuple[tuple[str, str, StoredTensor], ...]  # name on disk, pattern that it matches, location
+    first: str  # name of the first tensor that the conversion makes
 
 
 _Place = StoredTensor | _Converted
 
 
 def stored_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
-    """The dtype of a checkpoint's first tensor of floats; float32 where there is none."""
+    """Return the dtype of a checkpoint's first floating-point tensor; float32 if there is none."""
     dtypes = [_DTYPES[tensor.dtype] for tensor in stored.values()]
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 class Weights:
-    """Where the parameters of a model lie on disk.
+    """The values of a model's parameters, read from the checkpoint's files on demand.
 
-    The model has its parameters on the meta device, and its buffers in memory. Wrappers around its modules
-    share its parameters and give them other names; so a parameter is asked for by itself.
+    The model has its parameters on the meta device and its buffers in memory. Wrappers around its modules
+    share its parameters under other names, so a parameter is identified by its tensor and not by its name.
 
-    Of the spellings of names that `foreign` knows, the one that fits with fewest tensors to spare is taken.
-    What is `unused` need not be stored, or may hold no numbers: it is zeros then, as nothing depends on it.
+    Several sets of names are tried (see `foreign.name_variants`). Among those with which nothing is missing,
+    the one that leaves the fewest stored tensors unexpected is taken. A parameter that no visual token
+    depends on may be missing, or hold NaN or infinity: it is read as zeros.
 
     Args:
-        model: A `PreTrainedModel`. Parameters that are tied, and of which one is stored, become one.
+        model: A `PreTrainedModel`. Tied parameters of which only one is stored become one parameter.
         stored: The checkpoint's tensors, by their names on disk.
         where: The checkpoint, for messages.
-        unused: Gives the names of parameters that need not be stored; called only where that matters.
+        unused: Returns the names of parameters that need not be stored; called only if some are missing or
+            not finite.
 
     Attributes:
-        spare: Stored tensors that the model does not have, by their names on disk.
+        unexpected: Names on disk of stored tensors that the model does not have.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
@@ -91,46 +93,51 @@ class Weights:
         self._unused = cache(unused)
         tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
         places = self._find(tensors, stored)
-        taken = {tensor.name for place in places.values() for tensor in _stored(place)}
-        self.spare = sorted(stored.keys() - taken)
+        taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
+        self.unexpected = sorted(stored.keys() - taken)
         self._places = {tensors[name]: (name, place) for name, place in places.items()}
         self._absent = {tensor for tensor in tensors.values() if tensor not in self._places}
         for name, place in places.items():
             if isinstance(place, StoredTensor):
                 self._check(name, tensors[name], place.shape)
         for tensor in tensors.values():
-            if not tensor.is_meta and tensor not in self._absent:  # a buffer that is stored
+            if not tensor.is_meta and tensor not in self._absent:  # a stored buffer
                 tensor.copy_(self.read(tensor))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of them."""
-        return foreign.spare_note(self.spare)
+        """Sentences on the weights that a user should read."""
+        return foreign.unexpected_note(self.unexpected)
 
     def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
-        """Where all that is needed lies; tied parameters become one."""
+        """Return the location of each tensor of the model, and tie the parameters of which one is stored."""
         fitting: list[tuple[int, dict[str, _Place], dict[str, str]]] = []
         failures = []
-        for names in foreign.spellings(stored):
-            places = _places(self._model, tensors, names)
-            twins = _twins(self._model, places)
-            taken = {tensor.name for place in places.values() for tensor in _stored(place)}
-            lacking = tensors.keys() - places.keys() - twins.keys()
-            if lacking := lacking and lacking - set(self._unused()):
-                failures.append(foreign.missing(self._where, lacking, places, stored.keys() - taken))
+        for names in foreign.name_variants(stored):
+            places = _locate(self._model, tensors, names)
+            tied = _tied_sources(self._model, places)
+            taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
+            missing = tensors.keys() - places.keys() - tied.keys()
+            if missing:
+                missing -= set(self._unused())
+            if missing:
+                failures.append(foreign.missing_error(self._where, missing, places, stored.keys() - taken))
             else:
-                fitting.append((len(stored) - len(taken), places, twins))
+                fitting.append((len(stored) - len(taken), places, tied))
         if not fitting:
             raise failures[0]
-        _, places, twins = min(fitting, key=lambda one: one[0])
-        _tie(self._model, tensors, places, twins)
+        _, places, tied = min(fitting, key=lambda one: one[0])
+        _tie(self._model, tensors, places, tied)
         return places
 
     def read(self, tensor: Tensor) -> Tensor:
-        """The values of a parameter of the model, as they are stored; any other tensor as it is.
+        """Return the stored values of a parameter of the model; return any other tensor as it is.
+
+        The dtype is the stored one.
 
         Raises:
-            CheckpointError: It does not fit the configuration, its file changed, or a number in it is none.
+            CheckpointError: The tensor does not fit the configuration, holds NaN or infinity, or its file
+                became shorter.
         """
         if tensor in self._absent:
             return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
@@ -141,15 +148,15 @@ class Weights:
             value = _read(place)
             if not _is_finite(value):
                 if name not in self._unused():
-                    raise _no_number(place)
+                    raise _not_finite_error(place)
                 value = torch.zeros_like(value)
             return value
-        converter = copy.deepcopy(place.converter)  # it keeps what it is given
+        converter = copy.deepcopy(place.converter)  # a converter keeps the tensors that it is given
         for source, pattern, part in place.sources:
-            future: Future[Tensor] = Future()  # what a converter takes
+            future: Future[Tensor] = Future()  # converters take futures
             future.set_result(_read(part))
             if not _is_finite(future.result()):
-                raise _no_number(part)
+                raise _not_finite_error(part)
             converter.add_tensor(place.first, source, pattern, future)
         made = converter.convert(place.first, model=self._model, config=self._model.config)[name]
         whole: Tensor = made[0] if isinstance(made, list) else made
@@ -157,16 +164,22 @@ class Weights:
         return whole
 
     def fill(
-        self, module: nn.Module, dtype: torch.dtype | None = None, but: nn.Module | None = None
+        self, module: nn.Module, dtype: torch.dtype | None = None, exclude: nn.Module | None = None
     ) -> list[tuple[nn.Module, str, nn.Parameter]]:
-        """Read a module's parameters into it, in this dtype or as stored; give those they replace.
+        """Read a module's parameters into it.
 
-        Those of `but`, a part of it, are left out.
+        Args:
+            module: The model or a part of it; its parameters are replaced.
+            dtype: Dtype of the parameters; None for the stored one.
+            exclude: A part of the module whose parameters are not read.
+
+        Returns:
+            For each replaced parameter: the module that owns it, its name there, and the parameter before.
         """
         made: dict[Tensor, nn.Parameter] = {}
         replaced = []
-        left = set() if but is None else set(but.modules())
-        for owner in (owner for owner in module.modules() if owner not in left):
+        excluded = set() if exclude is None else set(exclude.modules())
+        for owner in (owner for owner in module.modules() if owner not in excluded):
             for name, tensor in list(owner.named_parameters(recurse=False)):
                 if tensor not in made:
                     made[tensor] = nn.Parameter(self.read(tensor).to(dtype), requires_grad=False)
@@ -175,9 +188,11 @@ class Weights:
         return replaced
 
     @contextlib.contextmanager
-    def held(self, module: nn.Module, dtype: torch.dtype, but: nn.Module | None = None) -> Iterator[None]:
-        """Have a module's parameters in memory as `fill` does, for as long as the block runs."""
-        replaced = self.fill(module, dtype, but)
+    def loaded(
+        self, module: nn.Module, dtype: torch.dtype, exclude: nn.Module | None = None
+    ) -> Iterator[None]:
+        """Hold a module's parameters in memory, as `fill` reads them, while the block runs."""
+        replaced = self.fill(module, dtype, exclude)
         try:
             yield
         finally:
@@ -193,15 +208,18 @@ class Weights:
             )
 
 
-def _places(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
-    """Where the model's tensors are stored, by their names in it. What it does not have is left out."""
+def _locate(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
+    """Return the locations of the model's tensors, by their names in the model.
+
+    Stored tensors that the model does not have are left out.
+    """
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     places: dict[str, _Place] = {}
     parts: dict[str, list[tuple[str, str, StoredTensor]]] = {}
-    # Experts are put together in the order of their numbers, as transformers sorts them.
+    # Experts are stacked in the order of their numbers, as transformers sorts them.
     for key in sorted(stored, key=_numbered):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
         if name not in tensors and key in tensors:
@@ -219,42 +237,42 @@ def _places(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, StoredT
 
 
 def _numbered(key: str) -> list[tuple[int, int, str]]:
-    """Sorts the parts of a name that are numbers by their size."""
+    """Return a sort key for a name by which its numeric parts are compared as numbers."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
 
 
-def _twins(model: Any, places: Collection[str]) -> dict[str, str]:
-    """For parameters that are not stored: the one that each is tied to and that is.
+def _tied_sources(model: Any, places: Collection[str]) -> dict[str, str]:
+    """Return, for each parameter that is not stored, the name of a stored one that it is tied to.
 
-    Published checkpoints say in their text configuration alone that the head is the embedding, where some
-    classes of transformers do not look.
+    Some published checkpoints say only in their text configuration that the head is tied to the embedding,
+    where some classes of transformers do not look.
     """
-    tied = dict(model.all_tied_weights_keys)
+    keys = dict(model.all_tied_weights_keys)
     if getattr(model.config.text_config, "tie_word_embeddings", False):
-        tied |= model._tied_weights_keys or {}
+        keys |= model._tied_weights_keys or {}
     groups: dict[str, list[str]] = {}
-    for target, source in tied.items():
+    for target, source in keys.items():
         groups.setdefault(source, [source]).append(target)
-    twins: dict[str, str] = {}
+    tied: dict[str, str] = {}
     for names in groups.values():
-        twin = next((name for name in names if name in places), None)
-        twins |= {name: twin for name in names if twin is not None and name not in places}
-    return twins
+        stored = next((name for name in names if name in places), None)
+        tied |= {name: stored for name in names if stored is not None and name not in places}
+    return tied
 
 
-def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], twins: Mapping[str, str]) -> None:
-    """Let each of some parameters be the one that it is tied to."""
-    for name, twin in twins.items():
+def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], tied: Mapping[str, str]) -> None:
+    """Replace each parameter that is not stored by the stored one that it is tied to."""
+    for name, source in tied.items():
         owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, tensors[twin])
-        tensors[name], places[name] = tensors[twin], places[twin]
+        setattr(model.get_submodule(owner), attribute, tensors[source])
+        tensors[name], places[name] = tensors[source], places[source]
 
 
 def _read(place: StoredTensor) -> Tensor:
-    """One tensor, into memory of its own."""
+    """Read one tensor into newly allocated memory."""
     values = torch.empty(place.length, dtype=torch.uint8)
     left = values.numpy().data
-    with place.file.open("rb", buffering=0) as file:  # opened each time: threads read side by side
+    with place.file.open("rb", buffering=0) as file:  # opened anew, because threads read in parallel
         file.seek(place.offset)
         while left and (count := file.readinto(left)):
             left = left[count:]
@@ -266,18 +284,18 @@ def _read(place: StoredTensor) -> Tensor:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers alone; looked at in parts."""
+    """Return whether a tensor holds neither NaN nor infinity; it is checked in chunks."""
     parts = tensor.flatten().split(_CHUNK) if tensor.is_floating_point() else ()
     return all(bool(part.isfinite().all()) for part in parts)
 
 
-def _no_number(place: StoredTensor) -> CheckpointError:
+def _not_finite_error(place: StoredTensor) -> CheckpointError:
     return CheckpointError(
         f"The tensor {place.name} in {place.file} holds NaN or infinity.",
-        "The model cannot compute anything with it: take weights that were saved before that happened.",
+        "The model cannot compute with it: take weights that were saved before that happened.",
     )
 
 
-def _stored(place: _Place) -> tuple[StoredTensor, ...]:
-    """The stored tensors that one of the model is made of."""
+def _stored_parts(place: _Place) -> tuple[StoredTensor, ...]:
+    """Return the stored tensors from which a tensor of the model is made."""
     return (place,) if isinstance(place, StoredTensor) else tuple(part for _, _, part in place.sources)

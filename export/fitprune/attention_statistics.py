@@ -1,8 +1,8 @@
-"""What a decoder's attention says of its visual tokens, for FitPrune's search: PyTorch `Sample`s.
+"""The attention that visual tokens receive in each decoder layer, measured in PyTorch for FitPrune's search.
 
-The vision encoder runs once a sample. The decoder runs half layer by half layer, as its segments do, with
-its own submodules; each attention matrix is reduced over heads as it is made, and dropped at once. Tokens
-that are deleted leave the residual stream, and the others keep their positions.
+The vision encoder runs once for each sample. The decoder runs half layer by half layer, as its segments do,
+with its own submodules. Each attention matrix is reduced over heads when it is made, and then released.
+Deleted tokens leave the residual stream; the others keep their positions.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ __all__ = ["DecoderPass", "DecoderSample", "prepare", "sample"]
 
 @dataclass(slots=True)
 class DecoderPass:
-    """One sample on its way through the decoder; see `recipe_task.Pass`.
+    """The state of one sample between two layers of the decoder; implements `recipe_task.Pass`.
 
     Attributes:
-        layers: Of the decoder.
-        hidden: [1, S, D], behind the attention block of the layer before `following`, if there is one.
-        rotary: Cosine and sine of the positions of these tokens, [1, S, Dh].
-        visual: [n], their places.
-        first_text: The place of the first token after the image.
-        following: The layer whose attention comes next.
+        layers: The decoder's layers.
+        hidden: Residual stream [1, S, D], after the attention block of the layer before `following`; at
+            first, the input of the decoder.
+        rotary: Cosine and sine of the tokens' positions, [1, S, Dh] each.
+        visual: Indices of the visual tokens among the S tokens, [n].
+        first_text: Index of the first token after the image.
+        following: The layer whose attention block runs next.
     """
 
     layers: Sequence[Any]
@@ -51,7 +52,14 @@ class DecoderPass:
 
     @torch.no_grad()
     def attend(self, layer: int) -> Attention:
-        """Finish the layer before, and run the attention block of this one."""
+        """Run the MLP of the layer before and the attention block of this layer.
+
+        Returns:
+            The attention that each visual token receives on average from visual tokens and from text tokens.
+
+        Raises:
+            ValueError: The layer is not the next one.
+        """
         if layer != self.following:
             raise ValueError(f"layer {self.following} comes next, not {layer}")
         if layer:
@@ -67,7 +75,7 @@ class DecoderPass:
 
     @torch.no_grad()
     def delete(self, indices: NDArray[np.int64]) -> None:
-        """Drop visual tokens; the indices count those left."""
+        """Delete visual tokens by their indices among the visual tokens that are left."""
         keep = torch.ones(self.hidden.shape[1], dtype=torch.bool, device=self.hidden.device)
         keep[self.visual[torch.from_numpy(indices).to(self.visual.device)]] = False
         places = keep.cumsum(0) - 1
@@ -77,7 +85,7 @@ class DecoderPass:
         self.first_text -= len(indices)
 
     def copy(self) -> DecoderPass:
-        """Another pass from here; tensors are never changed in place, so they are shared."""
+        """Return a copy from which to go on; the tensors are shared, because none is changed in place."""
         return dataclasses.replace(self)
 
 
@@ -88,15 +96,16 @@ class DecoderSample:
     first: DecoderPass
 
     def start(self) -> DecoderPass:
-        """A pass before the first layer."""
+        """Return a pass that begins before the first layer."""
         return self.first.copy()
 
 
 def prepare(model: Any, parts: Parts) -> None:
-    """Make the decoder spell its attention out, so that it can be recorded.
+    """Give the decoder the attention function that can record attention.
 
     Raises:
-        UnsupportedError: Its layers are not of Llama's form, so tokens cannot leave within one.
+        UnsupportedError: The decoder's layers are not of Llama's form, so tokens cannot be deleted inside
+            one.
     """
     models.check_cut(model.config.text_config.model_type)
     attention.register()
@@ -105,10 +114,10 @@ def prepare(model: Any, parts: Parts) -> None:
 
 @torch.no_grad()
 def sample(model: Any, parts: Parts, prompt: Prompt) -> DecoderSample:
-    """Run the vision encoder on one prompt, and put the visual tokens in place.
+    """Run the vision encoder on one prompt, and insert the visual tokens.
 
     Raises:
-        InputError: The encoder gives another number of visual tokens than the prompt has places.
+        InputError: The number of visual tokens is not the number of placeholders in the prompt.
     """
     device = next(parts.language_model.parameters()).device
     pixels = prompt.pixel_values.to(device, next(parts.tower.parameters()).dtype)
@@ -116,13 +125,13 @@ def sample(model: Any, parts: Parts, prompt: Prompt) -> DecoderSample:
     features = torch.cat(list(model.get_image_features(pixel_values=pixels, **sizes).pooler_output))  # [N, D]
     if len(features) != len(prompt.visual):
         raise InputError(
-            f"The prompt has places for {len(prompt.visual)} visual tokens, and the vision encoder makes "
-            f"{len(features)}.",
+            f"The prompt has placeholders for {len(prompt.visual)} visual tokens, and the vision encoder "
+            f"makes {len(features)}.",
             "Take the preprocessor_config.json that belongs to the model.",
         )
     visual = prompt.visual.to(device)
     ids = prompt.input_ids.to(device).clone()
-    ids[0, visual] = 0  # a placeholder may lie beyond the table, and its row is replaced
+    ids[0, visual] = 0  # a placeholder's id may be beyond the table, and its row is replaced anyway
     hidden = parts.language_model.get_input_embeddings()(ids).clone()
     hidden[0, visual] = features.to(hidden.dtype)
     positions = torch.arange(hidden.shape[1], device=device).unsqueeze(0)

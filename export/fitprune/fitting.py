@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visprune.background import Beside
+from visprune.background import BackgroundThread
 from visprune.errors import InputError, UsageError
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
 from visprune.export.checkpoint.resources import check_memory
@@ -104,7 +104,7 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
     from visprune.export.checkpoint import loading
 
     _check_device(options.device)
-    loading.quiet()
+    loading.silence_transformers()
     config = loading.load_config(checkpoint)
     models.check_cut(config.text_config.model_type)
     prompts, notes = _prompts(checkpoint, config, lines, options.chat_template)
@@ -127,8 +127,8 @@ def _fit(checkpoint: Checkpoint, options: FitOptions, ready: _Ready, progress: P
     from visprune.export.fitprune import attention_statistics as statistics
     from visprune.export.graph import weightless
 
-    with Beside() as beside:
-        weights_sha256 = beside.submit(checkpoint.weights_sha256, beside.heed)
+    with BackgroundThread() as background:
+        weights_sha256 = background.submit(checkpoint.weights_sha256, background.check_cancelled)
         report("loading the checkpoint", 0, 1)
         model = weightless.load_model(checkpoint).to(options.device).float()
         parts = models.family(checkpoint.model_type).parts(model)
@@ -195,7 +195,7 @@ def _prompts(
     check_pixels(processor, features)
     make = PromptMaker(processor, features, config.text_config.vocab_size)
     image_token = processor.text.image_token
-    longest = loading.room(config.text_config)
+    longest = loading.context_limit(config.text_config)
     prompts: list[Prompt] = []
     for line in lines:
         if image_token in line.prompt:

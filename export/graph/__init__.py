@@ -1,1 +1,1 @@
-"""What an export writes: the PyTorch modules of each graph, their trace, and the ONNX files."""
+"""Making the graphs of a bundle: their PyTorch modules, the tracing, and the ONNX files."""

@@ -1,8 +1,8 @@
-"""Which graphs a model becomes: for each its module, inputs and outputs.
+"""The specification of each graph that a model becomes: its module, inputs and outputs.
 
-The names of dimensions are the glossary's: T tiles, N visual tokens of a tile, K kept, M kept in the
-whole prompt, B batch, S new positions, P past, D hidden size, V vocabulary, R newlines of a picture, J tokens
-that one is resampled from.
+Dimensions have the names of the glossary: T tiles, N visual tokens of a tile, K kept tokens of a tile, M kept
+tokens of the whole prompt, B batch, S new positions, P past positions, D hidden size, V vocabulary, R
+newlines of an image, J tokens from which one token is resampled.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ from visprune.export.models.parts import Features, Parts, cache_shape
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.signals import SIGNALS
 
-__all__ = ["Cuts", "GraphPlan", "plan", "pruner_module"]
+__all__ = ["Cuts", "GraphSpec", "graph_specs", "pruner_module"]
 
-# Example sizes of the dynamic dimensions; none is 0 or 1, which a tracer would take for constants.
+# Example sizes of the dynamic dimensions. None is 0 or 1, which the tracer would treat as constants.
 _T, _S, _P, _M, _R, _J = 2, 5, 3, 7, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
-class GraphPlan:
-    """One graph to make."""
+class GraphSpec:
+    """The specification of one graph.
+
+    Attributes:
+        name: Name of the graph and of its files.
+        build: Makes the module that is traced from the parts of a model.
+        inputs: In the order of the module's `forward`; a list stands for an argument that is a list.
+        outputs: Names in order, each with the names of its dynamic dimensions by axis.
+    """
 
     name: str
     build: Callable[[Parts], nn.Module]
@@ -43,29 +50,35 @@ class GraphPlan:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How a decoder is cut: at `places` (see `segments`), at each of which `pruner` prunes, if any."""
+    """How a decoder is cut into segments.
+
+    Attributes:
+        places: Where it is cut, in half layers (see `segments`).
+        pruner: The method that prunes at each of these places; None if none does.
+    """
 
     places: tuple[int, ...] = ()
     pruner: LayerPruner | None = None
 
 
-def plan(
+def graph_specs(
     config: Any,
     features: Features,
     pruner: VisionPruner,
     cuts: Cuts,
     dtype: torch.dtype,
     scope: Literal["image", "tile"] = "image",
-) -> list[GraphPlan]:
-    """The graphs of a model, in the order they run.
+) -> list[GraphSpec]:
+    """Return the specifications of a model's graphs, in the order in which the graphs run.
 
     Args:
-        config: Of the checkpoint.
+        config: Configuration of the checkpoint.
         features: Which tokens are visual.
         pruner: The method before the LLM.
-        cuts: Of the decoder.
-        dtype: Of the weights.
-        scope: What the method chooses from at once, where a picture is several tiles.
+        cuts: How the decoder is cut.
+        dtype: Dtype of the weights.
+        scope: Whether the method chooses among the tokens of a whole image or of each tile, if images are
+            tiled.
     """
     text, vision = config.text_config, config.vision_config
     tower = models.tower(vision.model_type)
@@ -81,19 +94,19 @@ def plan(
     across = features.tiling is not None and scope == "image"
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
     return [
-        GraphPlan(
+        GraphSpec(
             "vision_encoder",
             lambda parts: graphs.VisionEncoder(parts, tower, features, signals),
             [pixels],
             {"image_features": {0: "T"}, **{name: {0: "T"} for name in signals}},
         ),
-        GraphPlan(
+        GraphSpec(
             "token_pruner",
             partial(pruner_module, features=features, pruner=pruner, scope=scope),
-            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), *_maps(features), scores],
+            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), *_tile_inputs(features), scores],
             {"image_features": {0: "M"}, "keep_indices": {1: "K"} if across else {0: "T", 1: "K"}},
         ),
-        GraphPlan(
+        GraphSpec(
             "embedding",
             lambda parts: graphs.Embedding(parts, config.image_token_id, tell_visual=cuts.pruner is not None),
             [GraphInput("input_ids", (1, _S), torch.int64, {1: "S"}), visual],
@@ -106,14 +119,14 @@ def plan(
 def pruner_module(
     parts: Parts, features: Features, pruner: VisionPruner, scope: Literal["image", "tile"]
 ) -> TokenPruner | TilePruner:
-    """The module that prunes one image before the LLM."""
+    """Return the module that prunes one image before the LLM."""
     if features.tiling is None:
         return TokenPruner(parts, features, pruner)
     return TilePruner(parts, features, pruner, scope)
 
 
-def _maps(features: Features) -> list[GraphInput | list[GraphInput]]:
-    """What a pruner must know of a picture that is several tiles."""
+def _tile_inputs(features: Features) -> list[GraphInput | list[GraphInput]]:
+    """Return the pruner's additional inputs for tiled images."""
     if features.tiling is None:
         return []
     slots = (_T, features.layout.visual_tokens)
@@ -129,8 +142,8 @@ def _maps(features: Features) -> list[GraphInput | list[GraphInput]]:
     ]
 
 
-def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
-    """The whole decoder, or its segments with the graph that prunes between them."""
+def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphSpec]:
+    """Return the graph of the whole decoder, or its segments and the graph that prunes between them."""
     hidden = ("inputs_embeds", "hidden_states")
     tokens = [GraphInput(name, (1, _S, text.hidden_size), dtype, {1: "S"}) for name in hidden]
     positions = GraphInput("position_ids", (1, _S), torch.int64, {1: "S"})
@@ -140,7 +153,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
     if len(spans) == 1:
         past, present = _cache(text, range(text.num_hidden_layers), dtype)
         merged: dict[str, dict[int, str]] = {"logits": {}} | present
-        return [GraphPlan("decoder_model_merged", graphs.Decoder, [tokens[0], positions, past], merged)]
+        return [GraphSpec("decoder_model_merged", graphs.Decoder, [tokens[0], positions, past], merged)]
     found = []
     for index, span in enumerate(spans):
         is_last = index == len(spans) - 1
@@ -149,7 +162,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
         outputs: dict[str, dict[int, str]] = {"logits": {}} if is_last else {"last_hidden_state": {1: "S"}}
         outputs |= {"token_scores": {1: "S"}} if pruner else {}
         found.append(
-            GraphPlan(
+            GraphSpec(
                 f"decoder_segment_{index}",
                 partial(segments.Segment, span=span, pruner=pruner),
                 [tokens[min(index, 1)], positions, past, *([visual] if pruner else [])],
@@ -160,7 +173,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
         count = GraphInput("keep_tokens", (), torch.int64, {})
         kept = {1: "kept"}
         found.append(
-            GraphPlan(
+            GraphSpec(
                 "segment_pruner",
                 lambda parts: segments.SegmentPruner(),
                 [tokens[1], positions, visual, scores, count],
@@ -173,7 +186,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphPlan]:
 def _cache(
     text: Any, layers: Sequence[int], dtype: torch.dtype
 ) -> tuple[list[GraphInput], dict[str, dict[int, str]]]:
-    """Past inputs and present outputs of some layers, named by their absolute indices."""
+    """Return the cache inputs and outputs of some layers, named by the layers' indices in the decoder."""
     heads, head_dim = cache_shape(text)
     names = [f"{layer}.{kind}" for layer in layers for kind in ("key", "value")]
     past = [GraphInput(f"past_key_values.{n}", (1, heads, _P, head_dim), dtype, {2: "P"}) for n in names]

@@ -1,7 +1,7 @@
-"""The modules that become graphs: thin wrappers around the checkpoint's own.
+"""The modules that are traced into graphs: thin wrappers around the checkpoint's own modules.
 
-Each wrapper is built twice: around weightless modules, to be traced; and around the loaded ones, as
-the reference the trace is checked against and the source of its weights, which have equal names.
+Each wrapper is built twice. Built of weightless modules, it is traced. Built of the checkpoint's modules, it
+is the source of the graph's weights, which have the same names, and the reference of the self-check.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from visprune.pruning.base import VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention
 
-__all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder", "size"]
+__all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder", "symbolic_size"]
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then each signal, [T, N] or [T, N, N].
+    """The vision tower as far as the projector's features, with the signals that a pruning method reads.
 
-    Layers after the last one that the projector takes are not part of it. A layer's attention is
-    recorded where a signal reads it, and no more of it than the signals read.
+    pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then each signal, [T, N] or [T, N, N].
+
+    Layers after the last one that the projector takes are left out. A layer's attention is recorded only if a
+    signal reads it, and only the rows that the signals read.
     """
 
     def __init__(self, parts: Parts, tower: ModuleType, features: Features, signals: Sequence[str]) -> None:
@@ -42,7 +44,7 @@ class VisionEncoder(nn.Module):
             self.rows[index] = signal.rows if self.rows.get(index, "first") == "first" else "all"
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Run the tower as far as the projector's features."""
+        """Run the tower and compute the signals."""
         hidden: Tensor = self.family.embed(self.tower, pixel_values)
         states = [hidden]
         attention = {}
@@ -60,9 +62,9 @@ class VisionEncoder(nn.Module):
 
 
 class Pruner(nn.Module):
-    """What every pruner before the LLM has: the projector, and a method with its constants.
+    """Base of the pruners before the LLM: the projector, and a method with its constants.
 
-    A method that compares projected tokens has all of them projected first.
+    If the method compares projected tokens, all tokens are projected before it chooses.
     """
 
     def __init__(self, parts: Parts, features: Features, pruner: VisionPruner) -> None:
@@ -76,14 +78,14 @@ class Pruner(nn.Module):
         for name, array in constants.items():
             self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
 
-    def known(self, signals: list[Tensor]) -> dict[str, Tensor]:
-        """What the method reads, by name: signals and constants."""
+    def method_inputs(self, signals: list[Tensor]) -> dict[str, Tensor]:
+        """Return the signals and constants that the method reads, by name."""
         known = dict(zip(self.pruner.signals, signals, strict=True))
         return known | {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
 
 
 class TokenPruner(Pruner):
-    """Select, gather, then project, so that dropped tokens are never projected.
+    """The pruner of images of one tile: it selects and gathers before it projects the kept tokens only.
 
     vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] or [T, N, N] ->
     image_features [T * (A + K), D], keep_indices [T, K]
@@ -94,17 +96,19 @@ class TokenPruner(Pruner):
     ) -> tuple[Tensor, Tensor]:
         """Prune and project."""
         layout, always_kept = self.features.layout, self.features.always_kept
-        count = size(keep_tokens, layout.visual_tokens)
+        count = symbolic_size(keep_tokens, layout.visual_tokens)
         tokens = self.projector(vision_features) if self.projects_first else vision_features
-        indices = self.pruner.select(tokens[:, always_kept:], self.known(signals), count, layout)  # [T, K]
+        known = self.method_inputs(signals)
+        indices = self.pruner.select(tokens[:, always_kept:], known, count, layout)  # [T, K]
         kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
         return (kept if self.projects_first else self.projector(kept)), indices
 
 
-def size(tensor: Tensor, most: int) -> int:
-    """The number in a scalar, 1 to `most`; while it is traced, a symbol, which sizes may depend on.
+def symbolic_size(tensor: Tensor, most: int) -> int:
+    """Return the number in a scalar, from 1 to `most`; during tracing, a symbol on which sizes may depend.
 
-    `int(tensor)` would ask for a number, and have the tracer follow Python's bytecode instead.
+    `int(tensor)` would demand a concrete number, and make the tracer fall back to following Python's
+    bytecode.
     """
     number = cast("int", tensor.item())
     torch._check(number >= 1)
@@ -113,14 +117,16 @@ def size(tensor: Tensor, most: int) -> int:
 
 
 class Embedding(nn.Module):
-    """input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if wanted.
+    """The embedding table, with visual tokens in place of the placeholders.
 
-    The first M placeholders take the visual tokens in order. A placeholder beyond them, such as one
-    that the model itself generated, is text, as in transformers. M may be 0: the row of zeros that is
-    appended gives every other position something to gather, so no shape depends on data.
+    input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if `tell_visual`.
 
-    Some checkpoints give the placeholder an id beyond the table. It is looked up as token 0 then: its row
-    is replaced, and no text can hold it.
+    The first M placeholders are replaced by the visual tokens in order. A later placeholder, such as one that
+    the model itself generated, counts as text, as in transformers. M may be 0: an appended row of zeros gives
+    all other positions something to gather, so that no shape depends on data.
+
+    Some checkpoints give the placeholder an id beyond the table. It is then looked up as token 0, which is
+    harmless: the row is replaced, and no text can contain that id.
     """
 
     def __init__(self, parts: Parts, image_token_id: int, *, tell_visual: bool = False) -> None:
@@ -131,10 +137,10 @@ class Embedding(nn.Module):
         self.tell_visual = tell_visual
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
-        """Look up text, put visual tokens in place."""
+        """Look up the text tokens and insert the visual tokens."""
         placeholder = input_ids == self.image_token_id  # [B, S]
         text = self.embed_tokens(input_ids.masked_fill(placeholder, 0) if self.is_beyond else input_ids)
-        order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT has CumSum for floats; exact to 2**24
+        order = placeholder.float().cumsum(dim=1).long() - 1  # TensorRT's CumSum takes floats; exact to 2**24
         is_visual = placeholder & (order < image_features.shape[0])
         order = torch.where(is_visual, order, image_features.shape[0])
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])
@@ -144,10 +150,12 @@ class Embedding(nn.Module):
 
 
 class Decoder(nn.Module):
-    """inputs_embeds [B, S, D], position_ids [B, S], past -> logits [B, 1, V], present.
+    """The whole decoder with its head.
 
-    The model's own forward runs, so whatever a family does between layers is kept. The causal mask
-    is made here from S and P.
+    inputs_embeds [B, S, D], position_ids [B, S], past -> logits [B, 1, V], present.
+
+    The model's own `forward` runs, so whatever a family does between layers is kept. The causal mask is made
+    here from S and P.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -156,7 +164,7 @@ class Decoder(nn.Module):
         self.lm_head = parts.lm_head
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
-        """Prefill when P is 0, decode when S is 1; anything between is a later turn."""
+        """Run a prefill (P is 0), a decoding step (S is 1), or the prompt of a later turn."""
         mask = causal_mask(inputs_embeds.shape[1], past[0].shape[2], inputs_embeds.dtype)
         cache = GraphCache(past)
         hidden = self.language_model(

@@ -1,8 +1,8 @@
-"""A decoder layer in its two halves, made of the layer's own submodules.
+"""The two halves of a decoder layer, made of the layer's own submodules.
 
-Tokens that a method deletes leave between the halves, so whoever cuts a decoder or runs it half by half
-uses these. They hold for layers of Llama's form (`models.DECODERS`): norm, attention, residual; norm,
-MLP, residual; and nothing between layers.
+Some methods delete tokens between the halves, so a decoder may be cut there or run half by half. The
+functions are right for layers of Llama's form (`models.DECODERS`): norm, attention, residual; then norm, MLP,
+residual; and nothing between layers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ __all__ = ["GraphCache", "attend", "causal_mask", "feed_forward"]
 
 
 class GraphCache:
-    """What a decoder layer calls to extend its keys and values: concatenation, and nothing kept.
+    """A cache that a decoder layer can call during tracing: it concatenates past and new keys and values.
 
     Args:
-        past: Key and value of each layer in turn.
-        first: Absolute index of the first of them.
+        past: Key and value of each layer, in the order of the layers.
+        first: Index in the decoder of the first of these layers.
+
+    Attributes:
+        present: The concatenated key and value of each layer that was called.
     """
 
     def __init__(self, past: Sequence[Tensor], first: int = 0) -> None:
@@ -32,7 +35,7 @@ class GraphCache:
         self.present: list[Tensor] = []
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, [B, Hkv, P + S, Dh] each."""
+        """Return the keys and values of all tokens, [B, Hkv, P + S, Dh] each."""
         index = 2 * (layer_idx - self.first)
         key = torch.cat([self.past[index], key], dim=2)
         value = torch.cat([self.past[index + 1], value], dim=2)
@@ -40,14 +43,19 @@ class GraphCache:
         return key, value
 
     def get_seq_length(self, *_: Any) -> int:
-        """P."""
+        """Return P, the number of past tokens."""
         return self.past[0].shape[2]
 
 
 def causal_mask(length: int, before: int, dtype: torch.dtype) -> Tensor:
-    """What each of S new tokens may not see of P cached ones and of each other: [1, 1, S, P + S].
+    """Return the additive causal mask of S new tokens over P cached tokens and themselves: [1, 1, S, P + S].
 
-    It counts tokens and not positions, which may have gaps.
+    It goes by the order of the tokens and not by their positions, which may have gaps.
+
+    Args:
+        length: S.
+        before: P.
+        dtype: Dtype of the mask; its minimum marks what a token must not see.
     """
     query = torch.arange(length).unsqueeze(1) + before  # [S, 1]
     hidden_from = torch.arange(before + length).unsqueeze(0) > query  # [S, P + S]
@@ -63,7 +71,7 @@ def attend(
     cache: Any = None,
     recorder: Recorder | None = None,
 ) -> Tensor:
-    """The first half: [B, S, D] -> [B, S, D], the residual added."""
+    """Run the first half, the attention block with its residual: [B, S, D] -> [B, S, D]."""
     with recording(recorder):
         attended, _ = layer.self_attn(
             hidden_states=layer.input_layernorm(hidden),
@@ -76,6 +84,6 @@ def attend(
 
 
 def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
-    """The second half: [B, S, D] -> [B, S, D], the residual added."""
+    """Run the second half, the MLP block with its residual: [B, S, D] -> [B, S, D]."""
     out: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return out

@@ -1,4 +1,4 @@
-"""The manifest's program: which values the graphs exchange, in which order."""
+"""The program in the manifest: the order in which the graphs run, and the values that they exchange."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["GATHERED", "program"]
 
 GATHERED = ("hidden_states", "position_ids", "is_visual")
-"""What goes on from one segment to the next."""
+"""The values that pass from one segment to the next, and from which a prune point gathers the kept tokens."""
 
 
 def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[Stage, ...]:
-    """Every graph once, in order, and the segment pruner once for each prune point.
+    """Return the stages of a bundle: every graph once, in order, and the segment pruner at each prune point.
 
-    The values' names are the tensors' names, with these exceptions: the features before the pruner are
-    `vision_features`; what segment k puts out is `last_hidden_state.{k}`; and after prune point k the values
-    that go on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and `is_visual.{k + 1}`.
+    Values have the names of the tensors, with these exceptions: the features before the pruner are
+    `vision_features`; the output of segment k is `last_hidden_state.{k}`; and after prune point k the values
+    that pass on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and `is_visual.{k + 1}`.
+
+    Args:
+        graphs: The bundle's graphs by name, in the order in which they run.
+        inside: The pruning inside the LLM, if any.
     """
     stages: list[Stage] = []
     flow = {"hidden_states": "", "position_ids": "position_ids", "is_visual": "is_visual"}
@@ -47,6 +51,7 @@ def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[S
 
 
 def _before_the_decoder(name: str, graph: Graph) -> Stage:
+    """Return the stage of a graph that runs before the decoder."""
     renamed = {("vision_encoder", "image_features"): "vision_features"}
     return Stage(
         graph=name,
@@ -59,9 +64,9 @@ def _before_the_decoder(name: str, graph: Graph) -> Stage:
 def _prune(
     stages: list[Stage], graph: Graph, flow: dict[str, str], point: int, inside: LayerPruning | None
 ) -> dict[str, str]:
-    """Add the stage of one prune point; give the names of the values that go on."""
+    """Add the stage of one prune point; return the names of the values that pass on, by tensor name."""
     kept = {name: f"{name}.{point + 1}" for name in GATHERED}
-    # Positions counted anew are the runtime's: it knows how many tokens each segment has seen.
+    # The runtime itself counts renumbered positions, because it knows how many tokens each segment has seen.
     taken = [n for n in GATHERED if n != "position_ids" or inside is None or inside.positions == "original"]
     inputs = {name: flow[name] for name in GATHERED}
     inputs |= {"token_scores": f"token_scores.{point}", "keep_tokens": f"keep_tokens.{point}"}

@@ -1,8 +1,8 @@
-"""A decoder in segments, and what drops tokens between them.
+"""The segments of a decoder, and the pruner that drops tokens between them.
 
-Places in a decoder of L layers are counted in half layers: 2 l stands before the attention of layer l,
-2 l + 1 between its attention block and its MLP, 2 L at the end. A cut is one such place. One residual
-stream crosses it, so a segment is the same graph in a prefill and when decoding.
+Places in a decoder of L layers are counted in half layers: 2 l is before the attention block of layer l,
+2 l + 1 is between its attention block and its MLP, and 2 L is the end. A cut is at one such place. Only the
+residual stream crosses a cut, so one graph serves a segment in the prefill and in decoding.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from visprune.errors import UsageError
 from visprune.export.graph.attention import Recorder
-from visprune.export.graph.graphs import size
+from visprune.export.graph.graphs import symbolic_size
 from visprune.export.graph.layers import GraphCache, attend, causal_mask, feed_forward
 from visprune.export.models.parts import Parts
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.select import top_indices
 
-__all__ = ["Segment", "SegmentPruner", "attention_layers", "cuts_of", "even_cuts", "spans"]
+__all__ = ["Segment", "SegmentPruner", "attention_layers", "cuts_of", "even_cuts", "span_layers", "spans"]
 
 
 def cuts_of(pruner: LayerPruner, layers: Sequence[int]) -> tuple[int, ...]:
-    """Where a method's prune layers cut."""
+    """Return the cuts of a method that prunes at these layers: in each layer or after it, as it asks."""
     return tuple(2 * layer + (1 if pruner.boundary == "attention" else 2) for layer in layers)
 
 
 def even_cuts(num_layers: int, segments: int) -> tuple[int, ...]:
-    """Cuts between layers, into parts that differ by one layer at most.
+    """Return the cuts between layers that make segments whose sizes differ by one layer at most.
 
     Raises:
-        UsageError: There are more segments than layers, or none.
+        UsageError: The number of segments is less than 1 or larger than the number of layers.
     """
     if not 1 <= segments <= num_layers:
         raise UsageError(
@@ -45,20 +45,27 @@ def even_cuts(num_layers: int, segments: int) -> tuple[int, ...]:
 
 
 def spans(num_layers: int, cuts: Sequence[int]) -> list[range]:
-    """The half layers of each segment."""
+    """Return the half layers of each segment."""
     return [range(start, stop) for start, stop in pairwise((0, *cuts, 2 * num_layers))]
 
 
 def attention_layers(span: range) -> list[int]:
-    """The layers whose attention, and so whose cache, lies in a segment."""
+    """Return the layers whose attention block, and therefore whose cache, is in a segment."""
     return [half // 2 for half in span if half % 2 == 0]
 
 
-class Segment(nn.Module):
-    """inputs_embeds or hidden_states [B, S, D], position_ids, past -> last_hidden_state or logits, present.
+def span_layers(span: range) -> list[int]:
+    """Return the layers of which at least one half is in a segment."""
+    return sorted({half // 2 for half in span})
 
-    Where a prune point follows, `is_visual` [B, S] comes in last, and `token_scores` [B, S] float32 goes out
-    after the hidden states.
+
+class Segment(nn.Module):
+    """A part of the decoder.
+
+    inputs_embeds or hidden_states [B, S, D], position_ids, past -> last_hidden_state or logits, present.
+
+    If a prune point follows, `is_visual` [B, S] is the last input, and `token_scores` [B, S] float32 is the
+    output after the hidden states.
     """
 
     def __init__(self, parts: Parts, span: range, pruner: LayerPruner | None) -> None:
@@ -66,7 +73,7 @@ class Segment(nn.Module):
         model: Any = parts.language_model
         self.span, self.pruner = span, pruner
         self.layers = nn.ModuleDict()
-        for index in sorted({half // 2 for half in span}):
+        for index in span_layers(span):
             names = ["input_layernorm", "self_attn"] if 2 * index in span else []
             names += ["post_attention_layernorm", "mlp"] if 2 * index + 1 in span else []
             self.layers[str(index)] = _pick(model.layers[index], names)
@@ -80,12 +87,12 @@ class Segment(nn.Module):
     def forward(
         self, hidden: Tensor, position_ids: Tensor, past: list[Tensor], is_visual: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Run the half layers; score at the end where that is asked for."""
+        """Run the half layers; compute scores at the end if a prune point follows."""
         length, before = hidden.shape[1], past[0].shape[2]
         mask = causal_mask(length, before, hidden.dtype)
         cache = GraphCache(past, attention_layers(self.span)[0])
         rotary = self.rotary_emb(hidden, position_ids)
-        recorder = Recorder(self.pruner.rows, maximum=_maximum(self.pruner)) if self.pruner else None
+        recorder = _recorder(self.pruner) if self.pruner else None
         for half in self.span:
             layer = self.layers[str(half // 2)]
             if half % 2:
@@ -98,7 +105,7 @@ class Segment(nn.Module):
         if self.pruner is None or recorder is None or is_visual is None:
             return (hidden, *cache.present)
         if self.pruner.boundary == "layer":
-            # Only the recorded attention is used, so no graph holds the rest of that layer.
+            # Only the recorded attention is used, so the graph does not contain the rest of that layer.
             attend(self.scoring_layer, hidden, rotary, mask[..., before:], None, recorder)
         attention = recorder.value
         if not recorder.maximum:
@@ -108,21 +115,24 @@ class Segment(nn.Module):
         return (hidden, scores, *cache.present)
 
 
-def _maximum(pruner: LayerPruner) -> bool:
-    return pruner.rows == "all" and pruner.heads == "max"
+def _recorder(pruner: LayerPruner) -> Recorder:
+    """Return a recorder of the attention that a method reads."""
+    return Recorder(pruner.rows, maximum=pruner.rows == "all" and pruner.heads == "max")
 
 
 def _pick(layer: nn.Module, names: Sequence[str]) -> nn.ModuleDict:
-    """Some submodules of a layer, under their own names."""
+    """Return some submodules of a layer under their own names."""
     return nn.ModuleDict({name: layer.get_submodule(name) for name in names})
 
 
 class SegmentPruner(nn.Module):
-    """Keep the text and the visual tokens of largest score: one graph for every method and prune point.
+    """The pruner between segments: it keeps all text tokens and the visual tokens of largest score.
 
     hidden_states [B, S, D], position_ids [B, S], is_visual [B, S], token_scores [B, S], keep_tokens [] ->
-    the first three with S' = keep_tokens, named `kept_...`, and keep_indices [B, S'] ascending. The count
-    includes text, since a count that depended on `is_visual` would be a shape that depends on data.
+    the first three with S' = keep_tokens, named `kept_...`, and keep_indices [B, S'] ascending.
+
+    One graph serves every method and prune point. The count includes text tokens, because a count that
+    depended on `is_visual` would make a shape depend on data.
     """
 
     def forward(
@@ -133,8 +143,8 @@ class SegmentPruner(nn.Module):
         token_scores: Tensor,
         keep_tokens: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Select and gather."""
-        count = size(keep_tokens, hidden_states.shape[1])
+        """Select the tokens and gather their values."""
+        count = symbolic_size(keep_tokens, hidden_states.shape[1])
         highest = torch.finfo(token_scores.dtype).max
         scores = torch.where(is_visual, token_scores, highest)
         indices = top_indices(scores, count)  # [B, S'], B = 1

@@ -1,9 +1,9 @@
-"""The pruner of a picture that becomes several tiles: one more module that becomes a graph.
+"""The pruner of images that are split into several tiles.
 
-Tiles are pruned as single images are. What differs is what is around: tiles have padding, tokens may be
-resampled from several, and what is kept goes into the order of the whole picture, with newline embeddings
-between its rows. The runtime works all of this out from the picture's size
-(`visprune.runtime.vision.arrangement`) and gives it as index maps, so no shape depends on data.
+The method prunes a tile as it does a single image. But tiles have padding, a token may be resampled from
+several, and the kept tokens are put into the order of the whole image, with newline embeddings between its
+rows. The runtime derives all of this from the image's size (`visprune.runtime.vision.arrangement`) and passes
+it as index maps, so that no shape depends on data.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from visprune.export.graph.graphs import Pruner, size
+from visprune.export.graph.graphs import Pruner, symbolic_size
 from visprune.export.models.parts import Features, Parts
 from visprune.pruning.base import VisionPruner
 
 __all__ = ["TilePruner"]
 
-_BEHIND = 1 << 23  # a place after every token's; float32 holds it exactly
+_BEHIND = 1 << 23  # a place after those of all tokens; float32 represents it exactly
 
 
 class TilePruner(Pruner):
-    """Select in each tile, gather, project, resample, put in order.
+    """The pruner of tiled images: it selects, gathers, projects, resamples and reorders tokens.
 
     vision_features [T, N, Dv], keep_tokens [] int64, token_places [T, N] int64, newline_places [R] int64,
     image_tokens [] int64, token_sources [T, N, J] int64 and token_weights [T, N, J] float32 where tokens are
@@ -31,11 +31,12 @@ class TilePruner(Pruner):
     image_features [image_tokens, D], keep_indices [T, K]
 
     Args:
-        parts: Of the model.
+        parts: The model's modules.
         features: Which of its tokens are visual.
-        pruner: Selects.
-        scope: Where that is "image", it selects among the tokens of all tiles at once: keep_tokens counts
-            them all, and keep_indices are [1, K], tile * N + token.
+        pruner: The method that selects tokens.
+        scope: With "tile" the method selects in each tile. With "image" it selects among the tokens of all
+            tiles at once: keep_tokens counts the tokens of the image, and keep_indices [1, K] are
+            tile * N + token.
     """
 
     def __init__(
@@ -56,15 +57,17 @@ class TilePruner(Pruner):
         resampling: list[Tensor],
         signals: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Prune and project."""
+        """Prune, project and reorder the tokens of one image."""
         tiles, count = token_places.shape
         encoded = vision_features.reshape(tiles * count, -1)
         tokens = self.projector(encoded) if self.projects_first else encoded
-        sources, weights = self._flat(resampling)  # [T * N, J]
+        sources, weights = self._flat_resampling(resampling)  # [T * N, J]
         if sources is not None and weights is not None:
-            signals = [_mix(s.reshape(-1, 1), sources, weights).reshape(tiles, count) for s in signals]
-            tokens = _mix(tokens, sources, weights)
-        known = self.known(signals)
+            signals = [
+                _weighted_sums(s.reshape(-1, 1), sources, weights).reshape(tiles, count) for s in signals
+            ]
+            tokens = _weighted_sums(tokens, sources, weights)
+        known = self.method_inputs(signals)
         indices = self._select(tokens.reshape(tiles, count, -1), known, keep_tokens, token_places >= 0)
         chosen = indices if self.scope == "image" else indices + torch.arange(tiles).unsqueeze(1) * count
         chosen = chosen.reshape(-1)  # [T * K]
@@ -73,7 +76,7 @@ class TilePruner(Pruner):
         elif sources is None or weights is None:
             kept = self.projector(encoded.index_select(0, chosen))
         else:
-            # Only what the kept tokens are made of is projected, and then mixed, as the model does.
+            # As in the model, tokens are projected before they are mixed; only those needed are projected.
             picked = sources.index_select(0, chosen)  # [T * K, J]
             rows = self.projector(encoded.index_select(0, picked.reshape(-1)))
             shares = weights.index_select(0, chosen).unsqueeze(-1).to(rows.dtype)
@@ -82,31 +85,33 @@ class TilePruner(Pruner):
             kept, token_places.reshape(-1).index_select(0, chosen), newline_places, image_tokens
         ), indices
 
-    def _flat(self, resampling: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def _flat_resampling(self, resampling: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Return token_sources and token_weights as [T * N, J], or None for both."""
         if not resampling:
             return None, None
         sources, weights = resampling
         return sources.flatten(0, 1), weights.flatten(0, 1)
 
     def _select(self, tokens: Tensor, known: dict[str, Tensor], keep_tokens: Tensor, valid: Tensor) -> Tensor:
-        """[T, K] ascending; [1, K] among all tiles' tokens."""
+        """Return the selected indices, ascending: [T, K], or [1, K] if they are among all tiles' tokens."""
         layout = self.features.layout
         if self.scope == "image":
             tokens, valid = tokens.reshape(1, -1, tokens.shape[-1]), valid.reshape(1, -1)
             known = {name: value.reshape(1, -1) for name, value in known.items()}
-        number = size(keep_tokens, valid.shape[1] if self.scope == "image" else layout.visual_tokens)
+        number = symbolic_size(keep_tokens, valid.shape[1] if self.scope == "image" else layout.visual_tokens)
         return self.pruner.select(tokens, known, number, layout, valid)
 
     def _ordered(self, kept: Tensor, places: Tensor, newline_places: Tensor, image_tokens: Tensor) -> Tensor:
-        """Kept tokens and newlines by their places; padding, which comes last, is left out."""
+        """Return kept tokens and newlines in the order of their places, without padding, which sorts last."""
         newlines = self.image_newline.expand(newline_places.shape[0], -1)  # [R, D]
         rows = torch.cat([kept, newlines])
         keys = torch.cat([torch.where(places < 0, _BEHIND, places), newline_places]).float()
-        order = keys.topk(size(image_tokens, keys.shape[0]), largest=False).indices  # ascending by place
+        count = symbolic_size(image_tokens, keys.shape[0])
+        order = keys.topk(count, largest=False).indices  # ascending by place
         return rows.index_select(0, order)
 
 
-def _mix(rows: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of rows: [T * N, X], [M, J], [M, J] -> [M, X]."""
+def _weighted_sums(rows: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+    """Return weighted sums of rows: rows [T * N, X], sources [M, J], weights [M, J] -> [M, X]."""
     picked = rows.index_select(0, sources.reshape(-1)).reshape(*sources.shape, -1)  # [M, J, X]
     return (picked * weights.unsqueeze(-1).to(rows.dtype)).sum(dim=1)

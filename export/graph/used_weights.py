@@ -1,7 +1,7 @@
-"""Which of its weights a module's results come from: those that its graph will hold.
+"""Finding the weights on which a module's results depend, which are those that its graph will hold.
 
-A module may have more, such as the embedding of a decoder that is given embeddings, or the values of a layer
-of which only the attention is looked at. No weights are needed to find out.
+A module may have others, such as the embedding table of a decoder that takes embeddings, or the value
+projection of a layer of which only the attention is read. The weights themselves are not needed for this.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from visprune.export.graph.trace import GraphInput, named_tensors
+from visprune.export.graph.trace import GraphInput, map_inputs, named_tensors
 
 __all__ = ["used_tensors"]
 
 
 class _Record(TorchDispatchMode):
-    """Keeps what each operator takes and gives; the tensors themselves, so that no id comes again."""
+    """A dispatch mode that records the arguments and results of each operator.
+
+    It keeps the tensors themselves, so that no id is used twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -34,14 +37,14 @@ class _Record(TorchDispatchMode):
 
 
 def used_tensors(module: nn.Module, inputs: Sequence[GraphInput | list[GraphInput]]) -> list[Tensor]:
-    """The parameters and buffers that the results of a module depend on, each once.
+    """Return the parameters and buffers on which the results of a module depend, each once.
 
     Args:
-        module: With fake weights; called under their mode.
-        inputs: Of its graph.
+        module: A module with fake weights; this function must run inside their mode.
+        inputs: The inputs of its graph.
     """
-    examples = [[_example(i) for i in item] if isinstance(item, list) else _example(item) for item in inputs]
-    # Without inference mode a view is not the tensor that its operator gave.
+    examples = map_inputs(_example, inputs)
+    # Outside inference mode the object of a view is not the one that its operator returned.
     with torch.inference_mode(), _Record() as record:
         results = module(*examples)
     wanted = {id(leaf) for leaf in tree_leaves(results)}
@@ -52,5 +55,5 @@ def used_tensors(module: nn.Module, inputs: Sequence[GraphInput | list[GraphInpu
 
 
 def _example(item: GraphInput) -> Tensor:
-    # A count is given as a number that is known, because shapes depend on it.
+    # A scalar is a count on which shapes depend, so it must have a real value even in the fake mode.
     return torch.ones(item.shape, dtype=item.dtype) if item.shape else torch.tensor(1, dtype=item.dtype)

@@ -1,7 +1,7 @@
 """The model of a checkpoint as PyTorch modules without weights.
 
-It is built twice: once as it is on disk, its parameters on the meta device and read when they are asked for;
-and once as a skeleton in the target's dtype and attention flavour, which is traced.
+It is built twice: once as it is on disk, with its parameters on the meta device, from which they are read on
+demand; and once as a skeleton in the target's dtype and attention flavour, which is traced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.checkpoint.loading import read_config
 from visprune.export.checkpoint.shards import read_headers
-from visprune.export.checkpoint.transformers_errors import first_line
+from visprune.export.checkpoint.transformers_errors import reason_of
 from visprune.export.checkpoint.weights import Weights, stored_dtype
 from visprune.export.graph import attention, graphs
 from visprune.export.graph.trace import GraphInput
@@ -34,11 +34,15 @@ __all__ = ["check_decoder", "load_model", "open_model", "skeleton"]
 
 
 def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
-    """The model in eval mode, its parameters on the meta device and its buffers real; and its weights.
+    """Build the model without reading its parameters.
+
+    Returns:
+        The model in eval mode, with its parameters on the meta device and its buffers in memory; and the
+        weights, which read the parameters.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
-        UnsupportedError: The decoder lacks what an export needs of it.
+        UnsupportedError: The decoder's attention cannot be replaced.
     """
     stored = read_headers(checkpoint.weights)
     auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
@@ -47,19 +51,24 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
     try:
         with no_init_weights():
             model = auto._from_config(config, dtype=stored_dtype(stored)).eval()
-    except Exception as error:  # fields are looked at only where they are used, and anything is raised there
+    except Exception as error:  # a field is checked only where it is used, with errors of any type
         raise CheckpointError(
-            f"The model of {checkpoint.path} cannot be built from its configuration: {first_line(error)}",
+            f"The model of {checkpoint.path} cannot be built from its configuration: {reason_of(error)}",
             "Correct config.json.",
         ) from None
     finally:
         hook.remove()
     check_decoder(model)
-    return model, Weights(model, stored, checkpoint.path, partial(_unused, config, checkpoint.model_type))
+    return model, Weights(
+        model, stored, checkpoint.path, partial(_unused_names, config, checkpoint.model_type)
+    )
 
 
-def _unused(config: Any, model_type: str) -> set[str]:
-    """Names of the vision tower's tensors that no visual token depends on: norms, heads, later layers."""
+def _unused_names(config: Any, model_type: str) -> set[str]:
+    """Return the names of tensors of the vision tower on which no visual token depends.
+
+    These are norms, heads and later layers.
+    """
     family = models.family(model_type)
     features = family.features(config)
     tower = models.tower(config.vision_config.model_type)
@@ -69,12 +78,12 @@ def _unused(config: Any, model_type: str) -> set[str]:
     with fake:
         parts = family.parts(model)
         used = used_tensors(graphs.VisionEncoder(parts, tower, features, ()).eval(), [pixels])
-    spare = {id(t) for t in parts.tower.state_dict(keep_vars=True).values()} - {id(t) for t in used}
-    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in spare}
+    unused = {id(t) for t in parts.tower.state_dict(keep_vars=True).values()} - {id(t) for t in used}
+    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in unused}
 
 
 def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-    """Let go of the memory of a new parameter; a buffer keeps its values, which may be in no file."""
+    """Move a new parameter to the meta device; buffers stay, because their values may be in no file."""
     return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
@@ -82,7 +91,7 @@ def check_decoder(model: Any) -> None:
     """Refuse a decoder whose attention cannot be replaced.
 
     Raises:
-        UnsupportedError: Transformers does not run it through its attention interface.
+        UnsupportedError: The decoder does not use the attention interface of transformers.
     """
     if not model.model.language_model._supports_attention_backend:
         raise UnsupportedError(
@@ -92,11 +101,11 @@ def check_decoder(model: Any) -> None:
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """The model in the dtype it has on disk, in eval mode, wholly in memory.
+    """Load the whole model into memory, in eval mode and in the dtype that it has on disk.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
-        UnsupportedError: The decoder lacks what an export needs of it.
+        UnsupportedError: The decoder's attention cannot be replaced.
     """
     model, weights = open_model(checkpoint)
     weights.fill(model)
@@ -104,11 +113,15 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
 
 def skeleton(config: Any, model_type: str, target: Target, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
-    """The model without weights, in a target's dtype and attention flavour, and the mode it lives in."""
+    """Build the model with fake weights, in a dtype and a target's attention flavour.
+
+    Returns:
+        The model in eval mode, and the mode in which its fake tensors can be used.
+    """
     attention.register()
     auto = getattr(transformers, models.family(model_type).AUTO_CLASS)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    # Initialisation would be wasted on fake weights, and some of it looks at values they do not have.
+    # Fake weights need no initialisation, and some of it reads values, which they do not have.
     with fake, no_init_weights():
         model = auto._from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation=attention.IMPLEMENTATION[target.flavour]

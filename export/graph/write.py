@@ -1,7 +1,7 @@
-"""Write a traced graph with its weights beside it, one tensor at a time.
+"""Writing of a traced graph and the file of its weights, one tensor at a time.
 
-A weight is read from the checkpoint, converted, transposed where the graph asks for it, written, and
-forgotten. Peak memory is a few tensors, not a model.
+A weight is read from the checkpoint, converted, transposed if the graph needs it so, written, and released.
+The peak of memory is a few tensors and not a model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from visprune.manifest import Graph, TensorSpec
 if TYPE_CHECKING:
     from visprune.export.checkpoint.weights import Weights
 
-__all__ = ["graph_spec", "write_graph"]
+__all__ = ["tensor_spec", "write_graph"]
 
-# Onnx writes newer versions by now; released ONNX Runtimes (1.23, the last for Python 3.10) read 10.
+# Current versions of onnx write newer IR versions, but ONNX Runtime 1.23, the last for Python 3.10, reads 10.
 IR_VERSION = 10
-# Smaller tensors stay inside the .onnx file, where graph optimisers can see them.
+# Tensors below this size stay inside the .onnx file, where graph optimisers can see them.
 _EXTERNAL_BYTES = 1024
 
 
@@ -41,15 +41,18 @@ def write_graph(
     """Attach weights and write `onnx/<name>.onnx` with `onnx/<name>.onnx_data`.
 
     Args:
-        model: From `trace`.
-        module: The one whose parameters the graph's extra inputs are named after.
-        weights: The values of these.
+        model: The graph from `trace`.
+        module: The module after whose parameters the graph's additional inputs are named.
+        weights: The values of these parameters.
         folder: The bundle's directory.
-        name: Of the graph.
-        progress: Called with the bytes of each tensor written.
+        name: Name of the graph.
+        progress: Called with the number of bytes of each tensor that is written.
+
+    Returns:
+        The manifest's entry for the graph.
 
     Raises:
-        UnsupportedError: A weight does not fit the graph's dtype.
+        UnsupportedError: A weight is outside the range of the graph's dtype.
     """
     _attach(model, named_tensors(module), weights)
     model.ir_version = IR_VERSION
@@ -65,17 +68,17 @@ def write_graph(
         callback=lambda tensor, _: progress(tensor.nbytes),
     )
     for value in model.graph.initializers.values():
-        value.const_value = None  # the tracer keeps its last graph; it must not keep the module
+        value.const_value = None  # the tracer keeps its last graph, which would keep the module alive
     return Graph(
         file=f"onnx/{name}.onnx",
         data=f"onnx/{data}" if (folder / "onnx" / data).is_file() else None,
-        inputs=tuple(graph_spec(value) for value in model.graph.inputs),
-        outputs=tuple(graph_spec(value) for value in model.graph.outputs),
+        inputs=tuple(tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(tensor_spec(value) for value in model.graph.outputs),
     )
 
 
 def _attach(model: ir.Model, tensors: dict[str, Tensor], weights: Weights) -> None:
-    """Make initialisers of the inputs that are weights, transposed where that is their only use."""
+    """Turn inputs that are weights into initialisers, transposed where a `Transpose` would read them."""
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in tensors]:
         graph.inputs.remove(value)
@@ -98,14 +101,14 @@ def _attach(model: ir.Model, tensors: dict[str, Tensor], weights: Weights) -> No
 def _initialise(
     graph: ir.Graph, value: ir.Value, tensor: Tensor, weights: Weights, *, transpose: bool
 ) -> None:
-    """Give a value its weight, which is read each time it is looked at and kept by nobody."""
+    """Give a value its weight as a lazy tensor, which is read on each access and never kept."""
     name, dtype, shape = str(value.name), value.dtype, value.shape
     if dtype is None or not isinstance(shape, ir.Shape):
-        raise UnsupportedError(f"The graph does not say the type of {name!r}.", "Report this as a bug.")
+        raise UnsupportedError(f"The graph lacks the type of {name!r}.", "Report this as a bug.")
 
     def read() -> ir.TensorProtocol:
         stored = weights.read(tensor)
-        # Turned by PyTorch, which takes a quarter of the time that NumPy takes.
+        # PyTorch transposes, because it takes a quarter of the time that NumPy takes.
         return ir.tensor(_array(name, stored.t() if transpose else stored, dtype), name=name)
 
     value.const_value = ir.LazyTensor(read, dtype=dtype, shape=shape, name=name)
@@ -113,7 +116,11 @@ def _initialise(
 
 
 def _array(name: str, tensor: Tensor, dtype: ir.DataType) -> np.ndarray:
-    """The weight in the graph's dtype, checked to have survived the conversion."""
+    """Return a weight in the graph's dtype.
+
+    Raises:
+        UnsupportedError: The weight exceeds the range of float16.
+    """
     wanted = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}.get(dtype)
     if wanted is not None and tensor.dtype != wanted:
         converted = tensor.to(wanted)
@@ -128,8 +135,8 @@ def _array(name: str, tensor: Tensor, dtype: ir.DataType) -> np.ndarray:
     return array
 
 
-def graph_spec(value: ir.Value) -> TensorSpec:
-    """An input or output as the manifest tells of it."""
+def tensor_spec(value: ir.Value) -> TensorSpec:
+    """Return the manifest's entry for an input or output of a graph."""
     if value.dtype is None or value.shape is None or value.name is None:
         raise UnsupportedError(f"The tracer lost the type of {value.name!r}.", "Report this as a bug.")
     dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)

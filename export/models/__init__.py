@@ -1,8 +1,8 @@
-"""The model families visprune exports. One file a Hugging Face `model_type`; this is the list.
+"""The list of model families that visprune exports, with one file for each `model_type` of Hugging Face.
 
-`MODELS` are whole checkpoints, `TOWERS` the vision encoders inside them. A decoder needs no file: any
-that transformers implements through its attention interface is traced as it is. Those of `DECODERS` can
-also be cut into segments: their layers have Llama's form, and nothing happens between them.
+`MODELS` are whole checkpoints; `TOWERS` are the vision encoders in them. A decoder needs no file, because any
+decoder that uses the attention interface of transformers is traced as it is. Those in `DECODERS` can also be
+cut into segments, because their layers have Llama's form and nothing happens between layers.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def family(model_type: str) -> Any:
-    """The module that knows a checkpoint family.
+    """Return the module of a checkpoint family.
 
     Raises:
-        UnsupportedError: There is none.
+        UnsupportedError: The family is not supported.
     """
-    if model_type not in MODELS:
-        raise UnsupportedError(
-            f"The model type {model_type!r} is not supported.", f"Supported model types: {', '.join(MODELS)}."
-        )
-    return importlib.import_module(f"visprune.export.models.{model_type}")
+    return _module(model_type, MODELS, "model type", "model types")
 
 
 def tower(model_type: str) -> Any:
-    """The module that knows a vision tower.
+    """Return the module of a vision tower.
 
     Raises:
-        UnsupportedError: There is none.
+        UnsupportedError: The tower is not supported.
     """
-    if model_type not in TOWERS:
+    return _module(model_type, TOWERS, "vision tower", "towers")
+
+
+def _module(model_type: str, supported: tuple[str, ...], kind: str, kinds: str) -> Any:
+    if model_type not in supported:
         raise UnsupportedError(
-            f"The vision tower {model_type!r} is not supported.", f"Supported towers: {', '.join(TOWERS)}."
+            f"The {kind} {model_type!r} is not supported.", f"Supported {kinds}: {', '.join(supported)}."
         )
     return importlib.import_module(f"visprune.export.models.{model_type}")
 
@@ -49,7 +49,7 @@ def check_cut(text_type: str) -> None:
     """Refuse a decoder whose layers are not known to have Llama's form.
 
     Raises:
-        UnsupportedError: It cannot be cut into segments.
+        UnsupportedError: The decoder cannot be cut into segments.
     """
     if text_type not in DECODERS:
         raise UnsupportedError(

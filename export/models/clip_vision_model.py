@@ -1,4 +1,4 @@
-"""CLIP's vision tower: a CLS token before the patches, a norm before the layers."""
+"""CLIP's vision tower, with a CLS token before the patches and a norm before the layers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PREFIX_TOKENS = 1
 
 
 def embed(tower: Any, pixel_values: Tensor) -> Tensor:
-    """The input of the first layer: [T, 3, H, W] -> [T, 1 + patches, Dv]."""
+    """Return the input of the first layer: [T, 3, H, W] -> [T, 1 + patches, Dv]."""
     hidden: Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values))
     return hidden
 
 
 def layers(tower: Any) -> nn.ModuleList:
-    """The encoder layers, first to last."""
+    """Return the encoder layers, first to last."""
     found: nn.ModuleList = tower.encoder.layers
     return found

@@ -1,8 +1,8 @@
-"""LLaVA 1.5: one tile an image, an MLP projector, any decoder.
+"""LLaVA 1.5: one tile for each image, an MLP projector, and any decoder.
 
-What is read off the configuration: which encoder layers the projector takes, and whether the first
-token is dropped. `vision_feature_layer` indexes transformers' `hidden_states`, whose entry 0 is the
-input of the first layer, so -2 means the output of the last layer but one.
+The configuration tells which encoder layers the projector takes, and whether the first token is dropped. Its
+`vision_feature_layer` is an index into transformers' `hidden_states`, whose entry 0 is the input of the first
+layer; -2 therefore means the output of the last layer but one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUTO_CLASS = "LlavaForConditionalGeneration"
 
 
 def parts(model: Any) -> Parts:
-    """The modules of a loaded `LlavaForConditionalGeneration`."""
+    """Return the modules of a loaded `LlavaForConditionalGeneration`."""
     return Parts(
         tower=model.model.vision_tower,
         projector=model.model.multi_modal_projector,
@@ -29,11 +29,11 @@ def parts(model: Any) -> Parts:
 
 
 def features(config: Any) -> Features:
-    """Which hidden states of the tower become visual tokens.
+    """Derive from the configuration which hidden states of the tower become visual tokens.
 
     Raises:
-        UnsupportedError: A tower or a selection strategy without an implementation here.
-        CheckpointError: A feature layer that the tower does not have, or sizes that make no patches.
+        UnsupportedError: The tower or the selection strategy is not supported.
+        CheckpointError: The tower does not have the feature layer, or its sizes give no patches.
     """
     vision = config.vision_config
     size, patch = vision.image_size, vision.patch_size

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (LLaVA 1.6): a picture of any size as tiles, its rows ended by newline embeddings."""
+"""LLaVA-NeXT (LLaVA 1.6): images of any size are split into tiles, and a newline embedding ends each row."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ AUTO_CLASS = "LlavaNextForConditionalGeneration"
 
 
 def parts(model: Any) -> Parts:
-    """The modules of a loaded `LlavaNextForConditionalGeneration`."""
+    """Return the modules of a loaded `LlavaNextForConditionalGeneration`."""
     return replace(llava.parts(model), image_newline=model.model.image_newline)
 
 
 def features(config: Any) -> Features:
-    """Which hidden states of the tower become visual tokens, and how a picture becomes tiles.
+    """Derive from the configuration which hidden states become visual tokens, and how images are tiled.
 
     Raises:
-        UnsupportedError: As for LLaVA 1.5, or tokens that are not a grid of patches.
-        CheckpointError: As for LLaVA 1.5, or sizes that are not made of tiles.
+        UnsupportedError: As for LLaVA 1.5, or the tokens of a tile are not a grid of patches.
+        CheckpointError: As for LLaVA 1.5, or the grid pinpoints cannot be used.
     """
     return tiled(config)
 
@@ -33,18 +33,22 @@ def features(config: Any) -> Features:
 def tiled(
     config: Any, max_tiles: int | None = None, several: Literal["tiled", "whole"] = "tiled"
 ) -> Features:
-    """The features of LLaVA 1.5 with tiles.
+    """Return the features of LLaVA 1.5, with tiling added.
 
     Args:
-        config: Of the checkpoint.
-        max_tiles: As in `Tiling`.
-        several: As in `Tiling`.
+        config: Configuration of the checkpoint.
+        max_tiles: See `Tiling`.
+        several: See `Tiling`.
+
+    Raises:
+        UnsupportedError: As for LLaVA 1.5, or the tokens of a tile are not a grid of patches.
+        CheckpointError: As for LLaVA 1.5, or the grid pinpoints cannot be used.
     """
     found = llava.features(config)
     if found.always_kept or found.skipped_patches:
         raise UnsupportedError(
             f"The feature strategy {config.vision_feature_select_strategy!r} of this model leaves tiles that "
-            "are not a grid of patches, and transformers cannot put those together either.",
+            "are not a grid of patches, which transformers cannot put together either.",
             "Use 'default' with a CLIP tower and 'full' with a SigLIP tower.",
         )
     try:

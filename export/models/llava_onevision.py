@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles, resampled where they are many; several pictures are not tiled."""
+"""LLaVA-OneVision: like LLaVA-NeXT, but many tiles are resampled, and several images are not tiled."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AUTO_CLASS = "LlavaOnevisionForConditionalGeneration"
 
 
 def features(config: Any) -> Features:
-    """Which hidden states of the tower become visual tokens, and how a picture becomes tiles.
+    """Derive from the configuration which hidden states become visual tokens, and how images are tiled.
 
     Raises:
-        UnsupportedError: As for LLaVA-NeXT, or a rule for large pictures other than `anyres_max_N`.
+        UnsupportedError: As for LLaVA-NeXT, or the rule for large images is not `anyres_max_N`.
         CheckpointError: As for LLaVA-NeXT.
     """
     rule = re.fullmatch(r"anyres_max_([1-9]\d*)", str(config.vision_aspect_ratio))

@@ -1,4 +1,4 @@
-"""What a checkpoint family tells the exporter: its modules, and which tokens are visual."""
+"""The facts that each model family tells the exporter: its modules, and which of its tokens are visual."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ __all__ = ["Features", "Parts", "cache_shape"]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The modules of a model, under names that all families share."""
+    """The modules of a model, under names that are the same for all families.
+
+    Attributes:
+        tower: The vision tower.
+        projector: The module that projects its features into the LLM's space.
+        language_model: The decoder, without its head.
+        lm_head: The head of the decoder.
+        image_newline: The embedding that ends a row of a tiled image, [D]; None if images are not tiled.
+    """
 
     tower: PreTrainedModel
     projector: nn.Module
@@ -31,13 +39,13 @@ class Features:
     """Which tokens of the tower become visual tokens.
 
     Attributes:
-        layer_counts: For each hidden state the projector takes, the number of layers before it.
-        prefix_tokens: Tokens before the patches (1 for CLIP's CLS).
-        dropped_tokens: Leading tokens that the projector does not take.
-        side: Patches along a side of the square image.
-        image_size: Pixels along a side.
-        channels: Of the image.
-        tiling: How a picture becomes several such images; None where it is one.
+        layer_counts: The number of layers before each hidden state that the projector takes.
+        prefix_tokens: Number of tokens before the patches (1 for CLIP's CLS).
+        dropped_tokens: Number of leading tokens that the projector does not take.
+        side: Number of patches along a side of the square image.
+        image_size: Number of pixels along a side.
+        channels: Number of channels of the image.
+        tiling: How an image is split into several such square images; None if it is not split.
     """
 
     layer_counts: tuple[int, ...]
@@ -50,29 +58,29 @@ class Features:
 
     @property
     def resamples(self) -> bool:
-        """Whether tokens of a large picture are mixed from several."""
+        """Whether tokens of a large image are resampled, each from several."""
         return self.tiling is not None and self.tiling.max_tiles is not None
 
     @property
     def always_kept(self) -> int:
-        """Prefix tokens that reach the LLM whatever is pruned."""
+        """Number of prefix tokens that reach the LLM; they are never pruned."""
         return max(0, self.prefix_tokens - self.dropped_tokens)
 
     @property
     def skipped_patches(self) -> int:
-        """Leading patches that are dropped: 1 where `default` meets a tower without a CLS."""
+        """Number of leading patches that are dropped: 1 for `default` with a tower that has no CLS token."""
         return max(0, self.dropped_tokens - self.prefix_tokens)
 
     @property
     def layout(self) -> Layout:
-        """The visual tokens of one image, or of one tile."""
+        """The layout of the visual tokens of one image, or of one tile."""
         count = self.side * self.side - self.skipped_patches
         grid = None if self.skipped_patches else (self.side, self.side)
         return Layout(count, grid, has_cls=self.prefix_tokens > 0)
 
 
 def cache_shape(text_config: Any) -> tuple[int, int]:
-    """Key-value heads and head size of a decoder, from its configuration."""
+    """Return the number of key-value heads and the head size of a decoder, from its configuration."""
     heads = text_config.num_attention_heads
     kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
     return kv_heads, getattr(text_config, "head_dim", None) or text_config.hidden_size // heads

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: patches alone, no CLS."""
+"""SigLIP's vision tower, which has patches only and no CLS token."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PREFIX_TOKENS = 0
 
 
 def embed(tower: Any, pixel_values: Tensor) -> Tensor:
-    """The input of the first layer: [T, 3, H, W] -> [T, patches, Dv]."""
+    """Return the input of the first layer: [T, 3, H, W] -> [T, patches, Dv]."""
     hidden: Tensor = tower.embeddings(pixel_values)
     return hidden
 
 
 def layers(tower: Any) -> nn.ModuleList:
-    """The encoder layers, first to last."""
+    """Return the encoder layers, first to last."""
     found: nn.ModuleList = tower.encoder.layers
     return found

@@ -1,1 +1,1 @@
-"""The self-check: compare what ONNX Runtime computes on the written graphs with PyTorch."""
+"""The self-check of an export: a comparison of the written graphs in ONNX Runtime with PyTorch."""

@@ -1,7 +1,7 @@
-"""Compare what graphs give with what PyTorch gives, one graph in memory at a time.
+"""Comparison of the outputs of graphs with those of PyTorch, with one graph in memory at a time.
 
-Differences are relative to the largest value of the reference, because features of different towers have
-very different sizes.
+Differences are relative to the largest value of the reference, because features of different towers differ
+widely in magnitude.
 """
 
 from __future__ import annotations
@@ -23,21 +23,38 @@ from visprune.manifest import ParityRow
 from visprune.runtime.backends import backend
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
-__all__ = ["KEPT_TOLERANCE", "Arrays", "Check", "Graphs", "difference", "release", "trim"]
+__all__ = [
+    "KEPT_TOLERANCE",
+    "Arrays",
+    "Check",
+    "GraphRunner",
+    "free_memory",
+    "relative_difference",
+    "trim_heap",
+]
 
-# Largest difference, relative to the largest reference value; float32 rounding through some dozens of
-# layers stays near 1e-5, float16 near 1e-2.
+# Largest difference allowed, relative to the largest reference value. Rounding through some dozens of layers
+# makes about 1e-5 in float32 and 1e-2 in float16.
 TOLERANCE = {"float32": 5e-4, "float16": 4e-2}
-# Share of kept tokens that may differ, where scores near the cut are equal up to rounding.
+# Share of kept tokens that may differ, because scores near the cut are equal up to rounding.
 KEPT_TOLERANCE = {"float32": 0.02, "float16": 0.1}
-# The same for a method that picks step by step, where one pick that rounding changes also changes later ones.
+# The same for methods that pick tokens one by one: a pick that rounding changes also changes later picks.
 CHAINED_TOLERANCE = {"float32": 0.1, "float16": 0.5}
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class Check:
-    """Collects rows; stops at the first that failed, because later ones follow from it."""
+    """The rows of a comparison, which ends at the first failure, because later ones would follow from it.
+
+    Args:
+        dtype: Dtype of the bundle, which decides the tolerance.
+        report: Called with the name of each comparison.
+
+    Attributes:
+        tolerance: Largest relative difference allowed.
+        rows: The comparisons made so far.
+    """
 
     def __init__(self, dtype: str, report: Callable[[str], None]) -> None:
         self.dtype = dtype
@@ -46,15 +63,29 @@ class Check:
         self.rows: list[ParityRow] = []
 
     def close(self, name: str, got: NDArray[Any], want: Tensor, note: str = "") -> None:
-        """Two tensors, by their largest difference."""
+        """Compare two tensors by their largest relative difference.
+
+        Raises:
+            ParityError: The difference is larger than the tolerance, or the shapes differ.
+        """
         if got.shape != tuple(want.shape):
             note = f"shape {got.shape} instead of {tuple(want.shape)}"
-        self.add(name, difference(got, want), self.tolerance, note)
+        self.add(name, relative_difference(got, want), self.tolerance, note)
 
     def kept(
         self, name: str, got: Sequence[NDArray[Any]], want: Sequence[NDArray[Any]], tolerance: float
     ) -> None:
-        """Two choices of tokens, a set for each image; the first must be ascending."""
+        """Compare two choices of tokens by the share of tokens that differ.
+
+        Args:
+            name: Name of the comparison.
+            got: The graph's choice, indices for each image; they must be ascending.
+            want: The reference's choice, in any order.
+            tolerance: Largest share allowed.
+
+        Raises:
+            ParityError: A larger share differs, or the indices are not ascending.
+        """
         sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(got, want, strict=True)]
         differ = sum(len(a - b) for a, b in sets)
         count = sum(len(b) for _, b in sets)
@@ -63,7 +94,13 @@ class Check:
         self.add(name, differ / count if ascending else float("inf"), tolerance, note)
 
     def add(self, name: str, difference: float, tolerance: float, note: str) -> None:
-        """One row.
+        """Add one row.
+
+        Args:
+            name: Name of the comparison.
+            difference: The difference found.
+            tolerance: The largest difference allowed.
+            note: Details for the reader.
 
         Raises:
             ParityError: The difference is larger than the tolerance.
@@ -79,8 +116,11 @@ class Check:
             )
 
 
-def difference(got: NDArray[Any], want: Tensor) -> float:
-    """The largest difference, relative to the largest value wanted; infinite where it means nothing."""
+def relative_difference(got: NDArray[Any], want: Tensor) -> float:
+    """Return the largest difference, relative to the largest value of the reference.
+
+    It is infinite if the shapes differ, or if `got` holds NaN or infinity.
+    """
     reference = want.detach().float().numpy()
     if got.shape != reference.shape or not np.isfinite(got).all():
         return float("inf")
@@ -88,11 +128,11 @@ def difference(got: NDArray[Any], want: Tensor) -> float:
     return float(np.abs(got.astype(np.float32) - reference).max(initial=0.0)) / scale
 
 
-class Graphs:
-    """Runs graphs of the bundle on the CPU, each in memory only while it is used.
+class GraphRunner:
+    """A runner of the bundle's graphs on the CPU, which holds a graph in memory only while it is used.
 
     Args:
-        bundle: Complete but for its parity result.
+        bundle: A bundle that is complete except for its parity result.
         low_memory: See `BackendOptions`.
     """
 
@@ -103,34 +143,34 @@ class Graphs:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Callable[[Arrays], Arrays]]:
-        """A function that runs one graph; what the graph does not take is left out."""
+        """Open one graph; yield a function that runs it and ignores arrays that it does not take."""
         specs = {spec.name: spec.dtype for spec in self.bundle.manifest.graphs[name].inputs}
         with self.open(self.bundle, name, self.options) as runner:
 
             def run(feed: Arrays) -> Arrays:
                 typed = {key: np.ascontiguousarray(feed[key], dtype=specs[key]) for key in specs}
-                # Copied: what a backend gives may keep all of its memory, weights included.
+                # Copied, because an output may keep alive all memory of the backend, including the weights.
                 return {key: np.array(to_numpy(value)) for key, value in runner.infer(typed).items()}
 
             yield run
-        trim()
+        trim_heap()
 
     def run(self, name: str, feeds: Sequence[Arrays]) -> list[Arrays]:
-        """Run one graph on each feed."""
+        """Run one graph on each of several feeds."""
         with self.opened(name) as run:
             return [run(feed) for feed in feeds]
 
 
-def release() -> None:
-    """Give memory back before the next large thing is loaded.
+def free_memory() -> None:
+    """Collect garbage and return freed memory to the system, before the next large model or graph is loaded.
 
-    Modules refer to each other in circles, so they hold their weights until they are collected.
+    Modules refer to each other in cycles, so their weights stay in memory until they are collected.
     """
     gc.collect()
-    trim()
+    trim_heap()
 
 
-def trim() -> None:
-    """Let glibc give back what was freed; it keeps a gigabyte of the last graph unless it is told."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+def trim_heap() -> None:
+    """Have glibc return freed memory to the system; otherwise it keeps about a gigabyte of the last graph."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""Take a written decoder graph apart, so that one layer of it runs and the rest stays on disk.
+"""Splitting of a written decoder graph into layers, so that one layer runs while the others stay on disk.
 
-Nothing here knows how a layer is spelled. A layer's matrices are found by their names; it begins and ends
-where everything that the graph computes of its input goes through one value: the residual stream. So it
-holds for every flavour.
+The split does not depend on how a layer is written, so it works for every flavour. A layer's matrices are
+found by their names. A layer begins and ends where everything that the graph has computed from its input goes
+through a single value, which is the residual stream.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from onnx_ir import convenience
 
 from visprune.bundle import Bundle
 from visprune.errors import ExportError
-from visprune.export.graph.segments import attention_layers
-from visprune.export.graph.write import graph_spec
-from visprune.export.verify.compare import Arrays, Graphs
+from visprune.export.graph.segments import attention_layers, span_layers
+from visprune.export.graph.write import tensor_spec
+from visprune.export.verify.compare import Arrays, GraphRunner
 
 __all__ = ["DecoderGraph", "Piece"]
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-# Of the data, these see only how much of it there is.
+# Operators that read only the shape of their input and not its values.
 _SHAPE_ONLY = ("Shape", "Size")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A layer, a half of one, or the norm and the head at the end.
+    """A part of a decoder graph: a layer, half a layer, or the final norm with the head.
 
     Attributes:
-        name: For people.
-        span: Its half layers, see `segments`; empty for norm and head.
-        start: The value that enters it.
-        outputs: What it computes: the value that leaves it first, then the present of its layer, and last the
-            scores if there are any.
+        name: Name for the report.
+        span: Its half layers (see `segments`); empty for the norm with the head.
+        start: The value of the residual stream that enters it.
+        outputs: Its outputs: first the value of the residual stream that leaves it, then the present key and
+            value of its layer, and last the scores, if there are any.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Piece:
 
 
 class DecoderGraph:
-    """One decoder graph of a bundle, its weights left in their file.
+    """One decoder graph of a bundle, split into pieces; its weights stay in their file.
 
     Args:
-        bundle: Complete but for its parity result.
-        name: Of the graph.
-        span: The half layers in it.
+        bundle: A bundle that is complete except for its parity result.
+        name: Name of the graph.
+        span: The half layers in the graph.
 
     Attributes:
-        pieces: In their order.
-        past: Names of the inputs that are its cache.
+        pieces: The pieces, in the order in which they run.
+        past: Names of the graph's cache inputs.
 
     Raises:
-        ExportError: Its layers cannot be told apart.
+        ExportError: The layers cannot be told apart.
     """
 
     def __init__(self, bundle: Bundle, name: str, span: range) -> None:
@@ -73,10 +73,10 @@ class DecoderGraph:
         target = outputs["logits" if is_last else "last_hidden_state"]
         self._stream = source
         self.past = tuple(str(value.name) for value in graph.inputs if "past" in str(value.name))
-        ends = _ends(name, graph, source, target)
-        layers = sorted({half // 2 for half in span})
+        ends = _layer_outputs(name, graph, source, target)
+        layers = span_layers(span)
         if list(ends) != layers:
-            raise _entangled(name)
+            raise _inseparable_error(name)
         self.pieces: list[Piece] = []
         for layer, end in ends.items():
             halves = range(max(span.start, 2 * layer), min(span.stop, 2 * layer + 2))
@@ -93,13 +93,15 @@ class DecoderGraph:
 
     @contextlib.contextmanager
     def opened(self, piece: Piece) -> Iterator[Callable[[Arrays], Arrays]]:
-        """A function that runs one piece; it takes the stream under the name of the value that enters it.
+        """Open one piece; yield a function that runs it.
 
-        The piece lies beside the graph while it is open, because only there may it refer to its weights.
+        The function takes the residual stream under the name of `piece.start`. While the piece is open its
+        file is in the graph's directory, because only there may it refer to the graph's weights.
         """
         graph, start = self._model.graph, piece.start
         for value in (start, piece.outputs[0]):
-            if not value.is_graph_input() and not value.is_graph_output():  # where none has to be told
+            # Inputs and outputs of the graph have a type and a shape already.
+            if not value.is_graph_input() and not value.is_graph_output():
                 value.type, value.shape = self._stream.type, self._stream.shape
         inputs = [start, *_other_inputs(start, piece.outputs)]
         cut = ir.Model(convenience.extract(graph, inputs, piece.outputs), ir_version=self._model.ir_version)
@@ -107,55 +109,55 @@ class DecoderGraph:
         part = replace(
             whole,
             file=f"{whole.file}.piece",
-            inputs=tuple(graph_spec(value) for value in cut.graph.inputs),
-            outputs=tuple(graph_spec(value) for value in cut.graph.outputs),
+            inputs=tuple(tensor_spec(value) for value in cut.graph.inputs),
+            outputs=tuple(tensor_spec(value) for value in cut.graph.outputs),
         )
         file = self._bundle.path / part.file
         manifest = replace(self._bundle.manifest, graphs={piece.name: part})
         try:
             ir.save(cut, file)
-            with Graphs(Bundle(self._bundle.path, manifest), low_memory=True).opened(piece.name) as run:
+            with GraphRunner(Bundle(self._bundle.path, manifest), low_memory=True).opened(piece.name) as run:
                 yield run
         finally:
             file.unlink(missing_ok=True)
 
 
-def _ends(name: str, graph: ir.Graph, source: ir.Value, target: ir.Value) -> dict[int, ir.Value]:
-    """For each layer the value that leaves it.
+def _layer_outputs(name: str, graph: ir.Graph, source: ir.Value, target: ir.Value) -> dict[int, ir.Value]:
+    """Return the value of the residual stream that leaves each layer.
 
     Raises:
-        ExportError: Two layers have no one value between them.
+        ExportError: Between two layers there is no point with a single value.
     """
-    nodes = _before(graph, target)
+    nodes = _ancestors(graph, target)
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, node in enumerate(nodes):
         for value in node.inputs:
-            # Norms do not count: equal ones of two layers may have become one.
+            # Norms are vectors and do not count: equal ones of two layers may have been merged into one.
             if value is None or not value.is_initializer() or len(value.shape or ()) < 2:
                 continue
             if match := _LAYER.search(str(value.name)):
                 last[int(match[1])] = index
                 first.setdefault(int(match[1]), index)
-    narrow = _narrow(nodes, source, target)
+    narrow = _single_values(nodes, source, target)
     ends = {}
     for layer, begin in sorted(last.items()):
         found = next((index for index in sorted(narrow) if index >= begin), len(nodes))
         if found >= first.get(layer + 1, len(nodes)):
-            raise _entangled(name)
+            raise _inseparable_error(name)
         ends[layer] = narrow[found]
     return ends
 
 
-def _entangled(name: str) -> ExportError:
+def _inseparable_error(name: str) -> ExportError:
     return ExportError(
         f"The layers of {name} cannot be told apart, to be compared one by one.",
         "Compare all of it with --verify whole, or nothing with --no-verify.",
     )
 
 
-def _before(graph: ir.Graph, target: ir.Value) -> list[ir.Node]:
-    """The nodes that a value depends on, in the order of the graph."""
+def _ancestors(graph: ir.Graph, target: ir.Value) -> list[ir.Node]:
+    """Return the nodes on which a value depends, in the order of the graph."""
     needed: set[ir.Node] = set()
     stack = [target.producer()]
     while stack:
@@ -166,8 +168,12 @@ def _before(graph: ir.Graph, target: ir.Value) -> list[ir.Node]:
     return [node for node in graph if node in needed]
 
 
-def _narrow(nodes: Sequence[ir.Node], source: ir.Value, target: ir.Value) -> dict[int, ir.Value]:
-    """After which nodes one value alone has all that later nodes take of the source, and which value."""
+def _single_values(nodes: Sequence[ir.Node], source: ir.Value, target: ir.Value) -> dict[int, ir.Value]:
+    """Find the nodes after which a single value carries all data from the source that later nodes read.
+
+    Returns:
+        That value, by the index of the node.
+    """
     data = {source}
     last_use = {target: len(nodes)}
     for index, node in enumerate(nodes):
@@ -184,7 +190,7 @@ def _narrow(nodes: Sequence[ir.Node], source: ir.Value, target: ir.Value) -> dic
 
 
 def _other_inputs(start: ir.Value, outputs: Sequence[ir.Value]) -> list[ir.Value]:
-    """What else of the graph's inputs some outputs depend on, once a value is given."""
+    """Return the graph inputs, other than `start`, on which the outputs depend when `start` is given."""
     seen, found = {start}, []
     stack = [*outputs]
     while stack:

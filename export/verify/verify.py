@@ -1,10 +1,10 @@
-"""The self-check of an export: what ONNX Runtime computes against what PyTorch computes.
+"""The self-check of an export: a comparison of the bundle in ONNX Runtime with the checkpoint in PyTorch.
 
-Each graph is fed the same inputs as the checkpoint's own modules, then the whole chain is compared
-with transformers: the logits of an unpruned prompt, and greedy tokens with the same tokens pruned. This
-file compares everything before the decoder, `verify_decoder.py` the decoder, and `verify_layers.py` its
-layers where memory does not hold it. Graphs are opened one after another, so that memory holds one at a
-time.
+Each graph gets the same inputs as the checkpoint's own modules. Then all graphs together are compared with
+transformers: by the logits of an unpruned prompt, and by greedy tokens after a pruned prompt. This file
+compares everything before the decoder, `verify_decoder.py` the decoder as a whole, and `verify_layers.py` its
+layers one by one if memory does not hold it. Graphs are opened one after another, so that only one is in
+memory.
 """
 
 from __future__ import annotations
@@ -26,21 +26,27 @@ from visprune.export.graph.graph_specs import Cuts, pruner_module
 from visprune.export.graph.tiles import TilePruner
 from visprune.export.graph.weightless import open_model
 from visprune.export.models.parts import Features, Parts
-from visprune.export.verify.compare import CHAINED_TOLERANCE, KEPT_TOLERANCE, Arrays, Check, Graphs, release
-from visprune.export.verify.verify_decoder import NEW_TOKENS, compare_decoder, refer
+from visprune.export.verify.compare import (
+    CHAINED_TOLERANCE,
+    KEPT_TOLERANCE,
+    Arrays,
+    Check,
+    GraphRunner,
+    free_memory,
+)
+from visprune.export.verify.verify_decoder import NEW_TOKENS, compare_decoder, compute_reference
 from visprune.export.verify.verify_layers import compare_layers
-from visprune.export.verify.verify_pictures import Sample, prompt, samples
-from visprune.export.verify.verify_resampling import Resampled, compare_resampled, resampled
+from visprune.export.verify.verify_pictures import VerifySample, verify_prompt, verify_samples
+from visprune.export.verify.verify_resampling import ResampledCase, compare_resampled, resampled_case
 from visprune.manifest import Manifest, Parity, Scope
 from visprune.pruning.base import VisionPruner
-from visprune.runtime.backends.runner import to_numpy
 from visprune.runtime.vision.kept_tokens import Keep
 
-__all__ = ["comparisons", "verify"]
+__all__ = ["count_comparisons", "verify"]
 
 
-def comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scope: Scope) -> int:
-    """How many there will be, for a progress display."""
+def count_comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scope: Scope) -> int:
+    """Return the number of comparisons that `verify` will make, for a progress display."""
     points = len(cuts.places) if cuts.pruner else 0
     mixes = manifest.tiling is not None and manifest.tiling.max_tiles is not None
     before = 5 + len(pruner.signals) + (1 if points else 0) + mixes
@@ -61,117 +67,138 @@ def verify(
     """Compare a written bundle with the checkpoint it came from.
 
     Args:
-        bundle: Complete but for its parity result.
-        checkpoint: Loaded here, between the small graphs and the decoder, so that never both the
-            decoder and its reference are in memory; and its decoder not at all where layers are compared.
+        bundle: A bundle that is complete except for its parity result.
+        checkpoint: The checkpoint. It is loaded after the small graphs ran and released before the decoder
+            runs, so that the decoder and its reference are never in memory together. With the scope "layers"
+            its decoder is never loaded as a whole.
         features: Which tokens are visual.
-        methods: The one before the LLM, and what is cut and pruned inside it.
+        methods: The method before the LLM, and how the decoder is cut and pruned.
         scope: Whether the decoder is compared as a whole or layer by layer.
-        report: Called with the name of each comparison made.
+        report: Called with the name of each comparison.
+
+    Returns:
+        The manifest's parity result.
 
     Raises:
         ParityError: A difference is larger than the tolerance.
     """
     manifest, pruner = bundle.manifest, methods[0]
-    check, run = Check(manifest.dtype, report), Graphs(bundle, low_memory=scope == "layers")
-    shown = samples(features)
-    # Both pictures pruned; the first one whole.
+    check, runner = Check(manifest.dtype, report), GraphRunner(bundle, low_memory=scope == "layers")
+    shown = verify_samples(features)
+    # The first prompt shows both images pruned, the second the first image unpruned.
     keeps = (Keep(manifest.pruning.keep_tokens), Keep(features.layout.visual_tokens))
     cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], shown[0])]
-    encoded = run.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
+    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
     feeds: list[Arrays] = []
     for (keep, sample), vision in zip(cases, [*encoded, encoded[0]], strict=True):
         named = {"vision_features": vision["image_features"]} | {n: vision[n] for n in pruner.signals}
-        feeds.append(
-            {n: to_numpy(v) for n, v in keep.feeds(manifest.pruning, sample.picture).items()} | named
-        )
-    large = resampled(manifest, features, pruner.signals, encoded[0]["image_features"].shape[-1])
-    pruned = run.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
-    parts = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
-    prompts = [prompt(manifest, [len(p["image_features"]) for p in part]) for part in parts]
-    embedded = run.run(
+        feeds.append(sample.pruner_feeds(manifest.pruning, keep) | named)
+    large = resampled_case(manifest, features, pruner.signals, encoded[0]["image_features"].shape[-1])
+    pruned = runner.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
+    by_prompt = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
+    prompts = [verify_prompt(manifest, [len(p["image_features"]) for p in outputs]) for outputs in by_prompt]
+    embedded = runner.run(
         "embedding",
         [
-            {"input_ids": ids.numpy(), "image_features": np.concatenate([p["image_features"] for p in part])}
-            for ids, part in zip(prompts, parts, strict=True)
+            {
+                "input_ids": ids.numpy(),
+                "image_features": np.concatenate([p["image_features"] for p in outputs]),
+            }
+            for ids, outputs in zip(prompts, by_prompt, strict=True)
         ],
     )
     mixed = (large, pruned[-1]) if large else None
-    seen = _Seen(shown, prompts, encoded, feeds[: len(shown)], parts[0], embedded[0], mixed)
+    results = _GraphResults(shown, prompts, encoded, feeds[: len(shown)], by_prompt[0], embedded[0], mixed)
     model, weights = open_model(checkpoint)
-    model.float()  # the reference is float32, whatever the checkpoint and the target are
+    model.float()  # the reference is always float32
     decoder, cuts = model.model.language_model, methods[1]
     if scope == "layers":
-        with weights.held(model.model, torch.float32, but=decoder.layers):
-            embedded_prompt = _compare_inputs(check, model, manifest, features, methods, seen)
-        release()
+        with weights.loaded(model.model, torch.float32, exclude=decoder.layers):
+            embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
+        free_memory()
         family = models.family(checkpoint.model_type)
-        compare_layers(check, run, family.parts(model), weights, cuts, embedded_prompt)
+        compare_layers(check, runner, family.parts(model), weights, cuts, embedded_prompt)
         return Parity(verified=True, rows=tuple(check.rows), scope=scope)
     visual = [ids == manifest.text.image_token_id for ids in prompts]
-    room = manifest.decoder.context_limit
-    # Graphs have no sliding window, and need none within it: that is where they are compared.
+    limit = manifest.decoder.context_limit
+    # Graphs have no sliding window, so they are compared with prompts that fit into it.
     fitting = [
-        _fitting(row[0], most) for row, most in zip(visual, (room - NEW_TOKENS + 1, room), strict=True)
+        _truncated(row[0], most) for row, most in zip(visual, (limit - NEW_TOKENS + 1, limit), strict=True)
     ]
-    with weights.held(model, torch.float32):
-        embedded_prompt = _compare_inputs(check, model, manifest, features, methods, seen)
-        release()
+    with weights.loaded(model, torch.float32):
+        embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
+        free_memory()
         parts = models.family(checkpoint.model_type).parts(model)
-        unpruned = _unpruned(model, parts, prompts[1], shown[0], fitting[1])
+        unpruned = _unpruned_logits(model, parts, prompts[1], shown[0], fitting[1])
         embeds, is_visual = (tensor[:, fitting[0]] for tensor in embedded_prompt)
-        reference = refer(parts, embeds, is_visual, manifest, cuts, unpruned)
-    release()
+        reference = compute_reference(parts, embeds, is_visual, manifest, cuts, unpruned)
+    free_memory()
     given = [
-        (part["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
-        for part, row, places in zip(embedded, visual, fitting, strict=True)
+        (outputs["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
+        for outputs, row, places in zip(embedded, visual, fitting, strict=True)
     ]
-    compare_decoder(check, run, given, reference)
+    compare_decoder(check, runner, given, reference)
     return Parity(verified=True, rows=tuple(check.rows))
 
 
-def _fitting(visual: Tensor, most: int) -> Tensor:
-    """Places of a prompt that are at most so many: visual tokens are left out first, but for one, then text.
+def _truncated(visual: Tensor, most: int) -> Tensor:
+    """Return the positions of a prompt that remain if it is shortened to at most `most` tokens.
+
+    Visual tokens are dropped first, from the end and except for the first one; then text, from the beginning.
 
     Args:
-        visual: [S] bool.
-        most: Places.
+        visual: Which tokens of the prompt are visual, [S] bool.
+        most: Number of tokens that may remain.
+
+    Returns:
+        Ascending positions, int64.
     """
     excess = max(0, len(visual) - most)
-    spare = torch.nonzero(visual).flatten()[1:]
-    words = torch.nonzero(~visual).flatten()
-    drop = torch.cat([spare.flip(0), words])[:excess]
+    visual_tokens = torch.nonzero(visual).flatten()[1:]
+    text_tokens = torch.nonzero(~visual).flatten()
+    drop = torch.cat([visual_tokens.flip(0), text_tokens])[:excess]
     keep = torch.ones(len(visual), dtype=torch.bool)
     keep[drop] = False
     return torch.nonzero(keep).flatten()
 
 
-def _unpruned(model: Any, parts: Parts, ids: Tensor, sample: Sample, places: Tensor) -> Tensor:
-    """The logits after a prompt with all tokens of a picture, by transformers: [1, 1, V].
+def _unpruned_logits(model: Any, parts: Parts, ids: Tensor, sample: VerifySample, places: Tensor) -> Tensor:
+    """Return transformers' logits after a prompt with an unpruned image: [1, 1, V].
 
-    By its whole model where that can take the prompt; else by its decoder, from the embeddings of `places`.
+    The whole model computes them if it can take the prompt. Otherwise its decoder computes them from the
+    embeddings at the positions `places`.
     """
     placeholder = model.config.image_token_id
     table = parts.language_model.get_input_embeddings()
     if len(places) == ids.shape[1] and placeholder < table.num_embeddings:
         logits: Tensor = model(input_ids=ids, **sample.inputs(), logits_to_keep=1).logits
         return logits
-    (embeds,) = graphs.Embedding(parts, placeholder)(ids, sample.whole(model))
+    (embeds,) = graphs.Embedding(parts, placeholder)(ids, sample.all_tokens(model))
     hidden = parts.language_model(inputs_embeds=embeds[:, places]).last_hidden_state
     return parts.lm_head(hidden[:, -1:])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the graphs before the decoder were given, the pruned prompt first, and what they gave for that."""
+class _GraphResults:
+    """Inputs and outputs of the graphs before the decoder.
 
-    samples: list[Sample]
+    Attributes:
+        samples: The images.
+        prompts: Token ids [1, S] of the pruned prompt and of the unpruned one.
+        vision: Outputs of the vision encoder for each image.
+        feeds: Inputs of the pruner for each image of the pruned prompt.
+        pruned: Outputs of the pruner for these inputs.
+        embedded: Outputs of the embedding for the pruned prompt.
+        resampled: A resampled image with the outputs of the pruner for it, if images are resampled.
+    """
+
+    samples: list[VerifySample]
     prompts: list[Tensor]
     vision: list[Arrays]
     feeds: list[Arrays]
     pruned: list[Arrays]
     embedded: Arrays
-    resampled: tuple[Resampled, Arrays] | None
+    resampled: tuple[ResampledCase, Arrays] | None
 
 
 def _compare_inputs(
@@ -180,52 +207,61 @@ def _compare_inputs(
     manifest: Manifest,
     features: Features,
     methods: tuple[VisionPruner, Cuts],
-    seen: _Seen,
+    results: _GraphResults,
 ) -> tuple[Tensor, Tensor]:
-    """Compare everything before the decoder; give PyTorch's input embeddings, and which are visual."""
+    """Compare everything before the decoder.
+
+    Returns:
+        PyTorch's embeddings [1, S, D] of the pruned prompt, and which of them are visual, [1, S] bool.
+    """
     pruner, cuts = methods
     parts = models.family(model.config.model_type).parts(model)
     attention.register()
     parts.tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
     tower = models.tower(model.config.vision_config.model_type)
     encoder = graphs.VisionEncoder(parts, tower, features, pruner.signals)
-    want = [encoder(torch.from_numpy(sample.picture.pixels)) for sample in seen.samples]
+    want = [encoder(torch.from_numpy(sample.picture.pixels)) for sample in results.samples]
     names = ("image_features", *pruner.signals)
     for name, values in zip(names, zip(*want, strict=True), strict=True):
-        got = np.concatenate([vision[name] for vision in seen.vision])
+        got = np.concatenate([vision[name] for vision in results.vision])
         check.close(f"vision_encoder {name}", got, torch.cat(values))
 
     wrapper = pruner_module(parts, features, pruner, manifest.pruning.budget.scope)
     keep = Keep(manifest.pruning.keep_tokens)
     kept: list[NDArray[np.int64]] = []
-    from_mine, from_own = kept.copy(), kept.copy()
-    for sample, feeds, pruned, values in zip(seen.samples, seen.feeds, seen.pruned, want, strict=True):
-        mine = [torch.from_numpy(feeds[n].astype(np.float32)) for n in ("vision_features", *pruner.signals)]
-        choices = (pruned["keep_indices"], _select(wrapper, mine, feeds), _select(wrapper, values, feeds))
+    from_graph, from_torch = kept.copy(), kept.copy()
+    for sample, feeds, pruned, values in zip(
+        results.samples, results.feeds, results.pruned, want, strict=True
+    ):
+        encoded = [
+            torch.from_numpy(feeds[n].astype(np.float32)) for n in ("vision_features", *pruner.signals)
+        ]
+        choices = (pruned["keep_indices"], _select(wrapper, encoded, feeds), _select(wrapper, values, feeds))
         arrangement = sample.picture.arrangement
         tokens = [keep.chosen(manifest.pruning, arrangement, indices)[0] for indices in choices]
-        for found, its in zip((kept, from_mine, from_own), tokens, strict=True):
-            found.append(its)
+        for choice, indices in zip((kept, from_graph, from_torch), tokens, strict=True):
+            choice.append(indices)
     tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
-    # A graph projects in its own precision, so projected tokens are not quite the same on both sides.
-    check.kept("token_pruner keep_indices", kept, from_mine, tolerance if wrapper.projects_first else 0.0)
-    check.kept("kept set", kept, from_own, tolerance)
+    # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
+    check.kept("token_pruner keep_indices", kept, from_graph, tolerance if wrapper.projects_first else 0.0)
+    check.kept("kept set", kept, from_torch, tolerance)
 
     parts.tower.set_attn_implementation("eager")
-    whole = [sample.whole(model) for sample in seen.samples]
+    whole = [sample.all_tokens(model) for sample in results.samples]
     rows = [
-        sample.rows(tokens, features.always_kept) for sample, tokens in zip(seen.samples, kept, strict=True)
+        sample.rows(tokens, features.always_kept)
+        for sample, tokens in zip(results.samples, kept, strict=True)
     ]
     image_features = torch.cat([tokens[index] for tokens, index in zip(whole, rows, strict=True)])
-    got = np.concatenate([pruned["image_features"] for pruned in seen.pruned])
+    got = np.concatenate([pruned["image_features"] for pruned in results.pruned])
     check.close("token_pruner image_features", got, image_features)
-    if seen.resampled is not None:
-        compare_resampled(check, manifest, model, parts, *seen.resampled)
+    if results.resampled is not None:
+        compare_resampled(check, manifest, model, parts, *results.resampled)
     embedding = graphs.Embedding(parts, model.config.image_token_id, tell_visual=True)
-    embeds, is_visual = embedding(seen.prompts[0], image_features)
-    check.close("embedding inputs_embeds", seen.embedded["inputs_embeds"], embeds)
+    embeds, is_visual = embedding(results.prompts[0], image_features)
+    check.close("embedding inputs_embeds", results.embedded["inputs_embeds"], embeds)
     if cuts.pruner is not None:
-        equal = np.array_equal(seen.embedded["is_visual"], is_visual.numpy())
+        equal = np.array_equal(results.embedded["is_visual"], is_visual.numpy())
         check.add("embedding is_visual", float(not equal), 0.0, "")
     return embeds, is_visual
 
@@ -233,7 +269,7 @@ def _compare_inputs(
 def _select(
     wrapper: graphs.TokenPruner | TilePruner, encoded: Sequence[Tensor], feeds: Arrays
 ) -> NDArray[np.int64]:
-    """The choice of the module that became a graph, from features and signals: [T, K]."""
+    """Return the indices that the pruner in PyTorch selects from features and signals: [T, K] or [1, K]."""
     given = {name: torch.tensor(array) for name, array in feeds.items()}
     features, *signals = encoded
     if isinstance(wrapper, TilePruner):

@@ -1,9 +1,10 @@
-"""The self-check of the decoder, whole or in segments.
+"""The self-check of the decoder as a whole or in segments.
 
-Two sequences go through the graphs: a prompt from which nothing is pruned, against transformers' own forward;
-and a pruned one with some greedy tokens after it, against PyTorch with the same tokens pruned. Decoding is
-fed PyTorch's tokens, and what is left after a prune point is PyTorch's choice, once the graph's own was
-compared with it: so one near tie does not hide what follows it, and a graph is opened only once.
+Two sequences run through the graphs. A prompt from which nothing is pruned is compared with transformers' own
+`forward`. A pruned prompt with some greedy tokens after it is compared with PyTorch, where the same tokens
+are pruned. Both sides decode PyTorch's tokens, and after a prune point both go on with the tokens that
+PyTorch kept, once the graph's choice was compared with PyTorch's. So one near tie does not hide later errors,
+and each graph is opened only once.
 """
 
 from __future__ import annotations
@@ -23,25 +24,26 @@ from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.program import GATHERED
 from visprune.export.graph.segments import Segment, SegmentPruner, attention_layers, cuts_of, spans
 from visprune.export.models.parts import Parts, cache_shape
-from visprune.export.verify.compare import Arrays, Check, Graphs
+from visprune.export.verify.compare import Arrays, Check, GraphRunner, relative_difference
 from visprune.manifest import LayerPruning, Manifest
 from visprune.pruning.base import LayerPruner
 
-__all__ = ["Flow", "Reference", "compare_decoder", "compare_pruner", "refer"]
+__all__ = ["Reference", "Step", "compare_decoder", "compare_pruner", "compute_reference"]
 
 NEW_TOKENS = 8
+"""Greedy tokens that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What PyTorch computes, kept after its weights are gone.
+    """PyTorch's results, which remain after its weights were released.
 
     Attributes:
-        unpruned: Logits after the prompt with every visual token, [1, 1, V].
-        logits: [NEW_TOKENS, V], after the pruned prompt and after each greedy token.
-        embeds: [1, 1, D] each, the input embeddings of these tokens but the last.
-        scores: Of the tokens that come to each prune point, [1, S].
-        kept: The indices of those left after it, [1, S'].
+        unpruned: Logits after the prompt with all visual tokens, [1, 1, V].
+        logits: Logits after the pruned prompt and after each greedy token, [NEW_TOKENS, V].
+        embeds: Input embeddings of the greedy tokens except the last, [1, 1, D] each.
+        scores: Scores of the tokens that reach each prune point, [1, S] each.
+        kept: Indices of the tokens that remain after each prune point, [1, S'] each.
     """
 
     unpruned: Tensor
@@ -52,32 +54,41 @@ class Reference:
 
 
 @dataclass(slots=True)
-class Flow:
-    """One step of a sequence on its way through the graphs."""
+class Step:
+    """One prefill or decoding step of a sequence, as it is between two graphs.
+
+    Attributes:
+        hidden: Residual stream [1, S, D]; after the last graph, logits [1, 1, V].
+        position_ids: [1, S].
+        is_visual: Which tokens are visual, [1, S].
+    """
 
     hidden: NDArray[Any]
     position_ids: NDArray[np.int64]
     is_visual: NDArray[np.bool_]
 
 
-def refer(
+def compute_reference(
     parts: Parts, embeds: Tensor, is_visual: Tensor, manifest: Manifest, cuts: Cuts, unpruned: Tensor
 ) -> Reference:
-    """Greedy tokens after a prompt, by transformers' decoder; by our segments of it where those are pruned.
+    """Decode greedily in PyTorch after a prompt.
+
+    Transformers' decoder computes the tokens if nothing is pruned inside it, and otherwise the modules of the
+    segments do.
 
     Args:
-        parts: In float32.
-        embeds: [1, S, D] of the prompt.
-        is_visual: [1, S] bool.
-        manifest: Says how many tokens are kept at each prune point.
-        cuts: Where, and by what method.
-        unpruned: Passed on.
+        parts: The model's modules in float32.
+        embeds: Input embeddings of the prompt, [1, S, D].
+        is_visual: Which of them are visual, [1, S] bool.
+        manifest: Tells how many tokens are kept at each prune point.
+        cuts: How the decoder is cut, and the method that prunes there.
+        unpruned: Logits after the unpruned prompt, for the result.
     """
     table, head = parts.language_model.get_input_embeddings(), parts.lm_head
     logits: list[Tensor] = []
     inputs = [embeds]
     pruner, inside = cuts.pruner, manifest.layer_pruning
-    chain = None if pruner is None or inside is None else _Chain(parts, is_visual, inside, pruner)
+    chain = None if pruner is None or inside is None else _SegmentChain(parts, is_visual, inside, pruner)
     cache = DynamicCache()
     for _ in range(NEW_TOKENS):
         if chain is None:
@@ -90,8 +101,8 @@ def refer(
     return Reference(unpruned, torch.cat(logits, dim=1)[0], inputs[1:-1], scores, kept)
 
 
-class _Chain:
-    """The segments in PyTorch, with their caches; the first call is the prompt."""
+class _SegmentChain:
+    """The segments of the decoder in PyTorch, with their caches. The first call takes the prompt."""
 
     def __init__(self, parts: Parts, is_visual: Tensor, inside: LayerPruning, pruner: LayerPruner) -> None:
         attention.register()
@@ -111,7 +122,10 @@ class _Chain:
         self.kept: list[Tensor] = []
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[1, S, D] -> logits [1, 1, V]."""
+        """Run all segments on the next tokens, and prune between them if these are the prompt.
+
+        hidden [1, S, D] -> logits [1, 1, V].
+        """
         prompt = self.length == 0
         positions = torch.arange(self.length, self.length + hidden.shape[1])[None]
         visual = self.is_visual if prompt else torch.zeros(1, 1, dtype=torch.bool)
@@ -135,14 +149,24 @@ class _Chain:
 
 
 def compare_decoder(
-    check: Check, run: Graphs, prompts: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]], reference: Reference
+    check: Check,
+    runner: GraphRunner,
+    prompts: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
+    reference: Reference,
 ) -> None:
-    """Put the pruned prompt and the whole one, each embedded and with `is_visual`, through the decoder.
+    """Run a pruned and an unpruned prompt through the decoder and compare the results with PyTorch's.
+
+    Args:
+        check: Collects the comparisons.
+        runner: Runs the bundle's graphs.
+        prompts: Input embeddings [1, S, D] and `is_visual` [1, S] of the pruned prompt and of the unpruned
+            one.
+        reference: PyTorch's results.
 
     Raises:
         ParityError: A difference is larger than the tolerance.
     """
-    manifest = run.bundle.manifest
+    manifest = runner.bundle.manifest
     tokens = [embed.numpy() for embed in reference.embeds]
     pruned, whole = (
         _sequence(embeds, visual, later)
@@ -150,12 +174,12 @@ def compare_decoder(
     )
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
-            point = _number(stage.inputs["keep_tokens"])
-            compare_pruner(check, run, pruned, reference.scores[point], reference.kept[point], point)
+            point = _prune_point(stage.inputs["keep_tokens"])
+            compare_pruner(check, runner, pruned, reference.scores[point], reference.kept[point], point)
         elif stage.graph.startswith("decoder"):
-            scores = _through(run, stage.graph, [pruned, whole])
+            scores = _run_graph(runner, stage.graph, [pruned, whole])
             if "token_scores" in stage.outputs:
-                point = _number(stage.outputs["token_scores"])
+                point = _prune_point(stage.outputs["token_scores"])
                 visual = torch.from_numpy(pruned[0].is_visual)
                 want = reference.scores[point][visual]
                 check.close(f"{stage.graph} token_scores", scores[visual.numpy()], want)
@@ -163,37 +187,41 @@ def compare_decoder(
     check.close("prefill logits, nothing pruned", whole[0].hidden, reference.unpruned, note)
     check.close("prefill logits, pruned", pruned[0].hidden[0], reference.logits[:1])
     wrong, worst, tolerance = 0, 0.0, check.tolerance
-    for step, want in zip(pruned, reference.logits.numpy(), strict=True):
+    for step, want in zip(pruned, reference.logits, strict=True):
         got = step.hidden.astype(np.float32)[0, -1]
-        scale = float(np.abs(want).max()) or 1.0
-        worst = max(worst, float(np.abs(got - want).max()) / scale)
-        # A tie is no difference: the other token must be worse by more than rounding.
+        worst = max(worst, relative_difference(got, want))
+        # Another token counts as wrong only if PyTorch's logit of it is lower by more than rounding explains.
+        scale = float(want.abs().max()) or 1.0
         wrong += float(want.max() - want[int(got.argmax())]) / scale > 2 * tolerance
     check.add("decode logits", worst, tolerance, f"{NEW_TOKENS - 1} cached steps")
     check.add("greedy tokens", float(wrong), 0.0, f"{NEW_TOKENS - wrong} of {NEW_TOKENS} equal")
 
 
-def _number(value: str) -> int:
-    """The prune point that a value's name ends in."""
+def _prune_point(value: str) -> int:
+    """Return the number of the prune point, with which the value's name ends."""
     return int(value.rpartition(".")[2])
 
 
-def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[Flow]:
-    """A prompt and the tokens that follow it."""
+def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[Step]:
+    """Return the steps of a prompt and of the tokens after it."""
     length = embeds.shape[1]
-    steps = [Flow(embeds, np.arange(length)[None], visual)]
+    steps = [Step(embeds, np.arange(length)[None], visual)]
     one = np.zeros((1, 1), dtype=bool)
-    return steps + [Flow(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
+    return steps + [Step(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
 
 
-def _through(run: Graphs, graph: str, sequences: list[list[Flow]]) -> NDArray[Any]:
-    """Put every step of the sequences through one graph; give the first prompt's scores, if any."""
-    manifest = run.bundle.manifest
+def _run_graph(runner: GraphRunner, graph: str, sequences: list[list[Step]]) -> NDArray[Any]:
+    """Run all steps of the sequences through one graph, in place.
+
+    Returns:
+        The scores [1, S] of the first prompt; an empty array if the graph computes none.
+    """
+    manifest = runner.bundle.manifest
     facts = manifest.decoder
     empty = np.zeros((1, facts.num_kv_heads, 0, facts.head_dim), facts.cache_dtype)
     names = [spec.name for spec in manifest.graphs[graph].inputs]
     scores: list[NDArray[Any]] = []
-    with run.opened(graph) as infer:
+    with runner.opened(graph) as infer:
         for steps in sequences:
             cache: Arrays = {}
             for step in steps:
@@ -210,17 +238,22 @@ def _through(run: Graphs, graph: str, sequences: list[list[Flow]]) -> NDArray[An
 
 
 def compare_pruner(
-    check: Check, run: Graphs, steps: list[Flow], scores: Tensor, wanted: Tensor, point: int
+    check: Check, runner: GraphRunner, steps: list[Step], scores: Tensor, wanted: Tensor, point: int
 ) -> None:
-    """The graph's choice among the reference's scores, exactly; then the steps go on with the reference's.
+    """Run the segment pruner on the reference's scores; its choice must be exactly the reference's.
+
+    Then the steps are pruned, in place, as the reference was.
 
     Args:
-        check: Where the comparison goes.
-        run: The bundle's graphs.
-        steps: A prompt and what follows it, as they come to the prune point.
-        scores: The reference's, of the tokens of the prompt, [1, S].
-        wanted: Indices of those left by the reference, [1, S'].
+        check: Collects the comparisons.
+        runner: Runs the bundle's graphs.
+        steps: A prompt and the steps after it, as they reach the prune point.
+        scores: The reference's scores of the prompt's tokens, [1, S].
+        wanted: Indices of the tokens that the reference kept, [1, S'].
         point: Number of the prune point.
+
+    Raises:
+        ParityError: The graph's choice, or a value that it gathers, differs.
     """
     prompt, kept = steps[0], wanted.numpy()
     feeds = {
@@ -230,15 +263,15 @@ def compare_pruner(
         "token_scores": scores.numpy(),
         "keep_tokens": np.array(kept.shape[1]),
     }
-    (out,) = run.run("segment_pruner", [feeds])
+    (out,) = runner.run("segment_pruner", [feeds])
     check.kept(f"prune point {point} keep_indices", list(out["keep_indices"]), list(wanted.numpy()), 0.0)
     chosen = out["keep_indices"][0]
     wrong = sum(not np.array_equal(out[f"kept_{name}"], feeds[name][:, chosen]) for name in GATHERED)
-    check.add(f"prune point {point} gathered", float(wrong), 0.0, "what goes on")
+    check.add(f"prune point {point} gathered", float(wrong), 0.0, "values of the kept tokens")
     prompt.hidden = prompt.hidden[:, kept[0]]
     prompt.position_ids = prompt.position_ids[:, kept[0]]
     prompt.is_visual = prompt.is_visual[:, kept[0]]
-    inside = run.bundle.manifest.layer_pruning
+    inside = runner.bundle.manifest.layer_pruning
     if inside is not None and inside.positions == "renumbered":
         for index, step in enumerate(steps):
             start = kept.shape[1] + index - 1 if index else 0

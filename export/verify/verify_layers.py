@@ -1,9 +1,9 @@
-"""The self-check of a decoder that does not fit into memory: layer by layer.
+"""The self-check, layer by layer, of a decoder that does not fit into memory.
 
-Each layer is taken out of the written graph and run on a short prompt and a cached step after it. It is
-compared with the checkpoint's own layer in float32, read for as long as that takes, and the next layer is
-fed what PyTorch gave. What goes on between layers is so checked as far as one layer hands it to the next;
-greedy tokens of the whole chain are not.
+Each layer is taken out of the written graph, and runs on a short prompt and one cached step after it. Its
+output is compared with that of the checkpoint's own layer in float32, whose weights are in memory only
+meanwhile; PyTorch's output is the input of the next layer. Layers are thus compared one by one, but greedy
+tokens of the whole decoder are not.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.layers import GraphCache, attend, causal_mask, feed_forward
 from visprune.export.graph.segments import Segment, SegmentPruner, spans
 from visprune.export.models.parts import Parts, cache_shape
-from visprune.export.verify.compare import Arrays, Check, Graphs, difference, trim
+from visprune.export.verify.compare import Arrays, Check, GraphRunner, relative_difference, trim_heap
 from visprune.export.verify.pieces import DecoderGraph, Piece
-from visprune.export.verify.verify_decoder import Flow, compare_pruner
+from visprune.export.verify.verify_decoder import Step, compare_pruner
 from visprune.pruning.base import LayerPruner
 
 __all__ = ["compare_layers"]
 
 LENGTH = 64
-"""Positions of the prompt: enough for text and visual tokens, and soon computed."""
+"""Tokens of the prompt: enough to have text and visual tokens, and quick to compute."""
 
 
 def compare_layers(
     check: Check,
-    run: Graphs,
+    runner: GraphRunner,
     parts: Parts,
     weights: Weights,
     cuts: Cuts,
     prompt: tuple[Tensor, Tensor],
 ) -> None:
-    """Compare every layer of the decoder, and what is behind the last one.
+    """Compare every layer of the decoder, and the norm with the head after the last one.
 
     Args:
-        check: Where the comparisons go.
-        run: The bundle's graphs.
-        parts: Of the checkpoint, its parameters on the meta device.
-        weights: The values of these.
-        cuts: Where the decoder is cut, and by what method.
-        prompt: Input embeddings [1, S, D], and which of them are visual, [1, S].
+        check: Collects the comparisons.
+        runner: Runs the bundle's graphs.
+        parts: Modules of the checkpoint, with their parameters on the meta device.
+        weights: The values of these parameters.
+        cuts: How the decoder is cut.
+        prompt: Input embeddings [1, S, D], and which of them are visual [1, S].
 
     Raises:
         ParityError: A difference is larger than the tolerance.
         ExportError: The layers of a graph cannot be told apart.
     """
-    manifest = run.bundle.manifest
+    manifest = runner.bundle.manifest
     inside = manifest.layer_pruning
     steps = _steps(*prompt, manifest.dtype, min(LENGTH, manifest.decoder.context_limit - 1))
     visual = int(steps[0].is_visual.sum())
@@ -63,15 +63,15 @@ def compare_layers(
     names = [stage.graph for stage in manifest.stages if stage.graph.startswith("decoder")]
     found = spans(manifest.decoder.num_layers, cuts.places)
     for point, (name, span) in enumerate(zip(names, found, strict=True)):
-        graph = DecoderGraph(run.bundle, name, span)
+        graph = DecoderGraph(runner.bundle, name, span)
         pruner = cuts.pruner if point < len(left) else None
         for piece in graph.pieces:
             last = piece is graph.pieces[-1]
             want = _reference(parts, weights, piece, steps, pruner if last else None)
-            trim()
+            trim_heap()
             got = _run(graph, piece, steps, want[0].values[1:])
             worst = max(
-                difference(mine[str(value.name)], tensor)
+                relative_difference(mine[str(value.name)], tensor)
                 for mine, theirs in zip(got, want, strict=True)
                 for value, tensor in zip(piece.outputs, theirs.values, strict=False)
             )
@@ -84,39 +84,47 @@ def compare_layers(
         check.close(f"{name} token_scores", got[0]["token_scores"][steps[0].is_visual], scores[marked])
         hidden, positions = torch.from_numpy(steps[0].hidden), torch.from_numpy(steps[0].position_ids)
         *_, kept = SegmentPruner()(hidden, positions, marked, scores, torch.tensor(left[point]))
-        compare_pruner(check, run, steps, scores, kept, point)
+        compare_pruner(check, runner, steps, scores, kept, point)
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What PyTorch computes of a piece in one step: its outputs in order, and the scores, if any, apart."""
+class _PieceReference:
+    """PyTorch's outputs of a piece in one step: values in the order of `Piece.outputs`, and scores."""
 
     values: list[Tensor]
     scores: Tensor
 
 
-def _steps(embeds: Tensor, is_visual: Tensor, dtype: str, most: int) -> list[Flow]:
-    """The beginning of a prompt, of at most so many positions, and its first token once more after it."""
+def _steps(embeds: Tensor, is_visual: Tensor, dtype: str, most: int) -> list[Step]:
+    """Return two steps: the first `most` tokens of a prompt, and its first token again as the cached step."""
     length = min(most, embeds.shape[1])
     hidden = embeds.numpy().astype(dtype)
-    prompt = Flow(hidden[:, :length], np.arange(length)[None], is_visual.numpy()[:, :length])
-    return [prompt, Flow(hidden[:, :1], np.array([[length]]), np.zeros((1, 1), dtype=bool))]
+    prompt = Step(hidden[:, :length], np.arange(length)[None], is_visual.numpy()[:, :length])
+    return [prompt, Step(hidden[:, :1], np.array([[length]]), np.zeros((1, 1), dtype=bool))]
 
 
 def _reference(
-    parts: Parts, weights: Weights, piece: Piece, steps: Sequence[Flow], scored: LayerPruner | None
-) -> list[_Wanted]:
-    """A piece in PyTorch, its weights in memory for as long as that takes."""
+    parts: Parts, weights: Weights, piece: Piece, steps: Sequence[Step], scored: LayerPruner | None
+) -> list[_PieceReference]:
+    """Run a piece in PyTorch, with its weights in memory only meanwhile.
+
+    Args:
+        parts: Modules of the checkpoint, with their parameters on the meta device.
+        weights: The values of these parameters.
+        piece: The piece to run.
+        steps: A prompt, and the cached step after it.
+        scored: The method whose scores are computed at the end of the piece, if any.
+    """
     model: Any = parts.language_model
     first = piece.span.start // 2
-    # The scores after a layer are made of the next one's attention.
+    # Scores at the end of a layer come from the attention of the next layer.
     needed = model.layers[first : first + 2] if scored else model.layers[first : first + 1]
-    # What records scores is spelled out by us; all else is transformers' own.
+    # Only our own attention function can record scores; otherwise transformers' own is the reference.
     model.set_attn_implementation(attention.IMPLEMENTATION["primitive"] if scored else "eager")
     heads, head_dim = cache_shape(model.config)
     past = [torch.zeros(1, heads, 0, head_dim)] * 2
     wanted = []
-    with weights.held(nn.ModuleList(needed if piece.span else [model.norm, parts.lm_head]), torch.float32):
+    with weights.loaded(nn.ModuleList(needed if piece.span else [model.norm, parts.lm_head]), torch.float32):
         for step in steps:
             hidden, positions = torch.from_numpy(step.hidden).float(), torch.from_numpy(step.position_ids)
             scores = torch.empty(0)
@@ -129,12 +137,16 @@ def _reference(
                 out, scores, *present = segment(hidden, positions, past, torch.from_numpy(step.is_visual))
                 values = [out, *present]
             past = values[1:] or past
-            wanted.append(_Wanted(values, scores))
+            wanted.append(_PieceReference(values, scores))
     return wanted
 
 
 def _layer(model: Any, span: range, hidden: Tensor, positions: Tensor, past: list[Tensor]) -> list[Tensor]:
-    """A layer or a half of one, by the checkpoint's own modules: the stream, and the present, if any."""
+    """Run a layer or half a layer by the checkpoint's own modules.
+
+    Returns:
+        The residual stream, and the present key and value if the attention block was run.
+    """
     layer = model.layers[span.start // 2]
     cache = GraphCache(past, span.start // 2)
     mask = causal_mask(hidden.shape[1], past[0].shape[2], hidden.dtype)
@@ -154,8 +166,8 @@ def _layer(model: Any, span: range, hidden: Tensor, positions: Tensor, past: lis
     return [hidden, *cache.present]
 
 
-def _run(graph: DecoderGraph, piece: Piece, steps: Sequence[Flow], present: list[Tensor]) -> list[Arrays]:
-    """A piece of the graph on the same steps, the second after the cache that PyTorch has then."""
+def _run(graph: DecoderGraph, piece: Piece, steps: Sequence[Step], present: list[Tensor]) -> list[Arrays]:
+    """Run a piece of the graph on the same steps; the second step gets PyTorch's cache of the first."""
     pasts = [tensor[:, :, :0].numpy() for tensor in present], [tensor.numpy() for tensor in present]
     got = []
     with graph.opened(piece) as infer:
@@ -163,7 +175,7 @@ def _run(graph: DecoderGraph, piece: Piece, steps: Sequence[Flow], present: list
             stream = ("inputs_embeds", "hidden_states", str(piece.start.name))
             feeds: Arrays = dict.fromkeys(stream, step.hidden)
             feeds |= {"position_ids": step.position_ids, "is_visual": step.is_visual}
-            # Of the caches of other layers a piece reads no more than the length.
+            # A piece reads only the length of the caches of other layers.
             feeds |= {name: past[name.endswith("value")] for name in graph.past if past}
             got.append(infer(feeds))
     return got

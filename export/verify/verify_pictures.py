@@ -1,4 +1,4 @@
-"""Pictures and prompts for the self-check, and what transformers makes of them."""
+"""Artificial images and prompts for the self-check, and their tokens according to transformers."""
 
 from __future__ import annotations
 
@@ -12,63 +12,75 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visprune.export.models.parts import Features
-from visprune.manifest import Manifest
+from visprune.export.verify.compare import Arrays
+from visprune.manifest import Manifest, Pruning
+from visprune.runtime.backends.runner import to_numpy
 from visprune.runtime.vision.arrangement import arrange
+from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Sample", "prompt", "samples"]
+__all__ = ["VerifySample", "verify_prompt", "verify_samples"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One picture.
+class VerifySample:
+    """One image of the self-check.
 
     Attributes:
-        picture: As the graphs take it.
-        size: Height and width it had before it was tiled; None where it is not tiled.
+        picture: The image in the form that the graphs take.
+        size: Height and width in pixels before it was tiled; None if it is not tiled.
     """
 
     picture: Picture
     size: tuple[int, int] | None
 
     def inputs(self) -> dict[str, Tensor]:
-        """As transformers takes it."""
+        """Return the image as keyword arguments of a model of transformers."""
         pixels = torch.from_numpy(self.picture.pixels)
         if self.size is None:
             return {"pixel_values": pixels}
         return {"pixel_values": pixels.unsqueeze(0), "image_sizes": torch.tensor([self.size])}
 
+    def pruner_feeds(self, pruning: Pruning, keep: Keep) -> Arrays:
+        """Return the pruner's inputs that depend on the image's size and on how many tokens are kept."""
+        return {name: to_numpy(value) for name, value in keep.feeds(pruning, self.picture).items()}
+
     @torch.no_grad()
-    def whole(self, model: Any) -> Tensor:
-        """Every projected token in the order of the picture's sequence, by transformers: [L, D]."""
+    def all_tokens(self, model: Any) -> Tensor:
+        """Return all projected tokens of the image, in the order of the prompt, by transformers: [L, D]."""
         features: Tensor = model.get_image_features(**self.inputs()).pooler_output[0]
         return features
 
     def rows(self, tokens: NDArray[np.int64], always_kept: int) -> NDArray[np.int64]:
-        """Where in that sequence some visual tokens are, with all that is never dropped; ascending."""
+        """Return the rows of `all_tokens` that remain when some visual tokens are kept, ascending.
+
+        Args:
+            tokens: Indices of the kept visual tokens.
+            always_kept: Number of prefix tokens, which are never dropped.
+        """
         arrangement = self.picture.arrangement
         if arrangement is None:
             return np.concatenate([np.arange(always_kept), always_kept + tokens])
         return np.sort(np.concatenate([arrangement.places.ravel()[tokens], arrangement.newline_places]))
 
 
-def samples(features: Features) -> list[Sample]:
-    """Two pictures with structure: smooth waves and noise, in the range of normalised pixels.
+def verify_samples(features: Features) -> list[VerifySample]:
+    """Return two images of smooth waves and noise, with values in the range of normalised pixels.
 
-    Where pictures become tiles, one is wide and one is high, both with padding.
+    If images are tiled, one is wide and one is high, and both have padding.
     """
     edge, tiling = features.image_size, features.tiling
     if tiling is None:
-        return [Sample(Picture(_pixels(features, 1, seed)), None) for seed in range(2)]
+        return [VerifySample(Picture(_pixels(features, 1, seed)), None) for seed in range(2)]
     found = []
     for seed, size in enumerate([(edge * 5 // 4, edge * 2), (edge * 2, edge * 3 // 2)]):
         arrangement = arrange(size, tiling)
-        found.append(Sample(Picture(_pixels(features, arrangement.tiles, seed), arrangement), size))
+        found.append(VerifySample(Picture(_pixels(features, arrangement.tiles, seed), arrangement), size))
     return found
 
 
 def _pixels(features: Features, tiles: int, seed: int) -> NDArray[np.float32]:
-    """[T, C, S, S] float32."""
+    """Return the pixels of an image: [T, C, S, S] float32."""
     generator = torch.Generator().manual_seed(seed)
     line = torch.linspace(0, 6.28, features.image_size)
     waves = torch.sin(line[:, None] * 2) + torch.cos(line[None, :] * 3)
@@ -77,8 +89,13 @@ def _pixels(features: Features, tiles: int, seed: int) -> NDArray[np.float32]:
     return pixels
 
 
-def prompt(manifest: Manifest, lengths: Sequence[int]) -> Tensor:
-    """Four words, then for each image its placeholders and four more words: [1, S]."""
+def verify_prompt(manifest: Manifest, lengths: Sequence[int]) -> Tensor:
+    """Return a prompt of four random text tokens, then for each image its placeholders and four more: [1, S].
+
+    Args:
+        manifest: Manifest of the bundle.
+        lengths: Number of placeholders of each image.
+    """
     text = manifest.text
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(0, manifest.decoder.vocab_size, (1 + len(lengths), 4), generator=generator)

@@ -1,7 +1,8 @@
-"""The self-check of pictures so large that their tokens are resampled.
+"""The self-check of images so large that their tokens are resampled.
 
-No tower runs on them, which would take minutes: the pruner's graph gets random features instead, and what it
-makes of them is compared with what transformers makes of the same ones.
+The vision tower does not run on such an image, because that would take minutes. The pruner's graph gets
+random features instead, and its output is compared with the tokens that transformers makes of the same
+features.
 """
 
 from __future__ import annotations
@@ -16,33 +17,34 @@ from numpy.typing import NDArray
 
 from visprune.export.models.parts import Features, Parts
 from visprune.export.verify.compare import Arrays, Check
-from visprune.export.verify.verify_pictures import Sample
+from visprune.export.verify.verify_pictures import VerifySample
 from visprune.manifest import Manifest
 from visprune.pruning.signals import SIGNALS
-from visprune.runtime.backends.runner import to_numpy
 from visprune.runtime.vision.arrangement import arrange
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Resampled", "compare_resampled", "resampled"]
+__all__ = ["ResampledCase", "compare_resampled", "resampled_case"]
 
 
 @dataclass(frozen=True, slots=True)
-class Resampled:
-    """A large picture, and what the pruner's graph is given of it."""
+class ResampledCase:
+    """A large image, and the inputs of the pruner's graph for it."""
 
-    sample: Sample
+    sample: VerifySample
     feeds: Arrays
 
 
-def resampled(manifest: Manifest, features: Features, signals: Sequence[str], width: int) -> Resampled | None:
-    """The smallest picture that is resampled, if any is, with random features of the tower.
+def resampled_case(
+    manifest: Manifest, features: Features, signals: Sequence[str], width: int
+) -> ResampledCase | None:
+    """Return the smallest image that is resampled, with random features; None if no image is resampled.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         features: Which tokens are visual.
-        signals: That the pruner reads.
-        width: Of a token, Dv.
+        signals: Names of the signals that the pruner reads.
+        width: Dv, the size of a token of the vision tower.
     """
     tiling = features.tiling
     if tiling is None or not features.resamples:
@@ -53,23 +55,33 @@ def resampled(manifest: Manifest, features: Features, signals: Sequence[str], wi
             break
     else:
         return None
-    picture = Picture(np.empty((0, features.channels, 1, 1), np.float32), arrangement)
+    sample = VerifySample(Picture(np.empty((0, features.channels, 1, 1), np.float32), arrangement), size)
     random = np.random.default_rng(0)
     count = features.layout.visual_tokens
-    feeds = {
-        n: to_numpy(v) for n, v in Keep(manifest.pruning.keep_tokens).feeds(manifest.pruning, picture).items()
-    }
+    feeds = sample.pruner_feeds(manifest.pruning, Keep(manifest.pruning.keep_tokens))
     feeds["vision_features"] = random.standard_normal((arrangement.tiles, count, width), np.float32)
     for name in signals:
         feeds[name] = random.random((arrangement.tiles, *SIGNALS[name].shape(count)), np.float32)
-    return Resampled(Sample(picture, size), feeds)
+    return ResampledCase(sample, feeds)
 
 
 @torch.no_grad()
 def compare_resampled(
-    check: Check, manifest: Manifest, model: Any, parts: Parts, case: Resampled, given: Arrays
+    check: Check, manifest: Manifest, model: Any, parts: Parts, case: ResampledCase, given: Arrays
 ) -> None:
-    """Compare the tokens that the graph put out with transformers' own of the same places."""
+    """Compare the tokens that the graph returned with those of transformers at the same places.
+
+    Args:
+        check: Collects the comparison.
+        manifest: Manifest of the bundle.
+        model: The model of transformers.
+        parts: Its modules.
+        case: The image and the inputs of the graph.
+        given: The outputs of the graph.
+
+    Raises:
+        ParityError: The difference is larger than the tolerance.
+    """
     dtype = np.dtype(manifest.dtype)
     features = torch.from_numpy(case.feeds["vision_features"].astype(dtype).astype(np.float32))
     (whole,), _ = model.model.pack_image_features(

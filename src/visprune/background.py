@@ -1,4 +1,4 @@
-"""Work that goes on beside the main thread, and ends when nobody waits for it any more."""
+"""A background thread whose work is cancelled when the main thread fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["Beside"]
+__all__ = ["BackgroundThread"]
 
 T = TypeVar("T")
 
 
-class Beside:
-    """One thread that does what it is given, in order.
+class BackgroundThread:
+    """One thread that does the submitted work in the order of submission; used as a context manager.
 
-    Where the block is left by an exception, such as Ctrl-C, what has not begun is dropped, and what has is
-    to end soon: it calls `heed` from time to time, which raises then. Whoever cleans up after the block can
-    be sure that nothing writes any more.
+    If an exception such as Ctrl-C leaves the block, work that has not begun is dropped. Work that has begun
+    must call `check_cancelled` from time to time, which then raises. The block returns only when the thread
+    is done, so whoever cleans up afterwards can be sure that nothing is writing any more.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._given_up = threading.Event()
+        self._cancelled = threading.Event()
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> BackgroundThread:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._given_up.set()
+            self._cancelled.set()
         self._pool.shutdown(cancel_futures=kind is not None)
 
     def submit(self, work: Callable[..., T], *args: object) -> Future[T]:
-        """Have `work(*args)` done; what it raises, `result` of the future raises."""
+        """Queue `work(*args)`; the future's `result` returns what it returned, or raises what it raised."""
         return self._pool.submit(work, *args)
 
-    def heed(self) -> None:
-        """Go on, or raise where nobody waits for the work any more."""
-        if self._given_up.is_set():
+    def check_cancelled(self) -> None:
+        """Raise `CancelledError` if an exception has left the block; otherwise do nothing."""
+        if self._cancelled.is_set():
             raise CancelledError

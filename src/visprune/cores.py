@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_memory", "sums_may_overflow", "usable_cores"]
+__all__ = ["available_memory", "processor_flags", "processor_name", "sums_may_overflow", "usable_cores"]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -53,10 +54,30 @@ def sums_may_overflow() -> bool:
 
     False if the system does not say.
     """
+    flags = _cpuinfo().get("flags")  # of x86 only
+    return flags is not None and "vnni" not in flags
+
+
+def processor_name() -> str:
+    """Return the name of the processor, or of its architecture if the system does not say the name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_flags() -> tuple[str, ...]:
+    """Return the instruction set extensions of the processor, such as "avx2"; empty if they are not known."""
+    found = _cpuinfo()
+    return tuple((found.get("flags") or found.get("Features", "")).split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the fields that Linux tells of the first processor; an empty dictionary on other systems."""
     try:
-        flags = next(
-            line for line in _CPUINFO.read_text(encoding="utf-8").splitlines() if line.startswith("flags")
-        )
-    except (OSError, StopIteration):
-        return False
-    return "vnni" not in flags
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip(), value.strip())
+    return found

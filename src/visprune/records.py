@@ -114,16 +114,16 @@ def _convert_dataclass(kind: type, data: Any, where: str) -> Any:
         raise BundleError(f"{where} cannot be used: {error.what}", hint) from None
 
 
-def sha256(path: Path, heed: Callable[[], None] = lambda: None) -> str:
+def sha256(path: Path, check_cancelled: Callable[[], None] = lambda: None) -> str:
     """Compute the SHA-256 of a file, in hexadecimal.
 
     Args:
         path: The file.
-        heed: Called after each block is read; may raise an exception to stop the reading.
+        check_cancelled: Called after each block is read; may raise an exception to stop the reading.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            heed()
+            check_cancelled()
             digest.update(block)
     return digest.hexdigest()

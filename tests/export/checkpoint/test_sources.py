@@ -147,7 +147,7 @@ def read(path, *, trusted):
     from visprune.export.checkpoint import loading, processors
     from visprune.export.graph import weightless
 
-    loading.quiet()
+    loading.silence_transformers()
     checkpoint = find(path, trust_remote_code=trusted)
     assert checkpoint.revision is None  # a directory has none
     config = loading.load_config(checkpoint)

@@ -90,7 +90,7 @@ def refused(kind, match, model, **options):
 
 def read(model):
     """All that an export reads of a checkpoint but its weights, which this gives with their names."""
-    loading.quiet()
+    loading.silence_transformers()
     checkpoint = find(model)
     processor = load_processor(checkpoint, loading.load_config(checkpoint))
     return processor, weightless.load_model(checkpoint).state_dict()
@@ -207,7 +207,7 @@ class TestTokenizer:
             sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model")).encode(f" {text}")
         )
         (path / "tokenizer.model").write_bytes(b"no model")
-        refused(CheckpointError, "no model of SentencePiece", path)
+        refused(CheckpointError, "is not a SentencePiece model", path)
 
     def test_a_pointer_of_git_lfs(self, copy):
         for name in ("tokenizer.json", "config.json", "model.safetensors"):
@@ -378,7 +378,7 @@ class TestWeights:
             ("model.gguf", "GGUF"),
             ("flax_model.msgpack", "Flax"),
             ("weights.npz", "MLX"),
-            ("other.safetensors", "no name"),
+            ("other.safetensors", "transformers does not read"),
         ],
     )
     def test_files_of_another_framework(self, name, words, copy):

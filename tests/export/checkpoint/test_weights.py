@@ -128,7 +128,7 @@ def test_parameters_stay_on_disk(checkpoint):
     assert not any(buffer.is_meta for buffer in model.buffers())
     layer = model.model.language_model.layers[1]
     stored = layer.mlp.up_proj.weight
-    with weights.held(layer, torch.float64):
+    with weights.loaded(layer, torch.float64):
         assert layer.mlp.up_proj.weight.dtype == torch.float64
         assert torch.equal(layer.mlp.up_proj.weight, weights.read(stored).double())
     assert layer.mlp.up_proj.weight is stored

@@ -17,9 +17,9 @@ pytest.importorskip("transformers")
 
 from tensorrt_10_3 import problems
 
-from visprune.background import Beside
+from visprune.background import BackgroundThread
 from visprune.export.exporter import ExportOptions, prepare
-from visprune.export.graph import graph_specs as plan
+from visprune.export.graph import graph_specs
 from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.registry import BUILTIN
 
@@ -37,13 +37,13 @@ def found(checkpoint, tmp_path, monkeypatch):
         path = checkpoint(checkpoint.Tiny(**tiny))
         settings = ExportOptions(target="jetpack6", verify=False, **options)
         job, _ = prepare(path, tmp_path / "never", settings)
-        whole = plan.plan
+        whole = graph_specs.graph_specs
         monkeypatch.setattr(
-            plan, "plan", lambda *a: [one for one in whole(*a) if one.name.startswith(wanted)]
+            graph_specs, "graph_specs", lambda *a: [one for one in whole(*a) if one.name.startswith(wanted)]
         )
         (tmp_path / "onnx").mkdir()
-        with Beside() as beside:
-            graphs = job._write_graphs(tmp_path, beside)
+        with BackgroundThread() as background:
+            graphs = job._write_graphs(tmp_path, background)
         assert len(graphs) >= len(wanted)
         return [
             f"{name}: {problem}"
