@@ -2,7 +2,7 @@
 
 Held-out scenes are asked one question each, and answers are greedy. The vision tower runs once for each
 image; a method before the LLM only chooses which features the language model sees. Methods inside the LLM are
-measured by `inside.py`.
+measured by `evaluate_inside.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from visprune.budget import Budget
 from visprune.demo import MODEL_DIR
+from visprune.demo.evaluate_inside import Result, evaluate_inside
 from visprune.demo.held_out import FIRST_TEST_SCENE, held_out, wilson
-from visprune.demo.inside import Result, evaluate_inside
 from visprune.demo.language import answered
 from visprune.demo.scenes import SceneQuestion
 from visprune.demo.tower import coverage, pixels

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["LayerPruner", "Layout", "TokenPruner", "VisionPruner", "need_cls"]
+__all__ = ["LayerPruner", "Layout", "TokenMethod", "VisionPruner", "need_cls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class VisionPruner(Protocol):
         """
 
 
-class TokenPruner:
+class TokenMethod:
     """Defaults of a method before the LLM that counts single tokens, and needs no signals and no constants.
 
     A method that derives from it defines `paper` and `select`, and overrides what differs.

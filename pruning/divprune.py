@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import ascending, last, repeat
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["DivPrune"]
 
 
 @dataclass(frozen=True, slots=True)
-class DivPrune(TokenPruner):
+class DivPrune(TokenMethod):
     """Keep the tokens that differ most from each other."""
 
     paper: ClassVar[str] = "DivPrune, arXiv 2503.02175"

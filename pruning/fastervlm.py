@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from visprune.budget import Budget
-from visprune.pruning.base import Layout, TokenPruner, need_cls
+from visprune.pruning.base import Layout, TokenMethod, need_cls
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["FasterVLM"]
 
 
 @dataclass(frozen=True, slots=True)
-class FasterVLM(TokenPruner):
+class FasterVLM(TokenMethod):
     """Keep the tokens that the CLS token gives most attention to."""
 
     paper: ClassVar[str] = "FasterVLM, arXiv 2412.01818v1"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
 from visprune.errors import UnsupportedError, UsageError
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ __all__ = ["FoPruRank", "FoPruRow"]
 
 
 @dataclass(frozen=True, slots=True)
-class _FoPru(TokenPruner):
+class _FoPru(TokenMethod):
     """The scores, which rank and row share.
 
     Attributes:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, part, ranks, top_indices
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _EARLY = ("quarter", "third", "half")
 
 
 @dataclass(frozen=True, slots=True)
-class FreePruner(TokenPruner):
+class FreePruner(TokenMethod):
     """Keep tokens of high contribution, and tokens that they attend to in an early layer (experimental).
 
     Attributes:

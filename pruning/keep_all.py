@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from visprune.budget import Budget
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ __all__ = ["KeepAll"]
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAll(TokenPruner):
+class KeepAll(TokenMethod):
     """Keep all visual tokens: no pruning."""
 
     paper: ClassVar[str] = "baseline"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["Random"]
 
 
 @dataclass(frozen=True, slots=True)
-class Random(TokenPruner):
+class Random(TokenMethod):
     """Keep a seeded random choice of tokens.
 
     Attributes:

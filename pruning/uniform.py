@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.pruning.base import Layout, TokenPruner
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["Uniform"]
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(TokenPruner):
+class Uniform(TokenMethod):
     """Keep evenly spaced tokens."""
 
     paper: ClassVar[str] = "baseline"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, TokenPruner, need_cls
+from visprune.pruning.base import Layout, TokenMethod, need_cls
 from visprune.pruning.select import last, part, ranks, repeat, top_indices
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ __all__ = ["VisPruner"]
 
 
 @dataclass(frozen=True, slots=True)
-class VisPruner(TokenPruner):
+class VisPruner(TokenMethod):
     """Keep the tokens that the CLS token attends to, and those of the rest that are least alike.
 
     Attributes:

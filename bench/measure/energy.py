@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
-from visprune.bench.measure.gpu import Gpu
+from visprune.bench.measure.gpu import NvmlGpu
 
 __all__ = ["Counter", "NoCounter", "Rapl", "Tegrastats", "counter", "watts"]
 
@@ -116,7 +116,7 @@ def watts(line: str) -> float:
 
 
 @contextmanager
-def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
+def counter(gpu: NvmlGpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
     """Yield the counter of energy of this machine.
 
     Args:
@@ -148,7 +148,7 @@ def counter(gpu: Gpu | None, powercap: Path = _POWERCAP) -> Iterator[Counter]:
 
 
 class _Nvml:
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: NvmlGpu) -> None:
         self.about = f"NVML, {gpu.name or 'the GPU'}"
         self._gpu = gpu
 

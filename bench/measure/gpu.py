@@ -14,10 +14,10 @@ from typing import Any
 from visprune.errors import MissingExtraError
 from visprune.optional import require
 
-__all__ = ["Gpu"]
+__all__ = ["NvmlGpu"]
 
 
-class Gpu:
+class NvmlGpu:
     """The first GPU of the machine. Make it with `find`.
 
     Args:
@@ -29,7 +29,7 @@ class Gpu:
         self._nvml, self._handle = nvml, handle
 
     @classmethod
-    def find(cls) -> Gpu | None:
+    def find(cls) -> NvmlGpu | None:
         """Return the first GPU; None if there is no driver or no GPU."""
         try:
             nvml = require("pynvml", extra="gpu")

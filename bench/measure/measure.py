@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from visprune.bench.measure.energy import counter
-from visprune.bench.measure.gpu import Gpu
+from visprune.bench.measure.gpu import NvmlGpu
 from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.measure.worker_process import Worker
 from visprune.bench.report.report import Repetition, Workload
@@ -68,7 +68,7 @@ def measure(contenders: Sequence[Contender], work: Workload, progress: Progress)
     Raises:
         VispruneError: A row cannot be loaded or run, or its worker was ended.
     """
-    gpu = None if work.provider == "cpu" else Gpu.find()
+    gpu = None if work.provider == "cpu" else NvmlGpu.find()
     order = np.random.default_rng(0)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visprune-bench-")))

@@ -22,8 +22,8 @@ __all__ = [
     "PACKAGES",
     "TARGETS",
     "WIDTHS",
+    "EnginePackage",
     "Engines",
-    "Package",
     "Target",
     "check_sm",
     "check_version",
@@ -49,7 +49,7 @@ FP8_SM = 89
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
+class EnginePackage:
     """One of the two Python packages that build engines and run them.
 
     Attributes:
@@ -65,8 +65,8 @@ class Package:
 
 
 PACKAGES = {
-    "tensorrt": Package("TensorRT", "tensorrt", "10.15"),
-    "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx", "1.7"),
+    "tensorrt": EnginePackage("TensorRT", "tensorrt", "10.15"),
+    "tensorrt_rtx": EnginePackage("TensorRT-RTX", "tensorrt-rtx", "1.7"),
 }
 
 

@@ -13,11 +13,11 @@ from visprune.bench.report.page.svg import NARROW, WIDE, Canvas
 from visprune.bench.report.page.tables import Column, Table
 from visprune.bench.report.report import BenchReport, Row
 
-__all__ = ["Figure", "accuracy", "latency", "layers", "ratios", "stages"]
+__all__ = ["PageFigure", "accuracy", "latency", "layers", "ratios", "stages"]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class PageFigure:
     """A figure.
 
     Attributes:
@@ -39,7 +39,7 @@ class Figure:
         columns: Sequence[Column],
         rows: Sequence[Row],
         legend: Sequence[LegendEntry] = (),
-    ) -> Figure:
+    ) -> PageFigure:
         """Return a figure.
 
         Args:
@@ -51,49 +51,49 @@ class Figure:
         return cls(legend, draw(WIDE), draw(NARROW), Table.of(columns, rows))
 
 
-def accuracy(report: BenchReport, styles: RowStyles) -> Figure | None:
+def accuracy(report: BenchReport, styles: RowStyles) -> PageFigure | None:
     """Return the figure of accuracy by latency; None if accuracy was not measured."""
     rows = [row for row in report.rows if row.accuracy]
     if not rows:
         return None
     columns = (tables.FIRST_TOKEN, tables.P10, tables.P90, tables.ACCURACY)
-    return Figure.of(
+    return PageFigure.of(
         lambda width: draw_accuracy(rows, styles, width), columns, rows, legend=styles.legend(rows)
     )
 
 
-def ratios(report: BenchReport, styles: RowStyles) -> Figure | None:
+def ratios(report: BenchReport, styles: RowStyles) -> PageFigure | None:
     """Return the figure of times relative to the unpruned row; None if there is nothing to compare."""
     rows = [row for row in report.rows if row.role != "pytorch" and report.unpruned(row) not in (None, row)]
     if not rows:
         return None
     columns = (tables.relative(report),)
-    return Figure.of(
+    return PageFigure.of(
         lambda width: draw_ratios(report, rows, styles, width), columns, rows, legend=styles.legend(rows)
     )
 
 
-def stages(report: BenchReport) -> Figure:
+def stages(report: BenchReport) -> PageFigure:
     """Return the figure of the stages of the first token."""
     legend = [LegendEntry.of(name, colour, shape=1) for name, colour in STAGE_COLOURS.items()]
     rows = report.rows
-    return Figure.of(lambda width: draw_stages(rows, width), tables.STAGE_TIMES, rows, legend=legend)
+    return PageFigure.of(lambda width: draw_stages(rows, width), tables.STAGE_TIMES, rows, legend=legend)
 
 
-def latency(report: BenchReport, styles: RowStyles) -> Figure | None:
+def latency(report: BenchReport, styles: RowStyles) -> PageFigure | None:
     """Return the figure of latency by kept tokens; None if all rows keep the same number."""
     rows = [row for row in report.rows if row.role != "pytorch"]
     if len({row.kept for row in rows}) < 2:
         return None
     columns = (tables.TOKENS, tables.FIRST_TOKEN, tables.P10, tables.P90)
-    return Figure.of(
+    return PageFigure.of(
         lambda width: draw_latency(rows, styles, width), columns, rows, legend=styles.legend(rows)
     )
 
 
-def layers(report: BenchReport, styles: RowStyles) -> Figure | None:
+def layers(report: BenchReport, styles: RowStyles) -> PageFigure | None:
     """Return the figure of tokens by layer; None if no row prunes inside the LLM."""
     rows = pruned_inside(report.rows)
     if not rows:
         return None
-    return Figure.of(lambda width: draw_layers(rows, styles, width), (tables.LAYER_TOKENS,), rows)
+    return PageFigure.of(lambda width: draw_layers(rows, styles, width), (tables.LAYER_TOKENS,), rows)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from visprune.bench.measure.energy import NoCounter, Rapl, Tegrastats, counter, watts
-from visprune.bench.measure.gpu import Gpu
+from visprune.bench.measure.gpu import NvmlGpu
 
 ORIN_NX = (
     "11-21-2026 15:36:15 RAM 3134/15823MB (lfb 4x4MB) SWAP 0/7912MB CPU [0%@729,2%@729] GR3D_FREQ 0% "
@@ -133,7 +133,7 @@ def driver(monkeypatch, fresh_bindings) -> SimpleNamespace:
 
 
 def test_the_driver_tells_name_energy_and_memory(driver, tmp_path):
-    gpu = Gpu.find()
+    gpu = NvmlGpu.find()
     assert (gpu.name, gpu.joules()) == ("A GPU", 4.5)
     assert [gpu.process_bytes(pid) for pid in (41, 42, 43)] == [None, 1_000_000, None]
     with counter(gpu, tmp_path / "none") as found:
@@ -144,19 +144,19 @@ def test_a_driver_that_knows_little_is_no_error(driver):
     driver.nvmlDeviceGetName = lambda *_: NOT_SUPPORTED
     driver.nvmlDeviceGetTotalEnergyConsumption = lambda *_: NOT_SUPPORTED
     del driver.nvmlDeviceGetComputeRunningProcesses_v3  # an old driver
-    gpu = Gpu.find()
+    gpu = NvmlGpu.find()
     assert (gpu.name, gpu.joules(), gpu.process_bytes(42)) == (None, None, None)
 
 
 def test_a_driver_without_a_gpu(driver):
     driver.nvmlDeviceGetHandleByIndex_v2 = lambda *_: NOT_SUPPORTED
-    assert Gpu.find() is None
+    assert NvmlGpu.find() is None
 
 
 @pytest.mark.usefixtures("no_tegrastats")
 def test_without_the_bindings_nothing_is_known_of_a_gpu_and_that_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pynvml", None)  # Python's own way to make an import fail
-    gpu = Gpu.find()
+    gpu = NvmlGpu.find()
     assert (gpu.name, gpu.joules(), gpu.process_bytes(42)) == (None, None, None)
     with counter(gpu, tmp_path / "none") as found:
         assert found.about == "no counter: the package nvidia-ml-py is not installed"
@@ -165,7 +165,7 @@ def test_without_the_bindings_nothing_is_known_of_a_gpu_and_that_is_said(monkeyp
 @pytest.mark.usefixtures("no_tegrastats")
 def test_a_gpu_that_counts_no_energy(monkeypatch, tmp_path, driver):
     driver.nvmlDeviceGetTotalEnergyConsumption = lambda *_: NOT_SUPPORTED
-    silent = Gpu.find()
+    silent = NvmlGpu.find()
     with counter(silent, tmp_path / "none") as found:
         assert found.about == "no counter: this GPU has none"
     program = tmp_path / "tegrastats"
@@ -189,4 +189,4 @@ def test_a_machine_without_a_driver_has_no_gpu(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", missing)
-    assert Gpu.find() is None
+    assert NvmlGpu.find() is None
