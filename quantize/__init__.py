@@ -6,10 +6,23 @@ The package knows graphs and bundles, and no model family; it needs neither PyTo
 
 from __future__ import annotations
 
-from visprune.packages import make_callable
-from visprune.quantize.quantize_options import QuantizeOptions
-from visprune.quantize.quantizer import quantize
+from typing import TYPE_CHECKING
+
+from visprune.packages import lazy, make_callable
+
+if TYPE_CHECKING:
+    from visprune.quantize.quantize_options import QuantizeOptions
+    from visprune.quantize.quantizer import quantize
 
 __all__ = ["QuantizeOptions", "quantize"]
+
+# Lazily, because a command line needs the options without NumPy.
+__getattr__ = lazy(
+    __name__,
+    {
+        "QuantizeOptions": "visprune.quantize.quantize_options",
+        "quantize": "visprune.quantize.quantizer",
+    },
+)
 
 make_callable(__name__)

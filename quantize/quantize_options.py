@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from visprune.errors import UnsupportedError, UsageError
-from visprune.quantize.ranges import RANGES, Range
+from visprune.options import Option, documented
 from visprune.targets import DTYPES, WIDTHS, Target
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "BLOCK_SIZES",
     "FLOAT",
     "PARTS",
     "PRECISIONS",
+    "RANGES",
     "STATIC",
     "QuantizeOptions",
+    "Range",
     "ResolvedOptions",
     "resolve",
 ]
@@ -28,54 +32,69 @@ PRECISIONS = ("int8", "int8-dynamic", "fp8", "int4")
 PARTS = ("vision", "projector", "decoder", "head")
 BLOCK_SIZES = (32, 64, 128)
 
+Range = Literal["search", "max", "percentile", "entropy"]
+"""How the range of an activation is found; see `visprune.quantize.ranges`."""
+RANGES: tuple[Range, ...] = ("search", "max", "percentile", "entropy")
+
 STATIC = ("int8", "fp8")
 """Precisions that round activations to a fixed range, which is found on samples."""
 
 
+Part = Annotated[
+    str | None,
+    Option("Precision of this part; fp32 or fp16 leaves it float.", metavar="PRECISION"),
+]
+
+
+@documented
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """Options of `quantize`. They are checked here as far as that is possible without a bundle.
+    """Options of a quantization. They are checked here as far as that is possible without a bundle.
 
-    Attributes:
-        precision: Precision of every part without an option of its own: int8, int8-dynamic, fp8 or int4.
-        vision: Precision of the vision encoder, or fp32, fp16 or float to leave it float; by default
-            `precision`.
-        projector: Precision of the projector, likewise.
-        decoder: Precision of the layers of the language model, likewise.
-        head: Precision of the output matrix of the language model, likewise; by default that of the decoder.
-        embedding: Precision of the token table: float, or int8 with a scale for each token.
-        calibration: JSONL file of images and prompts; by default, for the demo model only, a bundled one.
-        max_skipped: Largest share of its lines that may be left out because their images are unreadable.
-        samples: Number of samples to draw from it; all by default.
-        seed: Seed to draw them with.
-        ranges: How the range of an activation is found; see `visprune.quantize.ranges`.
-        smooth: Whether factors of channels are moved from activations into weights (SmoothQuant, AWQ).
-        block_size: Inputs that share a scale, for int4.
-        error_budget: Largest relative error (L2) of a graph's output on held-out samples. Above it, the most
-            sensitive int8 and fp8 layers are left float until the error is within it. Infinity: no limit.
-        timing: Whether both bundles are timed.
-        force: Whether an existing bundle is replaced.
+    The parts are by default quantized to `precision`, and the output matrix of the language model (`head`) as
+    its layers (`decoder`). The error of a graph's output is relative (L2), on held-out samples; infinity is
+    no limit.
 
     Raises:
         UsageError: An option has a value that is not offered.
     """
 
-    precision: str
-    vision: str | None = None
-    projector: str | None = None
-    decoder: str | None = None
-    head: str | None = None
-    embedding: str = FLOAT
-    calibration: str | Path | None = None
-    max_skipped: float = 0.0
-    samples: int | None = None
-    seed: int = 0
-    ranges: Range = "search"
-    smooth: bool = True
-    block_size: int = 32
-    error_budget: float = 0.1
-    timing: bool = True
-    force: bool = False
+    precision: Annotated[
+        str, Option("int8, int8-dynamic, fp8 or int4.", metavar="NAME", flags=("--precision", "-p"))
+    ]
+    calibration: Annotated[
+        str | Path | None,
+        Option(
+            'Samples to find ranges on: lines of {"image": path, "prompt": text}.',
+            metavar="FILE",
+            shows="for the demo model a bundled set of 16",
+        ),
+    ] = None
+    vision: Part = None
+    projector: Part = None
+    decoder: Part = None
+    head: Part = None
+    embedding: Annotated[
+        str, Option("Precision of the token table: float, or int8 with a scale for each token.")
+    ] = FLOAT
+    block_size: Annotated[
+        int, Option("For int4, the number of inputs that share a scale: 32, 64 or 128.")
+    ] = 32
+    ranges: Annotated[
+        Range,
+        Option("How ranges of activations are found: search, max, percentile or entropy.", metavar="HOW"),
+    ] = "search"
+    smooth: Annotated[
+        bool, Option("Move factors of channels from activations into weights (SmoothQuant, AWQ).")
+    ] = True
+    error_budget: Annotated[
+        float, Option("Largest relative error of a graph's output. Above it, layers are left float.")
+    ] = 0.1
+    samples: Annotated[int | None, Option("Number of samples to draw.", metavar="N", shows="all")] = None
+    seed: Annotated[int, Option("Seed to draw samples with.")] = 0
+    max_skipped: Annotated[float, Option("Largest share of samples that may have unreadable images.")] = 0.0
+    timing: Annotated[bool, Option("Time both bundles on this machine.")] = True
+    force: Annotated[bool, Option("Replace an existing bundle.")] = False
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -123,6 +142,8 @@ class ResolvedOptions:
     @property
     def numpy_dtype(self) -> np.dtype:
         """Float type of the bundle, which scales have too, as NumPy has it."""
+        import numpy as np
+
         return np.dtype(self.dtype)
 
     @property

@@ -11,15 +11,12 @@ Values beyond a range are clipped to it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RANGES", "Range", "candidates", "entropy_range"]
+from visprune.quantize.quantize_options import RANGES, Range
 
-Range = Literal["search", "max", "percentile", "entropy"]
-RANGES: tuple[Range, ...] = ("search", "max", "percentile", "entropy")
+__all__ = ["RANGES", "Range", "candidates", "entropy_range"]
 
 Array = NDArray[np.float32]
 

@@ -11,9 +11,10 @@ import typer
 
 from visprune.commands.arguments import Model
 from visprune.commands.option_fields import typer_option, with_options
-from visprune.commands.quantize import Calibration, judge_for, print_report, read_report
+from visprune.commands.quantize import judge_for, print_report, read_report
 from visprune.errors import ExportError, UsageError
 from visprune.export.export_options import ExportOptions
+from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.targets import DTYPES
 from visprune.terminal import bars, note, print_json
 from visprune.units import in_bytes
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.export.preview import Preview
     from visprune.progress import Progress
-    from visprune.quantize.quantize_options import QuantizeOptions
 
 __all__ = ["RecipeFile", "Then", "export"]
 
@@ -39,7 +39,7 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Quantize it too, see `visprune quantize`.", show_default="float"),
     ] = None,
-    calibration: Calibration = None,
+    calibration: Annotated[Path | None, typer_option(QuantizeOptions, "calibration")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -81,7 +81,6 @@ def _check_precision(
 ) -> QuantizeOptions:
     """Check the options of a quantization before the export that it follows."""
     from visprune.bundled import DEMO
-    from visprune.quantize.quantize_options import QuantizeOptions
     from visprune.quantize.quantizer import prepare
     from visprune.targets import target as find_target
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from visprune.commands.arguments import BundleDir
+from visprune.commands.option_fields import with_options
+from visprune.quantize.quantize_options import QuantizeOptions
 from visprune.terminal import bars, print_json
 from visprune.units import in_bytes
 
@@ -18,70 +20,22 @@ if TYPE_CHECKING:
 
     from visprune.bundle import Bundle
     from visprune.quantize.outcome import Judge
-    from visprune.quantize.ranges import Range
 
-__all__ = ["Calibration", "judge_for", "print_report", "quantize", "read_report"]
+__all__ = ["judge_for", "print_report", "quantize", "read_report"]
 
 _QUESTIONS = 200  # asked of both bundles of the demo model
 _SHOWN = 5  # layers with the largest errors
 _WIDTH = 110  # columns of the table, if stdout is no terminal
 
-Calibration = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help='Samples to find ranges on: lines of {"image": path, "prompt": text}.',
-        show_default="for the demo model a bundled set of 16",
-    ),
-]
-Part = Annotated[
-    str | None,
-    typer.Option(metavar="PRECISION", help="Precision of this part; fp32 or fp16 leaves it float."),
-]
 
-
-def quantize(  # noqa: PLR0913 - a command line's options
+@with_options(QuantizeOptions, before={"calibration": ("output",)})
+def quantize(
     bundle: BundleDir,
     *,
-    precision: Annotated[
-        str, typer.Option("--precision", "-p", metavar="NAME", help="int8, int8-dynamic, fp8 or int4.")
-    ],
+    options: QuantizeOptions,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the new bundle.")
     ],
-    calibration: Calibration = None,
-    vision: Part = None,
-    projector: Part = None,
-    decoder: Part = None,
-    head: Part = None,
-    embedding: Annotated[
-        str, typer.Option(help="Precision of the token table: float, or int8 with a scale for each token.")
-    ] = "float",
-    block_size: Annotated[
-        int, typer.Option(help="For int4, the number of inputs that share a scale: 32, 64 or 128.")
-    ] = 32,
-    ranges: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW", help="How ranges of activations are found: search, max, percentile or entropy."
-        ),
-    ] = "search",
-    smooth: Annotated[
-        bool, typer.Option(help="Move factors of channels from activations into weights (SmoothQuant, AWQ).")
-    ] = True,
-    error_budget: Annotated[
-        float,
-        typer.Option(help="Largest relative error of a graph's output. Above it, layers are left float."),
-    ] = 0.1,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of samples to draw.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed to draw samples with.")] = 0,
-    max_skipped: Annotated[
-        float, typer.Option(help="Largest share of samples that may have unreadable images.")
-    ] = 0.0,
-    timing: Annotated[bool, typer.Option(help="Time both bundles on this machine.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead.")] = False,
 ) -> None:
     """Quantize the linear layers of a bundle.
@@ -90,28 +44,9 @@ def quantize(  # noqa: PLR0913 - a command line's options
     """
     with bars() as progress:
         from visprune.bundle import Bundle
-        from visprune.quantize.quantize_options import QuantizeOptions
         from visprune.quantize.quantizer import quantize_bundle
 
         source = Bundle.open(bundle)
-        options = QuantizeOptions(
-            precision,
-            calibration=calibration,
-            vision=vision,
-            projector=projector,
-            decoder=decoder,
-            head=head,
-            embedding=embedding,
-            block_size=block_size,
-            ranges=cast("Range", ranges),
-            smooth=smooth,
-            error_budget=error_budget,
-            samples=samples,
-            seed=seed,
-            max_skipped=max_skipped,
-            timing=timing,
-            force=force,
-        )
         made = quantize_bundle(source, output, options, judge=judge_for(source), progress=progress)
     report = read_report(made)
     if as_json:
