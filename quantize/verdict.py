@@ -169,4 +169,4 @@ def _times(speedup: float) -> str:
 def _points(points: float) -> str:
     if abs(points) < 0.05:
         return "as many right answers"
-    return f"{abs(points):.1f} points {'higher' if points > 0 else 'lower'}"
+    return f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'} right answers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Literal
 
 from visprune.bench.report.formatting import (
@@ -100,8 +101,10 @@ def _costs(row: Row, *, energy: bool, device: bool) -> list[str]:
 
 def _legend(report: BenchReport) -> list[str]:
     work, machine = report.work, report.machine
-    pictures = "1 picture" if len(work.images) == 1 else f"{len(work.images)} pictures"
-    questions = next((row.accuracy.questions for row in report.rows if row.accuracy), None)
+    images = ", ".join(
+        "an image in the command line" if i.startswith("data:") else Path(i).name for i in work.images
+    )
+    accuracy = next((row.accuracy for row in report.rows if row.accuracy), None)
     convention = next((row.flops.convention for row in report.rows if row.flops), None)
     return [
         f"Times are ms, medians of {work.rounds} rounds after {work.warm_up} warm-up rounds, each row once a "
@@ -115,8 +118,15 @@ def _legend(report: BenchReport) -> list[str]:
             if convention
             else []
         ),
-        *([f"right: share of right answers, with its 95% interval: {questions}."] if questions else []),
-        f"{pictures} and {work.max_new_tokens} new tokens on {machine.gpu or machine.processor}, "
+        *(
+            [
+                f"right: share of right answers to {accuracy.of} questions, with its 95% interval: "
+                f"{accuracy.questions}."
+            ]
+            if accuracy
+            else []
+        ),
+        f"{images} and {work.max_new_tokens} new tokens on {machine.gpu or machine.processor}, "
         f"{work.provider}, {work.threads} threads; energy: {machine.energy_counter}.",
         "memory: largest resident set of the row's own process. cache: keys and values after the prefill.",
     ]
@@ -144,7 +154,7 @@ def _winner(rows: list[Row], metric: Literal["first_token", "per_token"], time: 
     best, ties = fastest(rows, metric)
     if not ties:
         return f"{time}: {best.name} is the fastest."
-    names = ", ".join(row.name for row in (best, *ties))
+    names = "; ".join(row.name for row in (best, *ties))
     if len(ties) + 1 == len(rows):
         return f"{time}: no difference can be told between {names}."
     return f"{time}: the fastest are {names}, and no difference can be told between them."

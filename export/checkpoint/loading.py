@@ -6,6 +6,7 @@ The modules are built by `visprune.export.graph.weightless`; the tokenizer and t
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import transformers
@@ -37,6 +38,8 @@ def silence_transformers() -> None:
     """Turn off transformers' progress bars, warnings and questions; its errors still show."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # Warnings about future versions are for developers.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")
     # Otherwise transformers asks at the terminal whether to run a checkpoint's code, if it was not told.
     transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 

@@ -26,7 +26,7 @@ ChatTemplateFile: TypeAlias = Annotated[
 FitSamples: TypeAlias = Annotated[
     str | Path | None,
     Option(
-        'To fit a FitPrune recipe on: lines of {"image": path, "prompt": text}.',
+        'Samples to fit a FitPrune recipe on: lines of {"image": path, "prompt": text}.',
         metavar="FILE",
         flags=("--data",),
         shows="a bundled set of 16",
@@ -49,8 +49,8 @@ class FitOptions:
     ratio: Annotated[float, Option("Fraction of the visual work to KEEP, in (0, 1].")]
     data: FitSamples = None
     max_prune_points: MaxPrunePoints = None
-    samples: Annotated[int | None, Option("Draw so many of the samples.", metavar="N", shows="all")] = None
-    seed: Annotated[int, Option("To draw them with.")] = 0
+    samples: Annotated[int | None, Option("Number of samples to draw.", metavar="N", shows="all")] = None
+    seed: Annotated[int, Option("Seed to draw samples with.")] = 0
     device: Annotated[str, Option("Where PyTorch computes: cpu or cuda.")] = "cpu"
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False

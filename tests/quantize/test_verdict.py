@@ -32,7 +32,7 @@ def test_all_that_is_known_is_said():
     said = report(right=(900, 897)).verdict()
     assert said == (
         "int8: first token 2x faster, each further token 4x faster, 26% of the bytes, "
-        "output error at most 3.4%, 0.3 points lower: keep it"
+        "output error at most 3.4%, 0.3 points fewer right answers: keep it"
     )
 
 
@@ -68,9 +68,9 @@ def test_judgements(settings, ending):
 @pytest.mark.parametrize(
     ("right", "text"),
     [
-        ((900, 905), "0.5 points higher"),
+        ((900, 905), "0.5 points more right answers"),
         ((900, 900), "as many right answers"),
-        ((900, 895), "0.5 points lower"),
+        ((900, 895), "0.5 points fewer right answers"),
     ],
 )
 def test_points(right, text):

@@ -61,20 +61,22 @@ def bench(  # noqa: PLR0913 - a command line's options
         ),
     ] = None,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Make and measure every combination of the next three.")
+        bool,
+        typer.Option("--sweep", help="Make and measure every combination of methods, ratios and precisions."),
     ] = False,
     methods: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Of a sweep.", show_default=_METHODS)
+        str | None,
+        typer.Option(metavar="A,B,...", help="For a sweep: pruning methods.", show_default=_METHODS),
     ] = None,
     ratios: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Of a sweep: fractions to KEEP.", show_default=_RATIOS),
+        typer.Option(metavar="A,B,...", help="For a sweep: fractions to KEEP.", show_default=_RATIOS),
     ] = None,
     precisions: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Of a sweep: fp32, fp16, int8, int8-dynamic, fp8, int4.",
+            help="For a sweep: fp32, fp16, int8, int8-dynamic, fp8, int4.",
             show_default=_PRECISIONS,
         ),
     ] = None,
@@ -82,7 +84,7 @@ def bench(  # noqa: PLR0913 - a command line's options
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Of a sweep, to fit and quantize with: lines of {"image": path, "prompt": text}.',
+            help='For a sweep: samples to fit and quantize with, lines of {"image": path, "prompt": text}.',
             show_default="for the demo model a bundled set of 16",
         ),
     ] = None,
@@ -90,7 +92,7 @@ def bench(  # noqa: PLR0913 - a command line's options
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"Of a sweep, questions to measure accuracy with: lines of {QUESTION_LINE}.",
+            help=f"For a sweep: questions to measure accuracy with, lines of {QUESTION_LINE}.",
             show_default=f"for the demo model {_DEMO_QUESTIONS} held-out questions",
         ),
     ] = None,
@@ -102,7 +104,12 @@ def bench(  # noqa: PLR0913 - a command line's options
     instruction: Instruction = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Of a sweep; an earlier one is continued."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="For a sweep: its directory; an earlier sweep there is continued.",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
