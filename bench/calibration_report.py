@@ -32,6 +32,8 @@ def read_calibration(path: str | Path) -> Calibration:
         # On a CPU, ONNX Runtime computes fp16 bundles in fp32.
         if row.role == "pytorch" or row.precision not in PRECISIONS or (on_cpu and row.precision == "fp16"):
             continue
+        if row.role != "given" and not Path(row.path).exists():
+            continue  # exported for the comparison, and not kept
         seen = _observations(row, report, item_size)
         found.setdefault(row.precision, []).extend(seen)
         heaviest = max(heaviest, *(o.work.bytes for o in seen))

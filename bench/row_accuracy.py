@@ -13,7 +13,7 @@ from pathlib import Path
 
 from visprune.bench.lineup import Entry
 from visprune.bench.report.report import Accuracy, Workload
-from visprune.cores import usable_cores
+from visprune.cores import total_memory, usable_cores
 from visprune.evaluation import evaluate
 from visprune.evaluation.answering import AnswerSettings, Candidate
 from visprune.evaluation.evaluator import answers_depend_on
@@ -63,25 +63,29 @@ def row_accuracies(
         settings=settings,
         workers=workers,
         output=folder / f"{name}.jsonl",
+        common=True,
         progress=one_bar,
     )
     names = [one.contender.name for one in entries]
     about = f"{found.data}, {found.rows[0].figures[0].name}"
     about += "" if work.system is None else f", after the system prompt “{work.system}”"
     notes = _notes(dict(zip(names, found.rows, strict=True)), questions, settings)
+    notes += found.skipped[len(questions.skipped) :]  # those that some row could not be asked
     return [_accuracy(row, about) for row in found.rows], notes
 
 
 def _settings(entries: Sequence[Entry], work: Workload) -> tuple[AnswerSettings, Workers]:
     """Return the settings of the answers, and the workers.
 
-    On the CPU there is a worker with one thread for each core. If memory does not hold as many bundles, one
-    worker has all threads of the workload. On a GPU there is one worker, because memory there is not known.
+    On the CPU there are workers with one thread each. If half of this machine's memory does not hold a bundle
+    for each core, one worker has all threads of the workload. Answers are kept by the number of threads, so
+    this must not depend on the memory that is free. On a GPU there is one worker, because memory there is not
+    known.
     """
     if work.provider != "cpu":
         return AnswerSettings(provider=work.provider, system=work.system), Workers(1)
     largest = max(sum(file.size for file in one.manifest.files.values()) for one in entries)
-    if Workers().count(1, largest) < usable_cores():
+    if 2 * largest * usable_cores() > total_memory():
         return AnswerSettings(threads=work.threads, system=work.system), Workers(1)
     return AnswerSettings(system=work.system), Workers()
 
@@ -106,7 +110,4 @@ def _notes(rows: dict[str, EvaluationRow], questions: Questions, settings: Answe
     cut = [f"{name} ({row.cut})" for name, row in rows.items() if row.cut]
     if cut:
         notes.append(f"Answers were cut off at {settings.max_new_tokens} tokens: {', '.join(cut)}.")
-    for name, row in rows.items():
-        if row.errors:
-            notes.append(f"{name} could not be asked {len(row.errors)} questions; the first: {row.errors[0]}")
     return notes

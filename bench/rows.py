@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
 from visprune.bench.measure.protocol import Done
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload
-from visprune.cores import processor_name, usable_cores
+from visprune.cores import processor_name, total_memory, usable_cores
 from visprune.estimate.flops import savings
 from visprune.version import __version__
 
@@ -133,7 +132,7 @@ def _machine(measured: Measured, rows: Sequence[Row]) -> Machine:
     return Machine(
         processor=_processor(),
         cores=usable_cores(),
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory=total_memory(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         python=".".join(map(str, sys.version_info[:3])),
         packages=packages,

@@ -14,7 +14,10 @@ anew in every run, because only times of one run can be compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from visprune.budget import check_ratio
 from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError
 from visprune.evaluation.questions import Questions, check
 from visprune.export.checkpoint.checkpoint import Checkpoint, find
-from visprune.outputs import write_file
+from visprune.outputs import lock, write_file
 from visprune.progress import Progress, no_progress
 from visprune.pruning.registry import load_method
 from visprune.quantize.quantize_options import QuantizeOptions
@@ -119,10 +122,23 @@ def sweep(
     _check_system(work.system, checkpoint)
     if questions is not None:
         check(questions, strict=False)
-    _claim(output, checkpoint, plan.calibration)
-    bundles = SweepBundles(
-        model, checkpoint, output / "bundles", plan.precisions, plan.pruned, plan.calibration, progress
-    )
+    with _claimed(output, checkpoint, plan.calibration):
+        bundles = SweepBundles(
+            model, checkpoint, output / "bundles", plan.precisions, plan.pruned, plan.calibration, progress
+        )
+        return _measure(bundles, plan, work, output, questions, against, progress)
+
+
+def _measure(
+    bundles: SweepBundles,
+    plan: SweepPlan,
+    work: Workload,
+    output: Path,
+    questions: Questions | None,
+    against: str | None,
+    progress: Progress,
+) -> Comparison:
+    """Make the missing bundles, ask the questions, and measure; arguments as of `sweep`."""
     rows = LineUp()
     for precision in plan.precisions:
         _add_rows(rows, bundles, plan, precision)
@@ -139,7 +155,7 @@ def sweep(
         accuracy = {one.contender.name: mine for one, mine in zip(rows.entries, found, strict=True)}
         rows.notes += notes
     if against is not None:
-        rows.entries += pytorch_entries(rows.entries, checkpoint.path)
+        rows.entries += pytorch_entries(rows.entries, bundles.checkpoint.path)
     done = measure_rows(rows, work, progress)
     measured = tuple(replace(row, accuracy=accuracy.get(row.name)) for row in done.report.rows)
     return replace(done, report=replace(done.report, rows=measured))
@@ -166,8 +182,9 @@ def _check_system(system: str | None, checkpoint: Checkpoint) -> None:
     check_system(system, processor.text, processor.template, checkpoint.name)
 
 
-def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> None:
-    """Make the directory, or check that it is an earlier sweep of this model with this calibration."""
+@contextlib.contextmanager
+def _claimed(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> Iterator[None]:
+    """Make the directory, or check that it is an earlier sweep of this model; and lock it meanwhile."""
     marker = output / _MARKER
     facts = {
         "model": checkpoint.name,
@@ -177,7 +194,7 @@ def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> No
     if marker.is_file():
         try:
             earlier = json.loads(marker.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             earlier = None
         if earlier != facts:
             raise UsageError(
@@ -192,8 +209,14 @@ def _claim(output: Path, checkpoint: Checkpoint, calibration: Path | None) -> No
         raise UsageError(
             f"{output} cannot be made: {error.strerror}.", "Choose another directory with -o."
         ) from None
-    write_file(marker, json.dumps(facts, indent=1) + "\n")
-    tidy(output / "bundles")
+    descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock(descriptor, output)
+        write_file(marker, json.dumps(facts, indent=1) + "\n")
+        tidy(output / "bundles")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _add_rows(rows: LineUp, bundles: SweepBundles, plan: SweepPlan, precision: str) -> None:

@@ -21,13 +21,13 @@ from visprune.runtime.reading import check_texts
 from visprune.verified import verify
 from visprune.version import __version__
 
-__all__ = ["answers_depend_on", "evaluate"]
+__all__ = ["answers_depend_on", "asked_of_all", "evaluate"]
 
 _DEFAULTS = AnswerSettings()
 _AS_MANY_AS_FIT = Workers()
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the options of a run
     bundles: Sequence[str | Path | Candidate],
     questions: Questions | str | Path,
     *,
@@ -35,6 +35,7 @@ def evaluate(
     workers: Workers = _AS_MANY_AS_FIT,
     output: Path | None = None,
     strict: bool = False,
+    common: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
 ) -> Evaluation:
@@ -51,6 +52,7 @@ def evaluate(
         output: The file of answers. If it exists, the run continues from it: questions that it answers are
             not asked again.
         strict: Whether to stop at the first question that cannot be used or asked.
+        common: Whether all bundles are judged by the questions that each of them could be asked.
         force: Whether to start the file of answers anew.
         progress: Called after each answer, with the name of the bundle.
 
@@ -97,10 +99,11 @@ def evaluate(
                             raise _cannot_be_asked(questions, found)
                         ledger.add(job.identity, found)
                         progress(one.name, done, total)
+        answers = [ledger.answers(job.identity) for job in jobs]
         return summarise(
-            questions,
+            asked_of_all(questions, answers) if common else questions,
             [_evaluated(one, bundle) for one, bundle in zip(candidates, opened, strict=True)],
-            [ledger.answers(job.identity) for job in jobs],
+            answers,
         )
 
 
@@ -121,6 +124,19 @@ def _to_ask(questions: Questions, known: Mapping[str, Answer], *, strict: bool) 
     """Return the questions without an answer; if strict, also those that could not be asked before."""
     done = {key for key, found in known.items() if found.error is None or not strict}
     return [question for question in questions.usable if question.key not in done]
+
+
+def asked_of_all(questions: Questions, answers: Sequence[Mapping[str, Answer]]) -> Questions:
+    """Leave out the questions that some bundle could not be asked, such as those that are too long for it.
+
+    If no question is left, all stay.
+    """
+    failed = {key for known in answers for key, found in known.items() if found.error is not None}
+    usable = tuple(question for question in questions.usable if question.key not in failed)
+    if not failed or not usable:
+        return questions
+    left_out = f"{len(failed)} questions could not be asked of every bundle, and are left out for all."
+    return replace(questions, usable=usable, skipped=(*questions.skipped, left_out))
 
 
 def _cannot_be_asked(questions: Questions, found: Answer) -> InputError:

@@ -8,7 +8,6 @@ cut off is dropped. Answers to other questions, or of a bundle that has changed,
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 from visprune.errors import BundleError, UsageError
 from visprune.evaluation.answering import Answer
+from visprune.outputs import lock
 from visprune.records import from_json
 
 __all__ = ["Ledger"]
@@ -49,7 +49,7 @@ class Ledger:
             return
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            self._lock(self._file, path)
+            lock(self._file, path)
             self._read(path, {"visprune_eval": _FORMAT, **asked}, force=force)
         except OSError as error:
             self._close()
@@ -105,17 +105,6 @@ class Ledger:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    @staticmethod
-    def _lock(file: int, path: Path) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"Another run is writing {path}.", "Wait for it, or write to another place with -o."
-            ) from None
-        except OSError:  # this file system has no locks
-            pass
 
     def _read(self, path: Path, first: dict[str, Any], *, force: bool) -> None:
         """Read the answers that the file holds; drop a last line that was cut off."""

@@ -78,7 +78,7 @@ def bundle(checkpoint: Path) -> Path:
     return path
 
 
-def repeat(pipeline: visprune.Pipeline, kept: int) -> dict[Stage, float]:
+def repeat(pipeline: visprune.runtime.Pipeline, kept: int) -> dict[Stage, float]:
     """Run a prefill and some decoding; return the seconds of each stage, for decoding of one token."""
     manifest, executor = pipeline.manifest, pipeline.loaded.executor
     session, picture = Session(executor, manifest, Keep(kept)), Picture(pixels())
@@ -100,7 +100,7 @@ class Line:
     seconds: Summary
 
 
-def measure(pipelines: dict[str, visprune.Pipeline], rounds: int) -> list[Line]:
+def measure(pipelines: dict[str, visprune.runtime.Pipeline], rounds: int) -> list[Line]:
     """Measure all models in turns, after a warm-up round."""
     spent: dict[tuple[str, int, Stage], list[float]] = {}
     for number in range(1 + rounds):

@@ -225,9 +225,10 @@ def _read(entry: Path) -> dict[str, Statistics] | None:
         with np.load(entry, allow_pickle=False) as file:
             arrays = dict(file)
         names = {key.rpartition("|")[0] for key in arrays}
-        return {n: Statistics(*(arrays[f"{n}|{part}"] for part in _PARTS)) for n in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = {n: Statistics(*(arrays[f"{n}|{part}"] for part in _PARTS)) for n in names}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
+    return found or None
 
 
 def _write(entry: Path, found: Mapping[str, Statistics]) -> None:

@@ -396,8 +396,15 @@ def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: files are handed to processes in this order, and none should wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Long files first: processes take them in this order, and none should wait for the last one."""
+    folders = ("export", "engines", "bench", "quantize", "evaluation")
+
+    def order(item: pytest.Item) -> int:
+        if item.path.name == "test_readme.py":
+            return 0
+        return next((1 + i for i, folder in enumerate(folders) if folder in item.path.parts), 9)
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")

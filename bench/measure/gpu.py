@@ -68,5 +68,5 @@ class NvmlGpu:
             return None
         try:
             return getattr(self._nvml, function)(self._handle)
-        except self._nvml.NVMLError:
+        except (AttributeError, self._nvml.NVMLError):  # another package is named pynvml too
             return None

@@ -22,7 +22,7 @@ from visprune.units import in_bytes
 
 __all__ = ["print_report", "verdicts"]
 
-_LEAST_WIDTH = 140  # columns; also the width where the output is no terminal, such as a log
+_LEAST_WIDTH = 170  # columns; also the width where the output is no terminal, such as a log
 
 _TIMES = (
     "",

@@ -12,7 +12,14 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_memory", "processor_flags", "processor_name", "sums_may_overflow", "usable_cores"]
+__all__ = [
+    "available_memory",
+    "processor_flags",
+    "processor_name",
+    "sums_may_overflow",
+    "total_memory",
+    "usable_cores",
+]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -38,6 +45,11 @@ def _siblings(cpu: int) -> str:
     with suppress(OSError):
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     return str(cpu)
+
+
+def total_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_memory() -> int | None:

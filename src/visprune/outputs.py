@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 from visprune.errors import UsageError
 from visprune.staging import whole
 
-__all__ = ["check_file", "write_file"]
+__all__ = ["check_file", "lock", "write_file"]
 
 
 def check_file(path: Path, *, force: bool) -> None:
@@ -39,3 +40,19 @@ def write_file(path: Path, text: str) -> None:
     """
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Lock an open file or directory for this process, until it is closed.
+
+    Raises:
+        UsageError: Another process holds the lock.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"Another run is writing {path}.", "Wait for it, or write to another place with -o."
+        ) from None
+    except OSError:  # this file system has no locks
+        pass

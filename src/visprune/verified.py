@@ -54,6 +54,6 @@ def verify(bundle: Bundle, on_file: Callable[[str, int], None] | None = None) ->
 
 
 def _read(memory: Path) -> object:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         return json.loads(memory.read_text(encoding="utf-8"))
     return None

@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 from visprune.bench.report.report import BenchReport
 from visprune.bench.row_accuracy import _accuracy, row_accuracies
-from visprune.bench.sweep import SweepPlan, _claim, sweep
+from visprune.bench.sweep import SweepPlan, _claimed, sweep
 from visprune.bench.sweep_bundles import FLOATS, SweepBundles
 from visprune.bundle import Bundle
 from visprune.demo import MODEL_DIR
@@ -107,10 +107,19 @@ def test_another_directory_or_another_model_is_refused_and_left_alone(model, wor
     found = find(str(model))
     samples = tmp_path / "samples.jsonl"
     samples.write_text("{}")
-    _claim(tmp_path / "own", found, None)
-    _claim(tmp_path / "own", found, None)
-    with pytest.raises(UsageError, match="with another calibration"):
-        _claim(tmp_path / "own", found, samples)
+    with _claimed(tmp_path / "own", found, None):
+        pass
+    with (
+        _claimed(tmp_path / "own", found, None),
+        pytest.raises(UsageError, match="Another run is writing"),
+        _claimed(tmp_path / "own", found, None),
+    ):
+        pass
+    with (
+        pytest.raises(UsageError, match="with another calibration"),
+        _claimed(tmp_path / "own", found, samples),
+    ):
+        pass
 
 
 def test_quantizing_without_samples_is_refused_before_anything_is_made(model, work, tmp_path):

@@ -386,6 +386,10 @@ class TestChat:
         assert code == 0
         assert answers == [json.loads(one)["token_ids"] for one in out.splitlines()]
 
+    def test_a_closed_stdin_is_an_empty_one(self, call, tiny_bundle, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", None)
+        assert call("chat", tiny_bundle)[:2] == (0, "")
+
     def test_a_pipe_of_a_process_goes_on(self, tiny_bundle, cat):
         lines = f"/image /nowhere.png\n/image {cat}\nWhat?\n"
         done = process("chat", tiny_bundle, "--json", "--max-new-tokens", 2, input=lines)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from visprune.errors import UsageError
-from visprune.outputs import check_file, write_file
+from visprune.outputs import check_file, lock, write_file
 
 
 def test_a_free_path_is_accepted_and_left_as_it_is(tmp_path):
@@ -35,3 +37,13 @@ def test_a_file_replaces_the_earlier_one_and_leaves_nothing_else(tmp_path):
     write_file(path, "größer")
     assert path.read_text(encoding="utf-8") == "größer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_is_locked_until_it_is_closed(tmp_path):
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    lock(first, tmp_path)
+    with pytest.raises(UsageError, match="Another run is writing"):
+        lock(second, tmp_path)
+    os.close(first)
+    lock(second, tmp_path)
+    os.close(second)

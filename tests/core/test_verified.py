@@ -57,11 +57,12 @@ def test_altered_manifest_hash(tiny_copy):
         verify(Bundle.open(tiny_copy))
 
 
-def test_damaged_memory_is_ignored(tiny_copy):
+@pytest.mark.parametrize("damaged", ["{", "[" * 100_000])
+def test_damaged_memory_is_ignored(damaged, tiny_copy):
     bundle = Bundle.open(tiny_copy)
     verify(bundle)
     for note in (cache_dir() / "verified").iterdir():
-        note.write_text("{")
+        note.write_text(damaged)
     assert verify(bundle) == len(bundle.manifest.files)
     assert verify(bundle) == 0
 

@@ -20,6 +20,7 @@ from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.evaluation import evaluate, read_questions
 from visprune.evaluation.answering import Answer, AnswerSettings, Candidate
+from visprune.evaluation.evaluator import asked_of_all
 from visprune.evaluation.questions import Question, Questions
 from visprune.evaluation.summary import EvaluatedBundle, summarise
 from visprune.evaluation.workers import Workers
@@ -273,3 +274,17 @@ def test_a_candidate_may_have_a_number_of_tokens(asked, tiny_bundle):
     assert [row.kept for row in rows] == [0.5, 0.5]
     with pytest.raises(UsageError):
         evaluate([Candidate(tiny_bundle, ratio=0.5, keep_tokens=8)], asked(2))
+
+
+def test_a_question_that_one_bundle_cannot_be_asked_is_left_out_for_all():
+    questions = Questions("data", tuple(Question(key, key, b"", "?", ("x",)) for key in "abc"))
+    answers = [
+        {key: Answer(key, "x", "eos") for key in "abc"},
+        {key: Answer(key, "x", "eos", error="too long" if key == "b" else None) for key in "abc"},
+    ]
+    common = asked_of_all(questions, answers)
+    assert [question.key for question in common.usable] == ["a", "c"]
+    assert common.skipped == ("1 questions could not be asked of every bundle, and are left out for all.",)
+    rows = summarise(common, [EvaluatedBundle(name, "demo", False) for name in "pq"], answers).rows
+    assert [(row.questions, row.errors) for row in rows] == [(2, ()), (2, ())]
+    assert asked_of_all(questions, answers[:1]) is questions

@@ -189,15 +189,23 @@ def test_another_number_of_tokens_is_calibrated_anew(tiny_copy, edit_manifest, t
 
 def test_a_damaged_memory_is_made_again(tiny, tmp_path, jsonl):
     from visprune.caches import cache_dir
+    from visprune.quantize.calibration import _read
 
     options = {"precision": "int8", "calibration": jsonl(), "timing": False}
     quantize(tiny, tmp_path / "one", **options)
     (memory,) = (cache_dir() / "calibration").iterdir()
-    memory.write_bytes(memory.read_bytes()[:100])
+    good = memory.read_bytes()
+    memory.write_bytes(good[:100])
     quantize(tiny, tmp_path / "two", **options)
     assert (tmp_path / "one" / "quantization.json").read_bytes() == (
         tmp_path / "two" / "quantization.json"
     ).read_bytes()
+    assert _read(memory)
+    with memory.open("wb") as file:
+        np.save(file, np.zeros(3))  # no archive
+    assert _read(memory) is None
+    np.savez(memory)
+    assert _read(memory) is None
 
 
 STEPS = ("calibrating", "choosing ranges and factors", "running the float bundle", "quantizing")

@@ -63,7 +63,7 @@ def chat(
             if not talk.take(line):
                 break
     # A person has seen the message; a script has only the exit code.
-    if talk.refused and not sys.stdin.isatty():
+    if talk.refused and not _is_typed():
         raise typer.Exit(2)
 
 
@@ -147,13 +147,18 @@ class _Talk:
             result = stream.result
         except KeyboardInterrupt:
             stream.close()
-            if not sys.stdin.isatty():
+            if not _is_typed():
                 raise
             note("\n(stopped: this turn is not part of the conversation)")
             return
         self._waiting = []
         if self._as_json:
             print_json(asdict(result), lines=True)
+
+
+def _is_typed() -> bool:
+    """Return whether a person types the lines."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _lines() -> Iterator[str]:
@@ -164,11 +169,13 @@ def _lines() -> Iterator[str]:
     """
     from visprune.errors import InputError
 
-    if sys.stdin.isatty():
+    if sys.stdin is None:  # it was closed
+        return
+    if _is_typed():
         import readline  # noqa: F401 - gives `input` line editing and history
     while True:
         try:
-            line = input("you> ") if sys.stdin.isatty() else next(sys.stdin)
+            line = input("you> ") if _is_typed() else next(sys.stdin)
         except (EOFError, StopIteration):
             return
         except UnicodeDecodeError as error:
