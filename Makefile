@@ -23,11 +23,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev
 	$(BIN)/ruff check --quiet .
-	$(BIN)/python -m pytest --quiet --numprocesses=auto --dist=loadfile $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=auto --dist=loadfile $(QUICK)
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -55,7 +55,6 @@ QWEN3 = lively(layers=5, text="Qwen3Config", head_dim=16)
 CASES = {
     "llama-2": Case(lively(layers=3), {"method": "none", "segments": 2}, Rule(), verify=True),
     "qwen2-each-layer": Case(QWEN2, {"method": "none", "segments": 4}, Rule()),
-    "mistral-2": Case(MISTRAL, {"method": "none", "segments": 2}, Rule()),
     "fastv-qwen2": Case(QWEN2, {"method": "fastv", "ratio": 0.3}, fastv(0.3)),
     "fastv-mistral": Case(MISTRAL | {"loud_token": IMAGE}, {"method": "fastv"}, fastv(0.5)),
     "fopru-then-fastv-llama-full": Case(
