@@ -292,7 +292,7 @@ def test_segments_and_their_caches(name, opened):
 
 def test_only_what_scores_stands_in_two_graphs(opened):
     """PyramidDrop's scoring layer: its norm, queries and keys; all other weights are written once."""
-    for name in ("pyramiddrop-qwen3", "fastv-mistral", "fitprune-mistral", "mistral-2"):
+    for name in ("pyramiddrop-qwen3", "fastv-mistral", "fitprune-mistral", "llama-2"):
         seen, twice = set(), set()
         for graph_name, graph in graphs(opened(name)[1]):
             if graph_name.startswith("decoder"):
