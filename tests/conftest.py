@@ -14,6 +14,7 @@ from PIL import Image
 
 from visprune.budget import Budget
 from visprune.bundle import Bundle
+from visprune.bundled import MODEL_DIR
 from visprune.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -411,6 +412,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle. Tests that change it take `tiny_copy`."""
     return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with 15 of 144 tokens: few enough for some wrong answers."""
+    export = pytest.importorskip("visprune.export").export
+    folder = tmp_path_factory.mktemp("demo") / "uniform"
+    export(MODEL_DIR, method="uniform", ratio=0.11, output=folder, verify=False)
+    return folder
 
 
 @pytest.fixture

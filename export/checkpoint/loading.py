@@ -6,7 +6,6 @@ The modules are built by `visprune.export.graph.weightless`; the tokenizer and t
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import transformers
@@ -18,6 +17,7 @@ from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
 from visprune.export.models.parts import Features, cache_shape
 from visprune.manifest import Decoder
+from visprune.optional import ignore_future_warnings
 from visprune.work import Convention, Shapes
 
 __all__ = [
@@ -38,8 +38,7 @@ def silence_transformers() -> None:
     """Turn off transformers' progress bars, warnings and questions; its errors still show."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # Warnings about future versions are for developers.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")
+    ignore_future_warnings()
     # Otherwise transformers asks at the terminal whether to run a checkpoint's code, if it was not told.
     transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from visprune.errors import VispruneError
+from visprune.optional import ignore_future_warnings
 from visprune.version import __version__
 
 __all__ = ["VERBS", "main", "run_command"]
@@ -81,8 +81,7 @@ def run_command(verb: str | None, arguments: Sequence[str]) -> int:
         The exit code: 0 for success; 2 for an error that the user can correct; 130 for Ctrl-C, and 128 plus
         the signal's number for another signal; 141 if the reader of the output closed it.
     """
-    # Warnings about future versions of libraries are for developers.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")
+    ignore_future_warnings()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot show must not end an answer.
         if hasattr(stream, "reconfigure"):

@@ -1,14 +1,15 @@
-"""Import of packages that may not be installed; no other module imports them without a check."""
+"""Import of packages that may not be installed, and the warnings of these packages."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from types import ModuleType
 
 from visprune.errors import MissingExtraError
 
-__all__ = ["have", "require"]
+__all__ = ["have", "ignore_future_warnings", "require"]
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -40,3 +41,8 @@ def have(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):  # the parent is missing, or the module has no spec
         return False
+
+
+def ignore_future_warnings() -> None:
+    """Hide what torch and transformers say of their next versions, which is for developers."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers)\.")

@@ -17,18 +17,9 @@ COUNT = 20
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with 15 of 144 tokens: few enough for some wrong answers."""
-    export = pytest.importorskip("visprune.export").export
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    export(MODEL_DIR, method="uniform", ratio=0.11, output=folder, verify=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def right(bundle: Path) -> list[bool]:
+def right(demo_bundle: Path) -> list[bool]:
     """Which questions the bundle answers right."""
-    with visprune.load(bundle) as pipeline:
+    with visprune.load(demo_bundle) as pipeline:
         return right_answers(pipeline, *held_out(COUNT))
 
 
@@ -53,13 +44,13 @@ def test_a_bundle_answers_what_pytorch_answers(right):
     assert 0 < sum(right) < COUNT
 
 
-def test_the_command_tells_each_bundle_and_its_agreement_with_the_first(bundle, right, tmp_path, capsys):
+def test_the_command_tells_each_bundle_and_its_agreement_with_the_first(demo_bundle, right, tmp_path, capsys):
     file = tmp_path / "answers.json"
     asked = ["--questions", str(COUNT), "--processes", "1", "--json", str(file)]
-    answers.main([str(bundle), str(bundle), *asked])
+    answers.main([str(demo_bundle), str(demo_bundle), *asked])
     low, high = wilson(sum(right), COUNT)
-    exact = f"{sum(right) / COUNT:.4f} ({low:.4f} to {high:.4f})  {bundle}"
-    assert capsys.readouterr().out.splitlines() == [exact, f"{exact}  1.0000 as {bundle}"]
+    exact = f"{sum(right) / COUNT:.4f} ({low:.4f} to {high:.4f})  {demo_bundle}"
+    assert capsys.readouterr().out.splitlines() == [exact, f"{exact}  1.0000 as {demo_bundle}"]
     rows = json.loads(file.read_text())["rows"]
     assert [row["figures"][0]["value"] for row in rows] == [sum(right) / COUNT] * 2
 

@@ -9,21 +9,12 @@ import pytest
 from checkpoints import checkpoint
 from tracing import _collected, _quick_traces
 
-from visprune.demo import MODEL_DIR, held_out
+from visprune.demo import held_out
 from visprune.evaluation import read_questions
 
 __all__ = ["_collected", "_quick_traces", "checkpoint"]
 
 COUNT = 40
-
-
-@pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with 15 of 144 tokens."""
-    export = pytest.importorskip("visprune.export").export
-    folder = tmp_path_factory.mktemp("demo") / "uniform"
-    export(MODEL_DIR, method="uniform", ratio=0.11, output=folder, verify=False)
-    return folder
 
 
 @pytest.fixture(scope="session")
