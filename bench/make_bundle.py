@@ -31,14 +31,15 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
         CheckpointError: It cannot be found, or has other weights.
         MissingExtraError: The `export` extra is not installed.
     """
-    from visprune.export.checkpoint.checkpoint import find
+    from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+    from visprune.export.checkpoint.find import find
     from visprune.optional import require
 
     for package in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
         require(package, extra="export")
     source = manifest.source
     model = None if source.model == DEMO else source.model
-    found = find(model, revision=source.revision, download=False)
+    found = find(model, CheckpointOptions(revision=source.revision), download=False)
     if found.weights_sha256() != source.weights_sha256:
         raise CheckpointError(
             f"{found.path} has other weights than the bundle of {source.model}.",

@@ -29,7 +29,8 @@ from visprune.bench.sweep_bundles import FLOATS, SweepBundles, is_fitted
 from visprune.budget import check_ratio
 from visprune.errors import BundleError, ExportError, UnsupportedError, UsageError
 from visprune.evaluation.questions import Questions, check
-from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.find import find
 from visprune.outputs import lock, write_file
 from visprune.progress import Progress, no_progress
 from visprune.pruning.registry import load_method

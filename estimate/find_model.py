@@ -78,7 +78,7 @@ def _of_checkpoint(path: Path, name: str) -> UnprunedModel:
     from visprune.export.models.parts import cache_shape
 
     loading.silence_transformers()
-    config: Any = loading.load_config(Checkpoint(name, path, "", (), 0, 0))
+    config: Any = loading.load_config(Checkpoint(name, path, "", (), {}))
     features = models.family(config.model_type).features(config)
     bare, _ = weightless.skeleton(config, config.model_type, target("onnxruntime"), torch.float32)
     shapes = loading.shapes(bare, features)

@@ -16,7 +16,16 @@ from visprune.bundle import Bundle
 from visprune.errors import ExportError, VispruneError
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.graph.program import program
-from visprune.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, Parity, Pruning, Source
+from visprune.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileRecord,
+    Manifest,
+    Parity,
+    Pruning,
+    Source,
+    SourcePart,
+)
 from visprune.progress import Progress
 from visprune.pruning.base import VisionPruner
 from visprune.records import sha256
@@ -179,6 +188,10 @@ class ExportJob:
             weights_sha256=weights_sha256,
             versions=versions,
             revision=self.checkpoint.revision,
+            parts=tuple(
+                SourcePart(part.role, part.name, self.checkpoint.sha256_of(part.files), part.revision)
+                for part in self.checkpoint.parts
+            ),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 

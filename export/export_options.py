@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from visprune.budget import check_ratio, check_request
 from visprune.errors import UsageError
-from visprune.export.fitprune.fit_options import (
-    ChatTemplateFile,
-    FitOptions,
-    FitSamples,
-    MaxPrunePoints,
-    Revision,
-    TrustRemoteCode,
-)
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.fitprune.fit_options import FitOptions, FitSamples, MaxPrunePoints
 from visprune.options import Option, documented
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.fitprune import FitPrune
@@ -47,7 +41,7 @@ class Methods:
 
 @documented
 @dataclass(frozen=True, slots=True)
-class ExportOptions:
+class ExportOptions(CheckpointOptions):
     """Options of an export, checked as far as that is possible without the model.
 
     `method` and `then` may also be instances of a method, which have its own settings. The ratio of `then`
@@ -97,12 +91,10 @@ class ExportOptions:
             off="Compare nothing with PyTorch.",
         ),
     ] = True
-    revision: Revision = None
-    trust_remote_code: TrustRemoteCode = False
-    chat_template: ChatTemplateFile = None
     force: Annotated[bool, Option("Replace an existing bundle.")] = False
 
     def __post_init__(self) -> None:
+        CheckpointOptions.__post_init__(self)  # `super()` does not work in a dataclass with slots
         check_request(self.ratio, self.keep_tokens)
         if self.ratio is not None:
             check_ratio(self.ratio)
@@ -146,9 +138,7 @@ class ExportOptions:
             ratio=1.0 if asked.ratio is None else asked.ratio,  # `methods` refuses None
             data=self.calibration,
             max_prune_points=self.max_prune_points,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            chat_template=self.chat_template,
+            **{field.name: getattr(self, field.name) for field in fields(CheckpointOptions)},
         )
 
     def _check(self, methods: Methods) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
-from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.resources import check_resources
 from visprune.export.duration import expected
 from visprune.export.export_job import ExportJob
@@ -106,9 +107,7 @@ def prepare(
     methods, target = settings.methods(), find_target(settings.target)
     if output is not None:
         check_destination(Path(output), force=settings.force, marker=MANIFEST)
-    checkpoint = find(
-        model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, download=not dry
-    )
+    checkpoint = find(model, settings, download=not dry)
     for module in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
         require(module, extra="export")
     if settings.verify:
@@ -130,7 +129,7 @@ def prepare(
     check_room(pruning, features, loading.context_limit(text), loading.sliding_window(text))
     progress = progress or no_progress
     progress("loading the checkpoint", 0, 1)
-    processor = processors.load_processor(checkpoint, config, settings.chat_template)
+    processor = processors.load_processor(checkpoint, config)
     check_pixels(processor, features)
     model, weights = weightless.open_model(checkpoint)
     progress("loading the checkpoint", 1, 1)

@@ -9,7 +9,8 @@ from visprune.bench.measure.protocol import Contender, Done, elapsed, peak_memor
 from visprune.bench.report.report import Repetition, Workload
 from visprune.export import models
 from visprune.export.checkpoint import loading
-from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.processors import load_processor
 from visprune.export.checkpoint.prompt_maker import PromptMaker
 from visprune.runtime.vision.images import decode
@@ -40,7 +41,7 @@ class CheckpointModel:
         torch.set_num_threads(work.threads)
         torch.set_grad_enabled(False)
         start = time.perf_counter()
-        checkpoint = find(contender.path)
+        checkpoint = find(contender.path, CheckpointOptions(chat_template=contender.chat_template))
         config = loading.load_config(checkpoint)
         self._dtype = getattr(torch, contender.dtype or "float32")
         self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -52,7 +53,7 @@ class CheckpointModel:
         ).eval()
         features = models.family(checkpoint.model_type).features(config)
         self._prompts = PromptMaker(
-            load_processor(checkpoint, config, contender.chat_template),
+            load_processor(checkpoint, config),
             features,
             config.text_config.vocab_size,
         )

@@ -6,6 +6,7 @@ The modules are built by `visprune.export.graph.weightless`; the tokenizer and t
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import transformers
@@ -74,10 +75,14 @@ def read_config(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: The configuration cannot be read.
     """
+    replaced = checkpoint.replaced.get("config.json")
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
-        )
+        if replaced is None:
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.trust_remote_code
+            )
+        else:
+            config = transformers.AutoConfig.for_model(**copy.deepcopy(replaced))
     except Exception as error:  # each field of a configuration can fail with an error of its own type
         raise CheckpointError(
             f"The configuration of {checkpoint.path} cannot be read: {reason_of(error)}",

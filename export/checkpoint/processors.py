@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.small_files import (
-    IMAGE_PROCESSOR,
-    PROCESSOR_CONFIG,
-    VIDEO_PROCESSOR,
-    read_json_object,
-)
 from visprune.export.checkpoint.template import (
     check_placeholders,
     define_role_tokens,
@@ -27,6 +20,11 @@ from visprune.export.checkpoint.template import (
     template_notes,
 )
 from visprune.export.checkpoint.tokenizer import CheckpointTokenizer, read_tokenizer
+from visprune.export.files.small_files import (
+    IMAGE_PROCESSOR,
+    PROCESSOR_CONFIG,
+    VIDEO_PROCESSOR,
+)
 from visprune.manifest import Text
 from visprune.runtime.chat_template import ChatTemplate
 from visprune.runtime.text import Tokenizer
@@ -68,17 +66,15 @@ class Processor:
     notes: tuple[str, ...] = ()
 
 
-def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Path | None = None) -> Processor:
+def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     """Load tokenizer, chat template and image processor; check that they fit the model and each other.
 
     Args:
         checkpoint: The checkpoint.
         config: Its configuration.
-        chat_template: A file that replaces the checkpoint's chat template.
 
     Raises:
         CheckpointError: One of them is missing or does not fit the model.
-        UsageError: The file `chat_template` has no template.
         BundleError: The template fails when it is rendered.
     """
     found = read_tokenizer(checkpoint)
@@ -87,7 +83,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
     video_token_id = getattr(config, "video_token_id", None)
     video_token = found.backend.id_to_token(video_token_id) if isinstance(video_token_id, int) else None
     ends, notes = _eos_token_ids(checkpoint, config, found)
-    source = define_role_tokens(find_template(checkpoint.path, chat_template), found.settings)
+    source = define_role_tokens(find_template(checkpoint), found.settings)
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
     tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
@@ -115,7 +111,7 @@ def load_processor(checkpoint: Checkpoint, config: Any, chat_template: str | Pat
             video_token_id=video_token_id if video_token else None,
         ),
         video_processor=_video_processor(checkpoint) if video_token else None,
-        notes=(*found.notes, *notes, *template_notes(source, template)),
+        notes=(*checkpoint.notes, *found.notes, *notes, *template_notes(source, template)),
     )
 
 
@@ -162,10 +158,10 @@ def _eos_token_ids(
     """
     notes: tuple[str, ...] = ()
     try:
-        generation = read_json_object(checkpoint.path / "generation_config.json")
+        generation = checkpoint.read_json("generation_config.json")
     except CheckpointError as error:
         generation, notes = {}, (f"{error.what} The ends of text are taken from other files.",)
-    whole = read_json_object(checkpoint.path / "config.json")
+    whole = checkpoint.read_json("config.json")
     settings = [part for part in (generation, whole.get("text_config"), whole) if isinstance(part, dict)]
     # The class's default comes last, because it may belong to another tokenizer.
     default = getattr(config.text_config, "eos_token_id", None)
@@ -190,8 +186,8 @@ def _token_id(value: Any, found: CheckpointTokenizer) -> int | None:
 
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings of the image processor, from the newer nested file or else from the older one."""
-    nested = read_json_object(checkpoint.path / PROCESSOR_CONFIG).get("image_processor")
-    found = nested if isinstance(nested, dict) else read_json_object(checkpoint.path / IMAGE_PROCESSOR)
+    nested = checkpoint.read_json(PROCESSOR_CONFIG).get("image_processor")
+    found = nested if isinstance(nested, dict) else checkpoint.read_json(IMAGE_PROCESSOR)
     if not found:
         raise CheckpointError(
             f"{checkpoint.path} has no {IMAGE_PROCESSOR} that says how pictures are prepared.",
@@ -204,8 +200,8 @@ def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _video_processor(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return the settings by which the frames of a video are prepared; None if there are none."""
-    found = read_json_object(checkpoint.path / VIDEO_PROCESSOR)
-    found = found or read_json_object(checkpoint.path / PROCESSOR_CONFIG).get("video_processor") or {}
+    found = checkpoint.read_json(VIDEO_PROCESSOR)
+    found = found or checkpoint.read_json(PROCESSOR_CONFIG).get("video_processor") or {}
     if not isinstance(found, dict) or not found:
         return None
     # do_pad pads the videos of a batch to one length, and there is only one video here. Older files name the

@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import CheckpointError, UsageError, VispruneError
-from visprune.export.checkpoint.small_files import PROCESSOR_CONFIG, file_exists, read_json_object, read_text
+from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.checkpoint.tokenizer import role_token
+from visprune.export.files.small_files import PROCESSOR_CONFIG, file_exists, read_text
 from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
 
 if TYPE_CHECKING:
     from visprune.runtime.text import Tokenizer
 
-__all__ = ["check_placeholders", "define_role_tokens", "extra_turn_ends", "find_template", "template_notes"]
+__all__ = [
+    "check_placeholders",
+    "define_role_tokens",
+    "extra_turn_ends",
+    "find_template",
+    "read_template_file",
+    "template_notes",
+]
 
 # Two questions, so that a letter which happens to appear once in one of them does not pass for a placeholder.
 _QUESTIONS = ("What is this?", "Jump vexingly: 0 or 9?")
@@ -29,29 +37,30 @@ _QUESTIONS = ("What is this?", "Jump vexingly: 0 or 9?")
 _ROLES = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
-def find_template(path: Path, given: str | Path | None) -> str | None:
+def find_template(checkpoint: Checkpoint) -> str | None:
     """Return the source of the chat template, or None.
 
     The files of the checkpoint are searched in the order of transformers.
 
-    Args:
-        path: The checkpoint's directory.
-        given: A file that replaces the checkpoint's template: Jinja, or JSON with the key `chat_template`.
-
     Raises:
-        UsageError: The file `given` cannot be read or has no template.
         CheckpointError: A file of the checkpoint cannot be read.
     """
-    if given is not None:
-        return _read_given(Path(given))
-    found = read_json_object(path / PROCESSOR_CONFIG).get("chat_template")
-    found = found or read_json_object(path / "chat_template.json").get("chat_template")
-    if not found and file_exists(path / "chat_template.jinja"):
-        found = read_text(path / "chat_template.jinja")
-    return _default_template(found or read_json_object(path / "tokenizer_config.json").get("chat_template"))
+    if checkpoint.chat_template is not None:
+        return checkpoint.chat_template
+    found = checkpoint.read_json(PROCESSOR_CONFIG).get("chat_template")
+    found = found or checkpoint.read_json("chat_template.json").get("chat_template")
+    file = checkpoint.path / "chat_template.jinja"
+    if not found and file_exists(file):
+        found = read_text(file)
+    return _default_template(found or checkpoint.read_json("tokenizer_config.json").get("chat_template"))
 
 
-def _read_given(file: Path) -> str:
+def read_template_file(file: Path) -> str:
+    """Read a chat template that the user gives: Jinja, or JSON with the key `chat_template`.
+
+    Raises:
+        UsageError: The file cannot be read or has no template.
+    """
     try:
         text = read_text(file)
     except CheckpointError as error:

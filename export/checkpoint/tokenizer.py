@@ -19,13 +19,12 @@ import transformers
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.small_files import (
+from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
+from visprune.export.files.small_files import (
     check_not_lfs_pointer,
     file_exists,
-    read_json_object,
     read_text,
 )
-from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
 from visprune.optional import require
 
 __all__ = ["CheckpointTokenizer", "read_tokenizer", "role_token"]
@@ -68,8 +67,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         MissingExtraError: The package that reads its file is not installed.
     """
     path = checkpoint.path
-    settings = read_json_object(path / "tokenizer_config.json")
-    settings = read_json_object(path / "special_tokens_map.json") | settings
+    settings = checkpoint.read_json("tokenizer_config.json")
+    settings = checkpoint.read_json("special_tokens_map.json") | settings
     file, model = path / "tokenizer.json", path / "tokenizer.model"
     probes = list(_PROBES)
     if file_exists(file):
@@ -87,7 +86,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         else:
             backend = _convert(checkpoint)
             encode = _encoder(_parse(backend.to_str(), file))
-    added = _add_tokens(backend, settings, read_json_object(path / "added_tokens.json"))
+    added = _add_tokens(backend, settings, checkpoint.read_json("added_tokens.json"))
     if not text or added:
         text = backend.to_str(pretty=True)
     # The text is parsed once more, because that is what the runtime will do.

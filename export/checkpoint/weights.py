@@ -22,8 +22,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from visprune.errors import CheckpointError
-from visprune.export.checkpoint import foreign
-from visprune.export.checkpoint.shards import StoredTensor
+from visprune.export.files import foreign
+from visprune.export.files.shards import ComputedTensor, TensorSource
 
 __all__ = ["Weights", "stored_dtype"]
 
@@ -44,14 +44,14 @@ class _Converted:
     """A tensor of the model that is computed from stored ones, such as all experts stacked into one."""
 
     converter: WeightConverter
-    sources: tuple[tuple[str, str, StoredTensor], ...]  # name on disk, pattern that it matches, location
+    sources: tuple[tuple[str, str, TensorSource], ...]  # name on disk, pattern that it matches, location
     first: str  # name of the first tensor that the conversion makes
 
 
-_Place = StoredTensor | _Converted
+_Place = TensorSource | _Converted
 
 
-def stored_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
+def stored_dtype(stored: Mapping[str, TensorSource]) -> torch.dtype:
     """Return the dtype of a checkpoint's first floating-point tensor; float32 if there is none."""
     dtypes = [_DTYPES[tensor.dtype] for tensor in stored.values()]
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
@@ -84,7 +84,7 @@ class Weights:
     def __init__(
         self,
         model: Any,
-        stored: Mapping[str, StoredTensor],
+        stored: Mapping[str, TensorSource],
         where: Path,
         unused: Callable[[], Collection[str]] = frozenset,
     ) -> None:
@@ -94,11 +94,11 @@ class Weights:
         tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
         places = self._find(tensors, stored)
         taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
-        self.unexpected = sorted(stored.keys() - taken)
+        self.unexpected = sorted({tensor.name for tensor in stored.values()} - taken)
         self._places = {tensors[name]: (name, place) for name, place in places.items()}
         self._absent = {tensor for tensor in tensors.values() if tensor not in self._places}
         for name, place in places.items():
-            if isinstance(place, StoredTensor):
+            if not isinstance(place, _Converted):
                 self._check(name, tensors[name], place.shape)
         for tensor in tensors.values():
             if not tensor.is_meta and tensor not in self._absent:  # a stored buffer
@@ -109,9 +109,10 @@ class Weights:
         """Sentences on the weights that a user should read."""
         return foreign.unexpected_note(self.unexpected)
 
-    def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
+    def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]) -> dict[str, _Place]:
         """Return the location of each tensor of the model, and tie the parameters of which one is stored."""
         fitting: list[tuple[int, dict[str, _Place], dict[str, str]]] = []
+        known = {tensor.name for tensor in stored.values()}
         failures = []
         for names in foreign.name_variants(stored):
             places = _locate(self._model, tensors, names)
@@ -121,7 +122,7 @@ class Weights:
             if missing:
                 missing -= set(self._unused())
             if missing:
-                failures.append(foreign.missing_error(self._where, missing, places, stored.keys() - taken))
+                failures.append(foreign.missing_error(self._where, missing, places, known - taken))
             else:
                 fitting.append((len(stored) - len(taken), places, tied))
         if not fitting:
@@ -144,7 +145,7 @@ class Weights:
         if tensor not in self._places:
             return tensor
         name, place = self._places[tensor]
-        if isinstance(place, StoredTensor):
+        if not isinstance(place, _Converted):
             value = _read(place)
             if not _is_finite(value):
                 if name not in self._unused():
@@ -208,7 +209,7 @@ class Weights:
             )
 
 
-def _locate(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, StoredTensor]) -> dict[str, _Place]:
+def _locate(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]) -> dict[str, _Place]:
     """Return the locations of the model's tensors, by their names in the model.
 
     Stored tensors that the model does not have are left out.
@@ -218,7 +219,7 @@ def _locate(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, StoredT
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     places: dict[str, _Place] = {}
-    parts: dict[str, list[tuple[str, str, StoredTensor]]] = {}
+    parts: dict[str, list[tuple[str, str, TensorSource]]] = {}
     # Experts are stacked in the order of their numbers, as transformers sorts them.
     for key in sorted(stored, key=_numbered):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
@@ -268,8 +269,10 @@ def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], tied
         tensors[name], places[name] = tensors[source], places[source]
 
 
-def _read(place: StoredTensor) -> Tensor:
-    """Read one tensor into newly allocated memory."""
+def _read(place: TensorSource) -> Tensor:
+    """Read or compute one tensor into newly allocated memory."""
+    if isinstance(place, ComputedTensor):
+        return place.compute([_read(source) for source in place.sources]).to(_DTYPES[place.dtype])
     values = torch.empty(place.length, dtype=torch.uint8)
     left = values.numpy().data
     with place.file.open("rb", buffering=0) as file:  # opened anew, because threads read in parallel
@@ -289,13 +292,13 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in parts)
 
 
-def _not_finite_error(place: StoredTensor) -> CheckpointError:
+def _not_finite_error(place: TensorSource) -> CheckpointError:
     return CheckpointError(
         f"The tensor {place.name} in {place.file} holds NaN or infinity.",
         "The model cannot compute with it: take weights that were saved before that happened.",
     )
 
 
-def _stored_parts(place: _Place) -> tuple[StoredTensor, ...]:
-    """Return the stored tensors from which a tensor of the model is made."""
-    return (place,) if isinstance(place, StoredTensor) else tuple(part for _, _, part in place.sources)
+def _stored_parts(place: _Place) -> tuple[TensorSource, ...]:
+    """Return the tensors of the checkpoint from which a tensor of the model is made."""
+    return tuple(part for _, _, part in place.sources) if isinstance(place, _Converted) else (place,)

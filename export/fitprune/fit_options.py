@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from visprune.errors import UsageError
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.options import Option, documented
 
-__all__ = ["ChatTemplateFile", "FitOptions", "FitSamples", "MaxPrunePoints", "Revision", "TrustRemoteCode"]
+__all__ = ["FitOptions", "FitSamples", "MaxPrunePoints"]
 
-Revision: TypeAlias = Annotated[
-    str | None, Option("Branch, tag or commit of a hub id.", metavar="REV", shows="main")
-]
-TrustRemoteCode: TypeAlias = Annotated[bool, Option("Let Python code that comes with the checkpoint run.")]
-ChatTemplateFile: TypeAlias = Annotated[
-    str | Path | None,
-    Option(
-        "A Jinja chat template, or a JSON file with the key chat_template.",
-        metavar="FILE",
-        shows="the checkpoint's",
-    ),
-]
 FitSamples: TypeAlias = Annotated[
     str | Path | None,
     Option(
@@ -39,7 +28,7 @@ MaxPrunePoints: TypeAlias = Annotated[
 
 @documented
 @dataclass(frozen=True, slots=True)
-class FitOptions:
+class FitOptions(CheckpointOptions):
     """Options of a fit, checked as far as that is possible without the model.
 
     Raises:
@@ -52,12 +41,10 @@ class FitOptions:
     samples: Annotated[int | None, Option("Number of samples to draw.", metavar="N", shows="all")] = None
     seed: Annotated[int, Option("Seed to draw samples with.")] = 0
     device: Annotated[str, Option("Where PyTorch computes: cpu or cuda.")] = "cpu"
-    revision: Revision = None
-    trust_remote_code: TrustRemoteCode = False
-    chat_template: ChatTemplateFile = None
     force: Annotated[bool, Option("Replace an existing recipe.")] = False
 
     def __post_init__(self) -> None:
+        CheckpointOptions.__post_init__(self)  # `super()` does not work in a dataclass with slots
         if not 0.0 < self.ratio <= 1.0:  # also refuses NaN
             raise UsageError(
                 f"The ratio {self.ratio:g} is outside (0, 1].",

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from visprune.background import BackgroundThread
 from visprune.errors import InputError, UsageError
-from visprune.export.checkpoint.checkpoint import Checkpoint, find
+from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.resources import check_memory
 from visprune.export.fitprune.fit_options import FitOptions
 from visprune.optional import require
@@ -66,7 +67,7 @@ def run(
     """Do what `fit` does, with its options as one value."""
     if output is not None:
         check_output(Path(output), force=options.force)
-    checkpoint = find(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    checkpoint = find(model, options)
     ready = _ready(checkpoint, options)
     for note in ready.notes:
         _log.warning(note)
@@ -107,7 +108,7 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
     loading.silence_transformers()
     config = loading.load_config(checkpoint)
     models.check_cut(config.text_config.model_type)
-    prompts, notes = _prompts(checkpoint, config, lines, options.chat_template)
+    prompts, notes = _prompts(checkpoint, config, lines)
     task = Task(
         num_layers=config.text_config.num_hidden_layers,
         visual_tokens=len(prompts[0].visual),
@@ -176,7 +177,7 @@ def _check_device(device: str) -> None:
 
 
 def _prompts(
-    checkpoint: Checkpoint, config: Any, lines: Sequence[Sample], chat_template: str | Path | None
+    checkpoint: Checkpoint, config: Any, lines: Sequence[Sample]
 ) -> tuple[list[Prompt], tuple[str, ...]]:
     """Turn samples into prompts with equal numbers of visual tokens; return them and the processor's notes.
 
@@ -191,7 +192,7 @@ def _prompts(
     from visprune.runtime.vision.images import decode
 
     features = models.family(checkpoint.model_type).features(config)
-    processor = processors.load_processor(checkpoint, config, chat_template)
+    processor = processors.load_processor(checkpoint, config)
     check_pixels(processor, features)
     make = PromptMaker(processor, features, config.text_config.vocab_size)
     image_token = processor.text.image_token

@@ -21,7 +21,6 @@ from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.checkpoint.loading import read_config
-from visprune.export.checkpoint.shards import read_headers
 from visprune.export.checkpoint.transformers_errors import reason_of
 from visprune.export.checkpoint.weights import Weights, stored_dtype
 from visprune.export.graph import attention, graphs
@@ -44,13 +43,12 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
         CheckpointError: Weights are missing or do not fit the configuration.
         UnsupportedError: The decoder's attention cannot be replaced.
     """
-    stored = read_headers(checkpoint.weights)
     auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
     config = read_config(checkpoint)
     hook = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type] # may give one
     try:
         with no_init_weights():
-            model = auto._from_config(config, dtype=stored_dtype(stored)).eval()
+            model = auto._from_config(config, dtype=stored_dtype(checkpoint.tensors)).eval()
     except Exception as error:  # a field is checked only where it is used, with errors of any type
         raise CheckpointError(
             f"The model of {checkpoint.path} cannot be built from its configuration: {reason_of(error)}",
@@ -60,7 +58,7 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
         hook.remove()
     check_decoder(model)
     return model, Weights(
-        model, stored, checkpoint.path, partial(_unused_names, config, checkpoint.model_type)
+        model, checkpoint.tensors, checkpoint.path, partial(_unused_names, config, checkpoint.model_type)
     )
 
 

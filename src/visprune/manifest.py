@@ -67,6 +67,7 @@ __all__ = [
     "Quantization",
     "Scope",
     "Source",
+    "SourcePart",
     "Stage",
     "TensorSpec",
     "Text",
@@ -76,7 +77,7 @@ Scope = Literal["whole", "layers"]
 """Part of the LLM that a self-check compares at a time."""
 
 MANIFEST = "visprune.json"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 SUPPLIED = (
     "pixel_values",
@@ -195,8 +196,39 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class SourcePart:
+    """A part of the model that came from a place of its own: a vision tower, or an adapter that was merged.
+
+    Attributes:
+        role: "vision tower" or "adapter".
+        name: Hub id, or name of the directory.
+        sha256: Over the names and hashes of its files.
+        revision: The commit of a hub id.
+    """
+
+    role: Literal["vision tower", "adapter"]
+    name: str
+    sha256: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """Origin of the weights, and the versions that wrote the bundle. `revision` is the commit of a hub id."""
+    """Origin of the weights, and the versions that wrote the bundle.
+
+    Attributes:
+        model: Hub id, or name of the directory.
+        model_type: Type of the model, as transformers names it.
+        vision_type: Type of the vision tower.
+        text_type: Type of the decoder.
+        parameters: Number of parameters.
+        weights_dtype: Dtype of the weights on disk.
+        weights_sha256: Over the names and hashes of all files with weights, those of the parts included.
+        versions: Of the packages that wrote the bundle.
+        created: Date and time.
+        revision: The commit of a hub id.
+        parts: Parts that came from places of their own, adapters in the order in which they were merged.
+    """
 
     model: str
     model_type: str
@@ -208,6 +240,7 @@ class Source:
     versions: dict[str, str]
     created: str
     revision: str | None = None
+    parts: tuple[SourcePart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

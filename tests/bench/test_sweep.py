@@ -27,7 +27,7 @@ from visprune.evaluation import evaluate, read_questions
 from visprune.evaluation.intervals import wilson
 from visprune.evaluation.summary import EvaluatedBundle, EvaluationRow, Figure
 from visprune.evaluation.workers import Workers
-from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.find import find
 from visprune.records import from_json
 from visprune.runtime import load
 

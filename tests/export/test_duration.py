@@ -8,6 +8,7 @@ import pytest
 
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.duration import expected
+from visprune.export.files.shards import StoredTensor
 
 
 @pytest.fixture
@@ -18,7 +19,8 @@ def checkpoint_of(tmp_path):
         file = tmp_path / "model.safetensors"
         with file.open("wb") as stream:
             stream.truncate(elements * item_size)
-        return Checkpoint("m", tmp_path, "llava", (file,), elements, 1)
+        tensor = StoredTensor("w", file, 0, elements * item_size, "F32", (elements,))
+        return Checkpoint("m", tmp_path, "llava", (file,), {"w": tensor})
 
     return make
 

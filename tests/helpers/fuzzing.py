@@ -81,7 +81,7 @@ class Recipes:
     """Recipes for the demo model."""
 
     def __init__(self, folder: Path) -> None:
-        from visprune.export.checkpoint.checkpoint import find
+        from visprune.export.checkpoint.find import find
 
         self.folder, self.number = folder, 0
         mass = [0.1, 0.1, 0.1]

@@ -16,7 +16,8 @@ pytest.importorskip("transformers")
 
 from visprune.cli import run_command
 from visprune.errors import CheckpointError, UsageError
-from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.find import find
 from visprune.export.preview import preview
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
@@ -53,7 +54,7 @@ def offline(hub, monkeypatch):
 )
 @pytest.mark.usefixtures("offline")
 def test_a_revision_is_a_branch_a_tag_or_a_commit(revision, commit):
-    found = find(ID, revision=revision)
+    found = find(ID, CheckpointOptions(revision=revision))
     assert (found.name, found.short_name, found.revision) == (ID, "tiny-llava", commit)
     assert found.path.name == commit
     assert found.weights[0].is_symlink()  # into the cache's blobs, which is no way out of the checkpoint
@@ -72,7 +73,7 @@ def test_a_dry_run_takes_what_is_in_the_cache_and_downloads_nothing(tmp_path):
 @pytest.mark.usefixtures("offline")
 def test_what_is_not_in_the_cache_and_cannot_be_had(model, revision):
     with pytest.raises(CheckpointError, match=f"{model}.* could not be downloaded: .") as caught:
-        find(model, revision=revision)
+        find(model, CheckpointOptions(revision=revision))
     assert (revision or model) in caught.value.what
     assert "revision and the network" in caught.value.hint
 
@@ -81,7 +82,7 @@ def test_what_is_not_in_the_cache_and_cannot_be_had(model, revision):
 def test_a_revision_of_something_that_has_none(place, checkpoint):
     model = checkpoint(checkpoint.Tiny()) if place == "directory" else None
     with pytest.raises(UsageError, match="A revision belongs to a hub id") as caught:
-        find(model, revision="main")
+        find(model, CheckpointOptions(revision="main"))
     assert "--revision" in caught.value.hint
 
 
@@ -148,7 +149,7 @@ def read(path, *, trusted):
     from visprune.export.graph import weightless
 
     loading.silence_transformers()
-    checkpoint = find(path, trust_remote_code=trusted)
+    checkpoint = find(path, CheckpointOptions(trust_remote_code=trusted))
     assert checkpoint.revision is None  # a directory has none
     config = loading.load_config(checkpoint)
     processors.load_processor(checkpoint, config)

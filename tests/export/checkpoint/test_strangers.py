@@ -26,7 +26,8 @@ from visprune.cli import run_command
 from visprune.errors import CheckpointError, UnsupportedError, UsageError, VispruneError
 from visprune.export import export
 from visprune.export.checkpoint import loading
-from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.processors import load_processor
 from visprune.export.checkpoint.template import find_template
 from visprune.export.graph import weightless
@@ -241,7 +242,7 @@ class TestTemplate:
         assert framed.file("chat_template.jinja").read_text() == TEMPLATE
         given = tmp_path / "given.json"
         given.write_text(json.dumps({"chat_template": TEMPLATE}))
-        assert find_template(path, given) == TEMPLATE
+        assert find_template(find(path, CheckpointOptions(chat_template=given))) == TEMPLATE
 
     @pytest.mark.parametrize(("name", "text"), [("a.jinja", " \n"), ("a.json", "{}"), ("a.json", "nonsense")])
     def test_a_given_file_without_one(self, name, text, copy, tmp_path):
@@ -277,14 +278,14 @@ class TestTemplate:
         for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
             edit(path / name, chat_template=f"{TEMPLATE}{{# {name} #}}")
         for name in ("processor_config.json", "chat_template.json"):
-            source = find_template(path, None)
+            source = find_template(find(path))
             assert name in source
             assert source == transformers.AutoProcessor.from_pretrained(path).chat_template
             edit(path / name, chat_template=...)
         (path / "chat_template.json").unlink()
-        assert find_template(path, None) == TEMPLATE
+        assert find_template(find(path)) == TEMPLATE
         (path / "chat_template.jinja").unlink()
-        assert "tokenizer_config.json" in find_template(path, None)
+        assert "tokenizer_config.json" in find_template(find(path))
 
 
 class TestWeights:

@@ -14,8 +14,8 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 
 from visprune.errors import CheckpointError
-from visprune.export.checkpoint.checkpoint import find
-from visprune.export.checkpoint.shards import read_headers
+from visprune.export.checkpoint.find import find
+from visprune.export.files.shards import read_headers
 from visprune.export.graph import weightless
 
 EXPERTS = (("moe_intermediate_size", 16), ("num_experts", 12), ("num_experts_per_tok", 2))

@@ -16,7 +16,7 @@ from visprune.demo import CALIBRATION
 from visprune.errors import InputError, UnsupportedError, UsageError, VispruneError
 from visprune.export import models
 from visprune.export.checkpoint import loading
-from visprune.export.checkpoint.checkpoint import find
+from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.processors import load_processor
 from visprune.export.checkpoint.prompt_maker import PromptMaker
 from visprune.export.fitprune import attention_statistics as statistics

@@ -15,7 +15,7 @@ from visprune.work import Shapes
 
 @pytest.fixture
 def shapes(checkpoint):
-    from visprune.export.checkpoint.checkpoint import find
+    from visprune.export.checkpoint.find import find
 
     def read(**changes):
         found = find(checkpoint(checkpoint.Tiny(**changes)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.checkpoint.small_files import read_json_object
+from visprune.export.files.small_files import read_json_object
 
 __all__ = [
     "check_adapter",

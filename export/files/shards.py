@@ -1,6 +1,7 @@
 """The location of each tensor of a checkpoint, from the headers of its safetensors files.
 
-No tensor is read here.
+No tensor is read here. A tensor may also be defined as the result of a computation on stored ones, which runs
+when the tensor is read.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.checkpoint.foreign import no_weights_error
-from visprune.export.checkpoint.small_files import check_not_lfs_pointer, file_exists
+from visprune.export.files.foreign import no_weights_error
+from visprune.export.files.small_files import check_not_lfs_pointer, file_exists
 
-__all__ = ["StoredTensor", "find_files", "read_headers"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ComputedTensor", "StoredTensor", "TensorSource", "find_files", "read_headers"]
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _BYTES = _FLOATS | {"I64": 8, "I32": 4, "BOOL": 1}
@@ -48,6 +52,41 @@ class StoredTensor:
     def elements(self) -> int:
         """Number of its elements."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedTensor:
+    """A tensor that is computed from others whenever it is read.
+
+    Attributes:
+        name: Name for messages.
+        sources: The tensors that are read for it, at least one. Its dtype is that of the first.
+        shape: Its dimensions.
+        compute: Computes its values, in any dtype, from those of the sources.
+    """
+
+    name: str
+    sources: tuple[TensorSource, ...]
+    shape: tuple[int, ...]
+    compute: Callable[[Sequence[Tensor]], Tensor]
+
+    @property
+    def file(self) -> Path:
+        """The file that holds its first source."""
+        return self.sources[0].file
+
+    @property
+    def dtype(self) -> str:
+        """Dtype by its name in safetensors."""
+        return self.sources[0].dtype
+
+    @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+
+TensorSource: TypeAlias = StoredTensor | ComputedTensor
 
 
 def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:

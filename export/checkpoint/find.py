@@ -1,0 +1,88 @@
+"""Finding the checkpoint to export, and checking it before its weights are read.
+
+The checks cover the kind of model, the file format, missing and truncated files, and tensors that contradict
+each other. Pickles are read only if the user allows it, and then as plain tensors; code that lies beside the
+weights runs only if the user trusts it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visprune.errors import CheckpointError, UsageError
+from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.template import read_template_file
+from visprune.export.files import foreign
+from visprune.export.files.located import Located, locate
+from visprune.export.files.shards import find_files, read_headers
+from visprune.export.files.small_files import read_json_object
+
+__all__ = ["find"]
+
+_DEFAULTS = CheckpointOptions()
+
+
+def find(
+    model: str | Path | None, options: CheckpointOptions = _DEFAULTS, *, download: bool = True
+) -> Checkpoint:
+    """Find a model and check its files.
+
+    Args:
+        model: A directory, a hub id, or None for the bundled demo model.
+        options: How it is read.
+        download: Whether files that are not in the hub's cache may be downloaded.
+
+    Raises:
+        UsageError: Options that do not fit the model.
+        CheckpointError: The checkpoint was not found, is incomplete, or cannot be read.
+        UnsupportedError: The checkpoint is of a kind that cannot be exported.
+    """
+    if options.revision is not None and (model is None or Path(model).exists()):
+        raise UsageError(
+            f"A revision belongs to a hub id, and the model is {model or 'the bundled demo model'}.",
+            "Leave --revision out, or give a hub id such as llava-hf/llava-1.5-7b-hf.",
+        )
+    if model is None:
+        from visprune.bundled import DEMO, MODEL_DIR
+
+        return _open(Located(MODEL_DIR, DEMO), options)
+    found = locate(
+        model,
+        options.revision,
+        pickles=options.pickled_weights,
+        code=options.trust_remote_code,
+        download=download,
+    )
+    return _open(found, options)
+
+
+def _open(place: Located, options: CheckpointOptions) -> Checkpoint:
+    """Check the files of a directory, in the order from cheap to expensive, and describe them."""
+    from visprune.export import models
+
+    path = place.path
+    foreign.check_adapter(path)
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint."
+        )
+    config = read_json_object(file)
+    foreign.check_config(path, config)
+    model_type = str(config.get("model_type", ""))
+    models.family(model_type)
+    files, index = find_files(path)
+    tensors = read_headers(files, index)
+    foreign.check_names(path, tensors)
+    given = options.chat_template
+    return Checkpoint(
+        name=place.name,
+        path=path,
+        model_type=model_type,
+        weights=files,
+        tensors=tensors,
+        revision=place.revision,
+        trust_remote_code=options.trust_remote_code,
+        chat_template=None if given is None else read_template_file(Path(given)),
+    )
