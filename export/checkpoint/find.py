@@ -72,7 +72,7 @@ def _open(place: Located, options: CheckpointOptions) -> Checkpoint:
     foreign.check_config(path, config)
     model_type = str(config.get("model_type", ""))
     models.family(model_type)
-    files, index = find_files(path)
+    files, index = find_files(path, options.pickled_weights)
     tensors = read_headers(files, index)
     foreign.check_names(path, tensors)
     given = options.chat_template
