@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError
-from visprune.export.files.shards import TensorSource
 from visprune.export.files.small_files import (
     IMAGE_PROCESSOR,
     PROCESSOR_CONFIG,
     VIDEO_PROCESSOR,
     read_json_object,
 )
+from visprune.export.files.stored import TensorSource
 from visprune.export.formats.original_config import check, image_processor, translate, video_processor
 from visprune.export.formats.original_names import known_name
 from visprune.export.formats.vision_towers import VisionTower, find_tower, used_tensors

@@ -14,8 +14,9 @@ from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.files.located import HUB_ID, Located, locate
-from visprune.export.files.shards import TensorSource, find_files, read_headers
+from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
+from visprune.export.files.stored import TensorSource
 
 __all__ = ["VisionTower", "find_tower", "used_tensors"]
 
@@ -110,7 +111,7 @@ def find_tower(
     settings = read_json_object(found.path / IMAGE_PROCESSOR)
     if inside:
         return VisionTower(found.name, vision, settings)
-    files, index = find_files(found.path)
+    files, index = find_files(found.path, pickles)
     tensors = _renamed(read_headers(files, index))
     return VisionTower(found.name, vision, settings, tensors, files, found.revision)
 
