@@ -9,6 +9,7 @@ tokenizer and with the one to be written, and must give the same ids.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
             # With `legacy` leading spaces are treated by an older rule.
             if _first_difference(_encoder(backend), encode, probes):
                 backend = _convert(checkpoint, legacy=True)
+            if _first_difference(_encoder(backend), encode, probes):
+                backend, probes = _convert_spaces(checkpoint, settings.get("legacy") is not False, probes)
         else:
             backend = _convert(checkpoint)
             encode = _encoder(_parse(backend.to_str(), file))
@@ -138,6 +141,30 @@ def _convert(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
     if backend is None or backend.get_vocab_size(with_added_tokens=False) < len(_PROBES):
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.", _HINT)
     return _parse(backend.to_str(), checkpoint.path / "tokenizer.json")
+
+
+def _convert_spaces(
+    checkpoint: Checkpoint, legacy: bool, probes: list[str]
+) -> tuple[tokenizers.Tokenizer, list[str]]:
+    """Convert a SentencePiece model that keeps all spaces, such as Llama's, and return the texts to compare.
+
+    What transformers makes of it loses one of the spaces that a text begins with. With `legacy` every
+    stretch of text between special tokens begins with a "▁", as SentencePiece writes it, and no space is lost
+    here. Without it only the first stretch does, and no tokenizer.json can say that without the loss. Prompts
+    of a chat template do not begin with a space, so texts that do are not compared then.
+    """
+    if not legacy:
+        return _convert(checkpoint, legacy=False), [text for text in probes if not text.startswith(" ")]
+    found = json.loads(_convert(checkpoint, legacy=True).to_str())
+    rules = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    found["normalizer"] = {"type": "Sequence", "normalizers": rules}
+    found["pre_tokenizer"] = None
+    for token in found["added_tokens"]:
+        token["normalized"] = False  # else only the token with a "▁" in front would be found in texts
+    return _parse(json.dumps(found), checkpoint.path / "tokenizer.json"), probes
 
 
 def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
