@@ -122,9 +122,13 @@ def _convert(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
     """Have transformers convert files other than tokenizer.json."""
     if not any((checkpoint.path / name).is_file() for name in _OTHER_FILES):
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _HINT)
+    # Transformers chooses the converter by the model type in config.json. It does not know those of the
+    # original format, and for SentencePiece the converter of an unknown type loses a leading space.
+    pieces = "config.json" in checkpoint.replaced and (checkpoint.path / "tokenizer.model").is_file()
     try:
         found = transformers.AutoTokenizer.from_pretrained(
             checkpoint.path,
+            config=transformers.AutoConfig.for_model("llava") if pieces else None,
             local_files_only=True,
             trust_remote_code=checkpoint.trust_remote_code,
             **options,
