@@ -75,7 +75,7 @@ def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Chec
     foreign.check_config(path, config)
     if not is_original(config):
         models.family(str(config.get("model_type", "")))
-    files, index = find_files(path)
+    files, index = find_files(path, options.pickled_weights)
     tensors = read_headers(files, index)
     foreign.check_names(path, tensors)
     given = options.chat_template

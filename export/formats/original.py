@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError
-from visprune.export.files.shards import TensorSource
 from visprune.export.files.small_files import (
     IMAGE_PROCESSOR,
     PROCESSOR_CONFIG,
     VIDEO_PROCESSOR,
     read_json_object,
 )
+from visprune.export.files.stored import TensorSource
 from visprune.export.formats.original_config import check, image_processor, translate, video_processor
 from visprune.export.formats.original_names import known_name
-from visprune.export.formats.vision_towers import VisionTower, find_tower
+from visprune.export.formats.vision_towers import VisionTower, find_tower, used_tensors
 
 __all__ = ["Translated", "translated"]
 
@@ -86,7 +86,8 @@ def translated(
     if (settings := video_processor(config, known, tower)) is not None:
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
-    tensors = {known_name(name): tensor for name, tensor in stored.items()} | dict(tower.tensors)
+    tensors = {known_name(name): tensor for name, tensor in stored.items()}
+    tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
 
 

@@ -6,6 +6,7 @@ trained, and else only where the name says. Its configuration is never inside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.files.located import HUB_ID, Located, locate
-from visprune.export.files.shards import TensorSource, find_files, read_headers
+from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
+from visprune.export.files.stored import TensorSource
 
-__all__ = ["VisionTower", "find_tower"]
+__all__ = ["VisionTower", "find_tower", "used_tensors"]
 
 _CLIP_LARGE = {
     "model_type": "clip_vision_model",
@@ -109,9 +111,25 @@ def find_tower(
     settings = read_json_object(found.path / IMAGE_PROCESSOR)
     if inside:
         return VisionTower(found.name, vision, settings)
-    files, index = find_files(found.path)
+    files, index = find_files(found.path, pickles)
     tensors = _renamed(read_headers(files, index))
     return VisionTower(found.name, vision, settings, tensors, files, found.revision)
+
+
+def used_tensors(tower: VisionTower, vision: Mapping[str, Any]) -> dict[str, TensorSource]:
+    """Return the weights of a tower from another place, without its head and layers that the model lacks.
+
+    Args:
+        tower: The tower.
+        vision: Its configuration in the model.
+    """
+    layers = int(vision.get("num_hidden_layers", 12))
+
+    def used(name: str) -> bool:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return ".head." not in name and (layer is None or int(layer[1]) < layers)
+
+    return {name: tensor for name, tensor in tower.tensors.items() if used(name)}
 
 
 def _located(
