@@ -60,9 +60,10 @@ class Reference:
     takes its place.
     """
 
-    def __init__(self, model, loaded):
-        self.model, self.loaded = model, loaded
+    def __init__(self, original, model, loaded):
+        self.original, self.model, self.loaded = original, model, loaded
         self.family, self.stand_in = model.config.model_type, model.config.image_token_id
+        self.edge = model.config.vision_config.image_size
 
     def shown(self, images):
         """What the model takes of the pictures of one conversation."""
@@ -104,17 +105,17 @@ class Reference:
 
 @pytest.fixture(scope="module", params=FORMS, ids=list(FORMS))
 def form(request, tmp_path_factory):
-    """A form, the checkpoint, its loaded bundle, and the reference."""
+    """A checkpoint's loaded bundle, and its reference."""
     folder, original = tmp_path_factory.mktemp("original"), FORMS[request.param]
     written = write(folder / request.param, original)
     bundle = export(written.path, method="fopru-rank", ratio=0.25, output=folder / "bundle")
     assert bundle.manifest.parity.verified
     with visprune.load(bundle.path) as pipeline:
-        yield original, pipeline, Reference(written.model, pipeline.loaded)
+        yield pipeline, Reference(original, written.model, pipeline.loaded)
 
 
 def test_greedy_tokens(form):
-    original, pipeline, reference = form
+    pipeline, reference = form
     whole = {"ratio": 1.0, "max_new_tokens": NEW}
     for name, size in SIZES.items():
         image = picture(size)
@@ -129,7 +130,7 @@ def test_greedy_tokens(form):
 
 
 def test_later_turns(form):
-    original, pipeline, reference = form
+    pipeline, reference = form
     shown = [picture(SIZES["portrait"], 3), picture(SIZES["landscape"], 4)]
     chat = pipeline.chat(ratio=1.0)
     first = chat.generate("One?", shown[:1], max_new_tokens=NEW)
@@ -142,14 +143,14 @@ def test_later_turns(form):
 
 
 def test_videos_are_those_of_onevision(form):
-    original, pipeline, reference = form
+    pipeline, reference = form
     frames = [picture((60, 80), seed) for seed in range(3)]
-    if original.aspect != "anyres_max_9":
+    if reference.original.aspect != "anyres_max_9":
         with pytest.raises(InputError, match="takes no videos"):
             pipeline.generate(Video(frames), "What?")
         return
     got = pipeline.generate(Video(frames), "What?", ratio=1.0, max_new_tokens=NEW)
-    pixels = [square(frame, reference.model.config.vision_config.image_size, "SigLIP") for frame in frames]
+    pixels = [frame.resize((reference.edge, reference.edge), Image.Resampling.BICUBIC) for frame in frames]
     shown = {"pixel_values_videos": torch.from_numpy(normalised(pixels, "SigLIP"))[None]}
     with torch.no_grad():
         length = reference.model.get_video_features(**shown).pooler_output.shape[1]
@@ -159,8 +160,7 @@ def test_videos_are_those_of_onevision(form):
 
 
 def test_an_image_token_beyond_the_table(form):
-    original, pipeline, reference = form
-    manifest = pipeline.manifest
+    manifest = (pipeline := form[0]).manifest
     assert manifest.text.image_token_id >= manifest.decoder.vocab_size == ROWS
     assert manifest.decoder.context_length == 2048
     with pytest.raises(InputError, match="<image>"):
@@ -207,9 +207,9 @@ def tiles(image, edge, grid):
 
 
 def test_pixels_are_those_of_the_original_code(form):
-    original, pipeline, reference = form
-    vision, colours = reference.model.config.vision_config, "SigLIP" if original.siglip else "CLIP"
-    edge = vision.image_size
+    pipeline, reference = form
+    original, edge = reference.original, reference.edge
+    colours = "SigLIP" if original.siglip else "CLIP"
     if original.aspect != "pad":
         grid = [(width, height) for height, width in reference.model.config.image_grid_pinpoints]
     made = pipeline.loaded.pictures.add
