@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.files.small_files import check_not_lfs_pointer
 from visprune.export.files.stored import BYTES, StoredTensor, check_dtype
+from visprune.optional import require
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,7 @@ def read_pickle(file: Path) -> dict[str, StoredTensor]:
         UnsupportedError: The file needs more than tensors, has objects where tensors are expected, or has
             tensors that cannot be read in place or are of a dtype that cannot be exported.
     """
-    import torch
-
+    torch: Any = require("torch", extra="export")
     check_not_lfs_pointer(file)
     records = _records(file)
     found = {}

@@ -48,7 +48,7 @@ class Translated:
 def translated(
     where: Path,
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorSource],
+    stored: Mapping[str, TensorSource] | None,
     vision_tower: str | Path | None = None,
     *,
     pickles: bool = False,
@@ -59,7 +59,7 @@ def translated(
     Args:
         where: Its directory.
         config: Content of its config.json.
-        stored: Its tensors, by their names on disk; empty if only the configuration is wanted.
+        stored: Its tensors, by their names on disk; None if only the configuration is wanted.
         vision_tower: The tower that the user gives, a directory or a hub id.
         pickles: Whether pickled weights of the tower may be read.
         download: Whether its tower may be downloaded.
@@ -75,7 +75,7 @@ def translated(
     image = listed.get(_IMAGE, free)
     video = listed.get(_VIDEO, max(free, image + 1))
     known = translate(where, config, tower, image, video)
-    _check_width(where, config, known, stored, tower)
+    _check_width(where, config, known, stored or {}, tower)
     placeholders = {_IMAGE: image}
     files: dict[str, dict[str, Any]] = {
         "config.json": known,
@@ -86,6 +86,7 @@ def translated(
     if (settings := video_processor(config, known, tower)) is not None:
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
+    stored = stored or {}
     tensors = {known_name(name): tensor for name, tensor in stored.items()}
     tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)

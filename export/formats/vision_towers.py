@@ -71,7 +71,7 @@ class VisionTower:
 def find_tower(
     place: Path,
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorSource],
+    stored: Mapping[str, TensorSource] | None,
     given: str | Path | None,
     *,
     pickles: bool,
@@ -82,7 +82,7 @@ def find_tower(
     Args:
         place: The checkpoint.
         config: Its configuration, in the original format.
-        stored: Its tensors, by their names on disk.
+        stored: Its tensors, by their names on disk; None if no weights are wanted.
         given: The tower that the user gives, a directory or a hub id.
         pickles: Whether pickled weights may be read.
         download: Whether files may be downloaded.
@@ -91,7 +91,7 @@ def find_tower(
         CheckpointError: There is no tower, or its files cannot be read.
         UnsupportedError: It has no configuration of a known kind.
     """
-    inside = any(name.startswith(_INSIDE) for name in stored)
+    inside = stored is None or any(name.startswith(_INSIDE) for name in stored)
     name = given or config.get("mm_vision_tower") or config.get("vision_tower")
     if not isinstance(name, (str, Path)) or not str(name):
         raise CheckpointError(f"{place} names no vision tower (mm_vision_tower in config.json).", _HINT)
