@@ -50,7 +50,9 @@ class Checkpoint:
         revision: The commit of a hub id; None for a directory.
         trust_remote_code: Whether transformers may run code that lies beside the weights.
         replaced: Content of JSON files that replaces those on disk, by file name.
+        placeholders: Ids of tokens that stand for images and videos and that its tokenizer lacks, by text.
         chat_template: Source of a chat template that replaces the checkpoint's; None for its own.
+        conversation: Name of the prompt form that replaces the checkpoint's chat template; None for its own.
         parts: Other places that some of the tensors come from.
         notes: Sentences that a user should read before using the bundle.
     """
@@ -63,7 +65,9 @@ class Checkpoint:
     revision: str | None = None
     trust_remote_code: bool = False
     replaced: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    placeholders: Mapping[str, int] = field(default_factory=dict)
     chat_template: str | None = None
+    conversation: str | None = None
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
     _hashes: dict[Path, str] = field(default_factory=dict, init=False, repr=False, compare=False)

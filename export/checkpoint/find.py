@@ -7,16 +7,21 @@ weights runs only if the user trusts it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from visprune.errors import CheckpointError, UsageError
-from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.checkpoint import Checkpoint, Part
 from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.conversations import choose
 from visprune.export.checkpoint.template import read_template_file
 from visprune.export.files import foreign
 from visprune.export.files.located import Located, locate
 from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import read_json_object
+from visprune.export.formats.original import translated
+from visprune.export.formats.original_config import is_original
 
 __all__ = ["find"]
 
@@ -46,7 +51,7 @@ def find(
     if model is None:
         from visprune.bundled import DEMO, MODEL_DIR
 
-        return _open(Located(MODEL_DIR, DEMO), options)
+        return _open(Located(MODEL_DIR, DEMO), options, download=download)
     found = locate(
         model,
         options.revision,
@@ -54,10 +59,10 @@ def find(
         code=options.trust_remote_code,
         download=download,
     )
-    return _open(found, options)
+    return _open(found, options, download=download)
 
 
-def _open(place: Located, options: CheckpointOptions) -> Checkpoint:
+def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Checkpoint:
     """Check the files of a directory, in the order from cheap to expensive, and describe them."""
     from visprune.export import models
 
@@ -65,24 +70,58 @@ def _open(place: Located, options: CheckpointOptions) -> Checkpoint:
     foreign.check_adapter(path)
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(
-            f"{path} has no config.json.", "Give the directory of a Hugging Face checkpoint."
-        )
+        raise CheckpointError(f"{path} has no config.json.", "Give the directory of a checkpoint.")
     config = read_json_object(file)
     foreign.check_config(path, config)
-    model_type = str(config.get("model_type", ""))
-    models.family(model_type)
+    if not is_original(config):
+        models.family(str(config.get("model_type", "")))
     files, index = find_files(path)
     tensors = read_headers(files, index)
     foreign.check_names(path, tensors)
     given = options.chat_template
-    return Checkpoint(
+    found = Checkpoint(
         name=place.name,
         path=path,
-        model_type=model_type,
+        model_type=str(config.get("model_type", "")),
         weights=files,
         tensors=tensors,
         revision=place.revision,
         trust_remote_code=options.trust_remote_code,
         chat_template=None if given is None else read_template_file(Path(given)),
+        conversation=options.conversation,
+    )
+    if is_original(config):
+        return _translate(found, config, options, download=download)
+    if options.vision_tower is not None:
+        raise UsageError(
+            f"{path} is in the format of transformers, which has its vision tower inside.",
+            "Leave --vision-tower out.",
+        )
+    return found
+
+
+def _translate(
+    found: Checkpoint, config: dict[str, Any], options: CheckpointOptions, *, download: bool
+) -> Checkpoint:
+    """Return a checkpoint in LLaVA's original format in the terms of transformers."""
+    seen = translated(
+        found.path,
+        config,
+        found.tensors,
+        options.vision_tower,
+        pickles=options.pickled_weights,
+        download=download,
+    )
+    tower, conversation = seen.tower, options.conversation
+    if conversation is None and options.chat_template is None:
+        conversation = choose(found.model_type, seen.special_tokens)
+    parts = (Part("vision tower", tower.name, tower.revision, tower.files),) if tower.files else ()
+    return replace(
+        found,
+        model_type=seen.config["model_type"],
+        tensors=seen.tensors,
+        replaced=seen.files,
+        placeholders=seen.placeholders,
+        conversation=conversation,
+        parts=parts,
     )

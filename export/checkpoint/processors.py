@@ -12,6 +12,7 @@ from typing import Any
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.conversations import conversation_template, image_text
 from visprune.export.checkpoint.template import (
     check_placeholders,
     define_role_tokens,
@@ -26,7 +27,7 @@ from visprune.export.files.small_files import (
     VIDEO_PROCESSOR,
 )
 from visprune.manifest import Text
-from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.chat_template import ChatTemplate, Message
 from visprune.runtime.text import Tokenizer
 
 __all__ = ["IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
@@ -83,7 +84,10 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     video_token_id = getattr(config, "video_token_id", None)
     video_token = found.backend.id_to_token(video_token_id) if isinstance(video_token_id, int) else None
     ends, notes = _eos_token_ids(checkpoint, config, found)
-    source = define_role_tokens(find_template(checkpoint), found.settings)
+    if checkpoint.conversation is None:
+        source = define_role_tokens(find_template(checkpoint), found.settings)
+    else:
+        source = conversation_template(checkpoint.conversation, image=image_text(found.backend, image_token))
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
     tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)
@@ -111,8 +115,22 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
             video_token_id=video_token_id if video_token else None,
         ),
         video_processor=_video_processor(checkpoint) if video_token else None,
-        notes=(*checkpoint.notes, *found.notes, *notes, *template_notes(source, template)),
+        notes=(
+            *checkpoint.notes,
+            *found.notes,
+            *notes,
+            *template_notes(source, template),
+            *_form(checkpoint, template),
+        ),
     )
+
+
+def _form(checkpoint: Checkpoint, template: ChatTemplate) -> tuple[str, ...]:
+    """Return a note that shows the prompt form that was chosen by its name."""
+    if checkpoint.conversation is None:
+        return ()
+    shown = template.render([Message("user", "What is this?", images=1)])
+    return (f"Prompts have the form {checkpoint.conversation}: {shown!r}",)
 
 
 def _image_token(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token_id: Any) -> str:

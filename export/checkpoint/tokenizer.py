@@ -87,6 +87,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
             backend = _convert(checkpoint)
             encode = _encoder(_parse(backend.to_str(), file))
     added = _add_tokens(backend, settings, checkpoint.read_json("added_tokens.json"))
+    added |= _add_placeholders(backend, checkpoint.placeholders)
     if not text or added:
         text = backend.to_str(pretty=True)
     # The text is parsed once more, because that is what the runtime will do.
@@ -193,6 +194,21 @@ def _add_tokens(
                 "Take tokenizer.json and tokenizer_config.json of one checkpoint.",
             )
         added = True
+    return added
+
+
+def _add_placeholders(backend: tokenizers.Tokenizer, placeholders: Mapping[str, int]) -> bool:
+    """Add placeholders that the tokenizer lacks, under ids of our choice; return whether there were any.
+
+    A tokenizer gives a new token its next free id. Ids between that and the chosen one, which are rows of the
+    embedding table that no text uses, are filled with tokens that no text contains.
+    """
+    added = False
+    for text, index in sorted(placeholders.items(), key=lambda item: item[1]):
+        if backend.token_to_id(text) is None:
+            unused = [f"<|unused_{free}|>" for free in range(backend.get_vocab_size(), index)]
+            backend.add_special_tokens([*unused, tokenizers.AddedToken(text, special=True, normalized=False)])
+            added = True
     return added
 
 

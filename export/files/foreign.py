@@ -1,7 +1,7 @@
 """Recognition of checkpoints that are not the plain weights of a Hugging Face LLaVA model.
 
-Such a checkpoint is an adapter, is quantized, or is in the format of the original LLaVA repository or of
-another framework. Each kind is refused with its own advice, because "a tensor is missing" would help nobody.
+Such a checkpoint is an adapter, is quantized, or is in the format of another framework. Each kind is refused
+with its own advice, because "a tensor is missing" would help nobody.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Keys of config.json that mark LLaVA checkpoints in the format of the original repository.
-_ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_NAMES = (  # line by line: GPTQ and AWQ; compressed-tensors and FP8; bitsandbytes; MLX and HQQ
     *(".qweight", ".qzeros", ".g_idx"),
@@ -86,25 +84,11 @@ def _adapter_error(what: str) -> UnsupportedError:
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose config.json says that it is in another format, or quantized.
+    """Refuse a checkpoint whose config.json says that it is quantized.
 
     Raises:
-        UnsupportedError: The checkpoint is in the original LLaVA format, or quantized.
+        UnsupportedError: The checkpoint is quantized.
     """
-    listed = config.get("architectures")
-    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
-    causal = any(name.startswith("Llava") and name.endswith("ForCausalLM") for name in architectures)
-    marked = any(key in config for key in _ORIGINAL_KEYS)
-    # A converted checkpoint may keep the original keys. It is recognised by its class, or else by its
-    # separate configurations of text and vision.
-    converted = any(name.endswith("ForConditionalGeneration") for name in architectures) or (
-        not architectures and isinstance(config.get("text_config"), dict) and "vision_config" in config
-    )
-    if causal or (marked and not converted):
-        raise UnsupportedError(
-            f"{path} is a LLaVA checkpoint in the original format, not in the Hugging Face format.",
-            "Take the converted one, such as llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b.",
-        )
     for place in ("", "text_config", "vision_config"):
         part = config.get(place) if place else config
         for key in _QUANTIZATION_KEYS:

@@ -72,8 +72,6 @@ def test_hub_id_without_a_network(tmp_path, monkeypatch):
 def test_other_models(copy, tmp_path):
     edit(copy, model_type="qwen2_vl")
     refused(UnsupportedError, "'qwen2_vl' is not supported", copy, tmp_path)
-    edit(copy, model_type="llava", architectures=["LlavaLlamaForCausalLM"], mm_vision_tower="clip")
-    refused(UnsupportedError, "original format", copy, tmp_path)
 
 
 def test_unsupported_parts(copy, tmp_path):

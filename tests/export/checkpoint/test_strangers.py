@@ -495,7 +495,7 @@ class TestConfiguration:
         edit(path / "config.json", architectures=...)
         assert find(path).model_type == "llava"
         edit(path / "config.json", architectures=["LlavaMistralForCausalLM"])
-        refused(UnsupportedError, "original format", path)
+        refused(UnsupportedError, "original format and has mm_projector_type", path)
 
     def test_a_count_is_of_one_tile(self, copy):
         path = copy(family="llava_next", text_extra=LONG)

@@ -1,0 +1,129 @@
+"""A checkpoint in LLaVA's original format: all that it holds, in the terms of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visprune.errors import CheckpointError
+from visprune.export.files.shards import TensorSource
+from visprune.export.files.small_files import (
+    IMAGE_PROCESSOR,
+    PROCESSOR_CONFIG,
+    VIDEO_PROCESSOR,
+    read_json_object,
+)
+from visprune.export.formats.original_config import check, image_processor, translate, video_processor
+from visprune.export.formats.original_names import known_name
+from visprune.export.formats.vision_towers import VisionTower, find_tower
+
+__all__ = ["Translated", "translated"]
+
+_IMAGE, _VIDEO = "<image>", "<video>"
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What a checkpoint in the original format is for transformers.
+
+    Attributes:
+        config: Its configuration.
+        tensors: Its tensors, with those of a vision tower from another place.
+        files: Content of its JSON files, by file name.
+        placeholders: Ids of the tokens that stand for images and videos, by their text.
+        special_tokens: Texts of the tokens that the tokenizer's files list.
+        tower: Its vision tower.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, TensorSource]
+    files: dict[str, dict[str, Any]]
+    placeholders: dict[str, int]
+    special_tokens: frozenset[str]
+    tower: VisionTower
+
+
+def translated(
+    where: Path,
+    config: Mapping[str, Any],
+    stored: Mapping[str, TensorSource],
+    vision_tower: str | Path | None = None,
+    *,
+    pickles: bool = False,
+    download: bool = True,
+) -> Translated:
+    """Translate a checkpoint in the original format.
+
+    Args:
+        where: Its directory.
+        config: Content of its config.json.
+        stored: Its tensors, by their names on disk; empty if only the configuration is wanted.
+        vision_tower: The tower that the user gives, a directory or a hub id.
+        pickles: Whether pickled weights of the tower may be read.
+        download: Whether its tower may be downloaded.
+
+    Raises:
+        CheckpointError: The tower is missing or does not fit, or a value makes no sense.
+        UnsupportedError: A setting is not supported.
+    """
+    check(where, config)
+    tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
+    listed = _listed_tokens(where)
+    free = max([int(config.get("vocab_size", 0)), *(index + 1 for index in listed.values())])
+    image = listed.get(_IMAGE, free)
+    video = listed.get(_VIDEO, max(free, image + 1))
+    known = translate(where, config, tower, image, video)
+    _check_width(where, config, known, stored, tower)
+    placeholders = {_IMAGE: image}
+    files: dict[str, dict[str, Any]] = {
+        "config.json": known,
+        IMAGE_PROCESSOR: image_processor(config, known, tower),
+        PROCESSOR_CONFIG: {},
+        VIDEO_PROCESSOR: {},
+    }
+    if (settings := video_processor(config, known, tower)) is not None:
+        placeholders[_VIDEO] = video
+        files[VIDEO_PROCESSOR] = settings
+    tensors = {known_name(name): tensor for name, tensor in stored.items()} | dict(tower.tensors)
+    return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
+
+
+def _listed_tokens(where: Path) -> dict[str, int]:
+    """Return the ids of the tokens that the tokenizer's files list besides its vocabulary, by their text."""
+    found: dict[str, Any] = {}
+    added = read_json_object(where / "tokenizer.json").get("added_tokens")
+    for entry in added if isinstance(added, list) else []:
+        if isinstance(entry, dict):
+            found[str(entry.get("content"))] = entry.get("id")
+    decoder = read_json_object(where / "tokenizer_config.json").get("added_tokens_decoder")
+    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(entry, dict) and key.isdecimal():
+            found[str(entry.get("content"))] = int(key)
+    found |= read_json_object(where / "added_tokens.json")
+    return {text: index for text, index in found.items() if type(index) is int and index >= 0}
+
+
+def _check_width(
+    where: Path,
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
+    stored: Mapping[str, TensorSource],
+    tower: VisionTower,
+) -> None:
+    """Refuse a tower of another width than the projector takes, or than the weights inside have."""
+    width = known["vision_config"].get("hidden_size")
+    widths = {"mm_hidden_size in config.json": config.get("mm_hidden_size")}
+    for name, tensor in stored.items():
+        if name == "model.mm_projector.0.weight" and len(tensor.shape) == 2:
+            widths[f"the projector ({name})"] = tensor.shape[1]
+        elif name.endswith("vision_model.embeddings.patch_embedding.weight") and tensor.shape:
+            widths[f"the tower's own weights ({name})"] = tensor.shape[0]
+    for place, other in widths.items():
+        if other is not None and other != width:
+            raise CheckpointError(
+                f"The vision tower {tower.name} has features of {width} numbers, and {where} has {other} in "
+                f"{place}.",
+                "Give the tower that the checkpoint was trained with, with --vision-tower.",
+            )
