@@ -17,7 +17,7 @@ from visprune.export.files.shards import ComputedTensor, TensorSource
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["position_grid", "tensors", "tower_name", "vision_config"]
+__all__ = ["is_llava_hr", "position_grid", "tensors", "tower_name", "vision_config"]
 
 _STRIDE = 32  # pixels for each visual token, along a side
 _LEAST_SIZE = 768  # pixels along a side; below, the ViT would have more places than the ConvNeXt
@@ -67,6 +67,11 @@ _NAMES: tuple[tuple[str, str | None], ...] = (
     (r"align_stages_latent\.(\d+)\.(.+)", r"layers.{adapter}.adapter.\2"),
     (r"align_stages\.0\.(.+)", r"layers.{last}.merge.\1"),
 )
+
+
+def is_llava_hr(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json in the original format is that of a LLaVA-HR."""
+    return bool(config.get("is_multipath_encoder"))
 
 
 def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,28 +140,26 @@ def tower_name(name: str, layers: int) -> str | None:
 
 
 def tensors(stored: Mapping[str, TensorSource], vision: Mapping[str, Any]) -> dict[str, TensorSource]:
-    """Return the tensors of a checkpoint with those of the tower by their names in `LlavaHrVisionModel`.
+    """Return the tensors of the tower, by the names that they have in a model of transformers.
 
-    Tensors that the tower does not have are left out. The position embeddings are resampled to the tower's
-    grid when they are read. Names that do not belong to the tower stay as they are.
+    Tensors that our tower does not have are left out. The position embeddings are resampled to the tower's
+    grid when they are read.
 
     Args:
-        stored: The tensors, by their names in the original format.
+        stored: All tensors of the checkpoint, by their names in the original format.
         vision: The fields that `vision_config` returns.
 
     Raises:
-        CheckpointError: The position embeddings are not those of a square and a class token.
+        CheckpointError: The position embeddings are not those of a class token and a square of patches.
     """
     found: dict[str, TensorSource] = {}
     for name, tensor in stored.items():
         if not name.startswith(_PREFIX):
-            found[name] = tensor
             continue
-        renamed = tower_name(name.removeprefix(_PREFIX), vision["num_hidden_layers"])
-        if renamed is None:
-            continue
-        is_grid = renamed == "embeddings.position_embedding.weight"
-        found[_PREFIX + renamed] = _resampled(tensor, vision) if is_grid else tensor
+        made = tower_name(name.removeprefix(_PREFIX), vision["num_hidden_layers"])
+        if made is not None:
+            is_grid = made == "embeddings.position_embedding.weight"
+            found[f"vision_tower.{made}"] = _resampled(tensor, vision) if is_grid else tensor
     return found
 
 

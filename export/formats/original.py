@@ -17,7 +17,7 @@ from visprune.export.files.small_files import (
 )
 from visprune.export.formats.original_config import check, image_processor, translate, video_processor
 from visprune.export.formats.original_names import known_name
-from visprune.export.formats.vision_towers import VisionTower, find_tower
+from visprune.export.formats.vision_towers import INSIDE, VisionTower, find_tower
 
 __all__ = ["Translated", "translated"]
 
@@ -86,7 +86,8 @@ def translated(
     if (settings := video_processor(config, known, tower)) is not None:
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
-    tensors = {known_name(name): tensor for name, tensor in stored.items()} | dict(tower.tensors)
+    own = {name: tensor for name, tensor in stored.items() if not (tower.tensors and name.startswith(INSIDE))}
+    tensors = {known_name(name): tensor for name, tensor in own.items()} | dict(tower.tensors)
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
 
 

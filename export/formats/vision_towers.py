@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visprune.errors import CheckpointError, UnsupportedError
+from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.files.located import HUB_ID, Located, locate
 from visprune.export.files.shards import TensorSource, find_files, read_headers
 from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
+from visprune.export.formats import llava_hr
 
-__all__ = ["VisionTower", "find_tower"]
+__all__ = ["INSIDE", "VisionTower", "find_tower"]
 
 _CLIP_LARGE = {
     "model_type": "clip_vision_model",
@@ -41,7 +42,9 @@ _KNOWN: Mapping[str, Mapping[str, Any]] = {
         "patch_size": 14,
     },
 }
-_INSIDE = "model.vision_tower."
+INSIDE = "model.vision_tower."
+"""The beginning of the names that the tensors of a tower have inside a checkpoint."""
+
 _HINT = "Give the directory or the hub id of its vision tower with --vision-tower."
 
 
@@ -53,7 +56,8 @@ class VisionTower:
         name: As the checkpoint or the user names it.
         config: Its configuration, in transformers' form.
         image_settings: Content of its preprocessor_config.json; empty if there is none.
-        tensors: Its weights, by the names that transformers knows; empty if they are inside the checkpoint.
+        tensors: Its weights, by the names that transformers knows. They replace those inside the checkpoint;
+            empty if those inside are used as they are.
         files: The files with these weights.
         revision: The commit of a hub id.
     """
@@ -88,8 +92,11 @@ def find_tower(
     Raises:
         CheckpointError: There is no tower, or its files cannot be read.
         UnsupportedError: It has no configuration of a known kind.
+        UsageError: A tower is given for a model that has its own inside.
     """
-    inside = any(name.startswith(_INSIDE) for name in stored)
+    inside = any(name.startswith(INSIDE) for name in stored)
+    if llava_hr.is_llava_hr(config):
+        return _two_towers(place, config, stored, given)
     name = given or config.get("mm_vision_tower") or config.get("vision_tower")
     if not isinstance(name, (str, Path)) or not str(name):
         raise CheckpointError(f"{place} names no vision tower (mm_vision_tower in config.json).", _HINT)
@@ -112,6 +119,17 @@ def find_tower(
     files, index = find_files(found.path)
     tensors = _renamed(read_headers(files, index))
     return VisionTower(found.name, vision, settings, tensors, files, found.revision)
+
+
+def _two_towers(
+    place: Path, config: Mapping[str, Any], stored: Mapping[str, TensorSource], given: str | Path | None
+) -> VisionTower:
+    """Return the tower of a LLaVA-HR, which is two and always inside the checkpoint."""
+    if given is not None:
+        raise UsageError(f"{place} is a LLaVA-HR, which has its towers inside.", "Leave --vision-tower out.")
+    vision = llava_hr.vision_config(config)
+    name = f"{config.get('mm_vision_tower')} and {config.get('vision_tower_slow')}"
+    return VisionTower(name, vision, tensors=llava_hr.tensors(stored, vision))
 
 
 def _located(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")
 
-from hr_checkpoints import tower_of
-from hr_reference import SLOW, Sizes, random_tensors, see
+from hr_checkpoints import PREFIX, tower_of
+from hr_reference import FAST, SLOW, Sizes, random_tensors, see
 
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import models
-from visprune.export.formats.llava_hr import tower_name, vision_config
+from visprune.export.files.shards import ComputedTensor, StoredTensor
+from visprune.export.formats.llava_hr import tensors, tower_name, vision_config
 
 CASES = {
     "768": Sizes(layers=24),
@@ -33,12 +36,13 @@ ORIGINAL = {
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_reference(case):
     sizes = CASES[case]
-    tensors = random_tensors(sizes)
-    pixels = torch.randn(2, 3, sizes.image, sizes.image, generator=torch.Generator().manual_seed(1))
+    weights = random_tensors(sizes)
+    count = 2 if sizes.layers == 4 else 1
+    pixels = torch.randn(count, 3, sizes.image, sizes.image, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        want, _ = see(sizes, tensors, pixels)
-        got = tower_of(sizes, tensors)(pixels).last_hidden_state
-    assert want.shape == (2, sizes.side**2, sizes.hidden)
+        want, _ = see(sizes, weights, pixels)
+        got = tower_of(sizes, weights)(pixels).last_hidden_state
+    assert want.shape == (count, sizes.side**2, sizes.hidden)
     assert want.std() > 0.3
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
@@ -46,14 +50,14 @@ def test_agrees_with_the_reference(case):
 def test_every_tensor_of_the_reference_matters():
     """Otherwise a name that is mapped to a wrong place would go unseen."""
     sizes = Sizes(image=96, layers=4, trained=4)  # the reference has no smallest size
-    tensors = {name: tensor.requires_grad_() for name, tensor in random_tensors(sizes).items()}
+    weights = {name: tensor.requires_grad_() for name, tensor in random_tensors(sizes).items()}
     pixels = torch.randn(1, 3, sizes.image, sizes.image, generator=torch.Generator().manual_seed(1))
-    see(sizes, tensors, pixels)[0].square().sum().backward()
+    see(sizes, weights, pixels)[0].square().sum().backward()
     felt = {
-        name for name, tensor in tensors.items() if tensor.grad is not None and tensor.grad.abs().max() > 1e-3
+        name for name, tensor in weights.items() if tensor.grad is not None and tensor.grad.abs().max() > 1e-3
     }
     without = ("class_embedding", "post_layernorm", ".head.", "k_proj.bias")  # softmax cancels the last
-    assert felt == {name for name in tensors if not any(part in name for part in without)}
+    assert felt == {name for name in weights if not any(part in name for part in without)}
 
 
 @pytest.mark.parametrize(
@@ -115,3 +119,27 @@ def test_refused(change, error, match):
     with pytest.raises(error) as caught:
         vision_config(ORIGINAL | change)
     assert caught.match(f"(?s){match}")
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (25, 32, 1), (27, 32)])
+def test_positions_that_are_no_square_and_a_class_token(shape):
+    name = PREFIX + FAST + "embeddings.position_embedding.weight"
+    stored = {name: StoredTensor(name, Path("model.safetensors"), 0, 0, "F32", shape)}
+    with pytest.raises(
+        CheckpointError, match=f"position_embedding.weight is .{', '.join(map(str, shape))}.,"
+    ):
+        tensors(stored, vision_config(ORIGINAL))
+
+
+def test_tensors_of_the_tower_alone():
+    """The head of the ConvNeXt, the class token and the last norm are left out, and so is the decoder."""
+    sizes = Sizes(layers=4)
+    names = [PREFIX + name for name in random_tensors(sizes)] + ["lm_head.weight", "model.norm.weight"]
+    shape = (sizes.trained**2 + 1, sizes.hidden)
+    stored = {name: StoredTensor(name, Path("model.safetensors"), 0, 0, "F16", shape) for name in names}
+    found = tensors(stored, vision_config(ORIGINAL) | {"num_hidden_layers": 4})
+    made = tower_of(sizes, random_tensors(sizes)).state_dict()
+    assert found.keys() == {f"vision_tower.{name}" for name in made}
+    positions = found["vision_tower.embeddings.position_embedding.weight"]
+    assert isinstance(positions, ComputedTensor)
+    assert (positions.shape, positions.dtype) == ((32 * 32, 32), "F16")
