@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from visprune.export.files.shards import TensorSource
 from visprune.export.files.small_files import read_json_object
+from visprune.export.files.stored import TensorSource
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "Part"]

@@ -9,9 +9,8 @@ tokenizer and with the one to be written, and must give the same ids.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -19,22 +18,21 @@ import transformers
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.checkpoint.transformers_errors import hint_for, reason_of
+from visprune.export.checkpoint.converted_tokenizer import (
+    PROBES,
+    convert,
+    convert_sentencepiece,
+    encoder,
+    first_difference,
+    parse,
+    sentencepiece_encoder,
+)
 from visprune.export.files.small_files import (
-    check_not_lfs_pointer,
     file_exists,
     read_text,
 )
-from visprune.optional import require
 
 __all__ = ["CheckpointTokenizer", "read_tokenizer", "role_token"]
-
-_PROBES = (
-    *("In 2023, 1,234.50 of 1000000 cost 7% more.", "a  b   c    d ", " two lines\nand\n\n\ttabs\r\n"),
-    *("Größe, naïve, мир", "日本語の漢字、한국어", "don't you'LL x_y(z) != 'q'"),
-)
-_HINT = "Put the checkpoint's tokenizer.json beside its weights."
-_OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +68,25 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
     settings = checkpoint.read_json("tokenizer_config.json")
     settings = checkpoint.read_json("special_tokens_map.json") | settings
     file, model = path / "tokenizer.json", path / "tokenizer.model"
-    probes = list(_PROBES)
+    probes = list(PROBES)
     if file_exists(file):
         text, name = read_text(file), file.name
-        backend, encode = _parse(text, file), _encoder(_parse(text, file))
+        backend, encode = parse(text, file), encoder(parse(text, file))
         probes += [f"a {token.content}b" for token in backend.get_added_tokens_decoder().values()]
     else:
         text, name = "", model.name
         if file_exists(model):
-            encode = _sentencepiece(model)
-            backend = _convert(checkpoint)
-            # With `legacy` leading spaces are treated by an older rule.
-            if _first_difference(_encoder(backend), encode, probes):
-                backend = _convert(checkpoint, legacy=True)
+            encode = sentencepiece_encoder(model)
+            backend, probes = convert_sentencepiece(checkpoint, settings, encode)
         else:
-            backend = _convert(checkpoint)
-            encode = _encoder(_parse(backend.to_str(), file))
+            backend = convert(checkpoint)
+            encode = encoder(parse(backend.to_str(), file))
     added = _add_tokens(backend, settings, checkpoint.read_json("added_tokens.json"))
     added |= _add_placeholders(backend, checkpoint.placeholders)
     if not text or added:
         text = backend.to_str(pretty=True)
     # The text is parsed once more, because that is what the runtime will do.
-    if different := _first_difference(_encoder(_parse(text, file)), encode, probes):
+    if different := first_difference(encoder(parse(text, file)), encode, probes):
         raise CheckpointError(
             f"The tokenizer that would be written makes {different[1]} of {different[0]!r}, and the "
             f"checkpoint's {name} makes {different[2]}.",
@@ -99,62 +94,6 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         )
     bos, eos = (_special_token(checkpoint, settings, key) for key in ("bos_token", "eos_token"))
     return CheckpointTokenizer(backend, text, bos, eos, settings, _notes(backend, settings, bos))
-
-
-def _parse(text: str, file: Path) -> tokenizers.Tokenizer:
-    """Make a tokenizer, without truncation and padding, from the text of a `tokenizer.json`."""
-    try:
-        found = tokenizers.Tokenizer.from_str(text)
-        found.no_truncation()
-        found.no_padding()
-        found.encode("a")
-        return found
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic in its Rust code is not an Exception
-        raise CheckpointError(
-            f"{file} cannot be read: {reason_of(error)}",
-            "Update the package tokenizers, or take the file from the checkpoint's source.",
-        ) from None
-
-
-def _convert(checkpoint: Checkpoint, **options: bool) -> tokenizers.Tokenizer:
-    """Have transformers convert files other than tokenizer.json."""
-    if not any((checkpoint.path / name).is_file() for name in _OTHER_FILES):
-        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json.", _HINT)
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=checkpoint.trust_remote_code,
-            **options,
-        )
-    except Exception as error:  # each kind of file fails with errors of other types
-        raise CheckpointError(
-            f"{checkpoint.path} has no tokenizer.json, and its other files cannot be converted: "
-            f"{reason_of(error)}",
-            hint_for(error, _HINT),
-        ) from None
-    backend: tokenizers.Tokenizer | None = getattr(found, "backend_tokenizer", None)
-    if backend is None or backend.get_vocab_size(with_added_tokens=False) < len(_PROBES):
-        raise CheckpointError(f"{checkpoint.path} has no tokenizer.", _HINT)
-    return _parse(backend.to_str(), checkpoint.path / "tokenizer.json")
-
-
-def _sentencepiece(model: Path) -> Callable[[str], list[int]]:
-    """Return the encoder of a SentencePiece model."""
-    check_not_lfs_pointer(model)
-    sentencepiece = require("sentencepiece", extra="export")
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except Exception as error:  # the package passes on whatever its C++ code raises
-        raise CheckpointError(f"{model} is not a SentencePiece model: {reason_of(error)}", _HINT) from None
-    encode: Callable[[str], list[int]] = processor.encode
-    return encode
-
-
-def _encoder(backend: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
-    return lambda text: backend.encode(text, add_special_tokens=False).ids
 
 
 def _add_tokens(
@@ -210,14 +149,6 @@ def _add_placeholders(backend: tokenizers.Tokenizer, placeholders: Mapping[str, 
             backend.add_special_tokens([*unused, tokenizers.AddedToken(text, special=True, normalized=False)])
             added = True
     return added
-
-
-def _first_difference(
-    got: Callable[[str], list[int]], want: Callable[[str], list[int]], probes: Sequence[str]
-) -> tuple[str, list[int], list[int]] | None:
-    """Return the first text that two encoders encode differently, with both results; None without any."""
-    found = ((text, got(text), want(text)) for text in probes)
-    return next((row for row in found if row[1] != row[2]), None)
 
 
 def role_token(settings: Mapping[str, Any], role: str) -> str | None:

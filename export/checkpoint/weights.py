@@ -283,7 +283,10 @@ def _read(place: TensorSource) -> Tensor:
         raise CheckpointError(
             f"The weight file {place.file} became shorter while it was read.", "Download it again."
         )
-    return values.view(_DTYPES[place.dtype]).reshape(place.shape)
+    elements = values.view(_DTYPES[place.dtype])
+    if place.strides is None:
+        return elements.reshape(place.shape)
+    return elements.as_strided(place.shape, place.strides).contiguous()
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -47,6 +47,8 @@ _ADAPTER_FILES = (
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 # Prefixes that PEFT and DataParallel put in front of tensor names.
 _PREFIXES = ("base_model.model.", "module.")
+# Beginnings of the names of pickles that a training leaves beside the weights.
+_TRAINING_STATE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 _OTHER_FILES = {
     "*.gguf": "GGUF of llama.cpp",
     "*.h5": "TensorFlow",
@@ -124,14 +126,28 @@ def check_names(path: Path, names: Collection[str]) -> None:
             raise quantized_error(f"{path} (see its tensor {name})")
 
 
-def no_weights_error(path: Path) -> CheckpointError:
-    """Return the error for a directory that has no weight files in the expected format."""
-    pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
-    pickles = [file for file in pickles if file.name != "training_args.bin"]
+def no_weights_error(path: Path, pickled: bool = False) -> CheckpointError:
+    """Return the error for a directory that has no weight files in the expected format.
+
+    Args:
+        path: The directory.
+        pickled: Whether pickles were looked for too.
+    """
+    # Of a hub id only the index is there, unless pickles were asked for.
+    kinds = ("*.bin", "*.bin.index.json", "*.pt", "*.pth")
+    pickles = sorted(file for kind in kinds for file in path.glob(kind))
+    pickles = [file for file in pickles if not file.name.startswith(_TRAINING_STATE)]
+    if pickles and pickled:
+        name = pickles[0].name
+        return CheckpointError(
+            f"{path} has no pytorch_model.bin, and transformers does not read a file named {name}.",
+            "If that file holds all weights, rename it to pytorch_model.bin.",
+        )
     if pickles:
         return CheckpointError(
-            f"{path} has its weights as pickles ({pickles[0].name}), which are never loaded.",
-            "Convert them to safetensors: load and save the model once with transformers.",
+            f"{path} has its weights as pickles ({pickles[0].name}), which are read only if you ask for it.",
+            "Allow plain tensors in pickles with --pickled-weights, or load and save the model once with "
+            "transformers.",
         )
     for pattern, kind in _OTHER_FILES.items():
         if found := sorted(path.glob(pattern)):
@@ -144,7 +160,10 @@ def no_weights_error(path: Path) -> CheckpointError:
             f"{path} has no model.safetensors, and transformers does not read a file named {found[0].name}.",
             "If that file holds all weights, rename it to model.safetensors.",
         )
-    return CheckpointError(f"{path} has no weights.", "Download model.safetensors into it.")
+    return CheckpointError(
+        f"{path} has no weights.",
+        "Download model.safetensors into it, or allow pickles (.bin) with --pickled-weights.",
+    )
 
 
 def name_variants(stored: Mapping[str, T]) -> list[dict[str, T]]:

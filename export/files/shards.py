@@ -1,7 +1,6 @@
-"""The location of each tensor of a checkpoint, from the headers of its safetensors files.
+"""The weight files of a checkpoint, and the location of each tensor in them.
 
-No tensor is read here. A tensor may also be defined as the result of a computation on stored ones, which runs
-when the tensor is read.
+The headers of safetensors files are read here; `pickles` reads those of pickled files.
 """
 
 from __future__ import annotations
@@ -9,106 +8,47 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-from visprune.errors import CheckpointError, UnsupportedError
+from visprune.errors import CheckpointError
 from visprune.export.files.foreign import no_weights_error
+from visprune.export.files.pickles import read_pickle
 from visprune.export.files.small_files import check_not_lfs_pointer, file_exists
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from visprune.export.files.stored import BYTES, ComputedTensor, StoredTensor, TensorSource, check_dtype
 
 __all__ = ["ComputedTensor", "StoredTensor", "TensorSource", "find_files", "read_headers"]
 
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_BYTES = _FLOATS | {"I64": 8, "I32": 4, "BOOL": 1}
+_NAMES = ("model.safetensors", "pytorch_model.bin")  # as transformers writes them
 _AGAIN = "Download it again."
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor on disk.
-
-    Attributes:
-        name: Name in the file.
-        file: The file that holds it.
-        offset: Position of its first byte in the file.
-        length: Number of its bytes.
-        dtype: Dtype by its name in safetensors, such as F16 or BF16.
-        shape: Its dimensions.
-    """
-
-    name: str
-    file: Path
-    offset: int
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """Number of its elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedTensor:
-    """A tensor that is computed from others whenever it is read.
-
-    Attributes:
-        name: Name for messages.
-        sources: The tensors that are read for it, at least one. Its dtype is that of the first.
-        shape: Its dimensions.
-        compute: Computes its values, in any dtype, from those of the sources.
-    """
-
-    name: str
-    sources: tuple[TensorSource, ...]
-    shape: tuple[int, ...]
-    compute: Callable[[Sequence[Tensor]], Tensor]
-
-    @property
-    def file(self) -> Path:
-        """The file that holds its first source."""
-        return self.sources[0].file
-
-    @property
-    def dtype(self) -> str:
-        """Dtype by its name in safetensors."""
-        return self.sources[0].dtype
-
-    @property
-    def elements(self) -> int:
-        """Number of its elements."""
-        return math.prod(self.shape)
-
-
-TensorSource: TypeAlias = StoredTensor | ComputedTensor
-
-
-def find_files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+def find_files(path: Path, pickled: bool = False) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Return the files that hold the weights, and their index.
 
     The index has the file name of each tensor; it is empty if the weights are in a single file.
 
+    Args:
+        path: Directory of the checkpoint.
+        pickled: Whether pickles are taken if there are no safetensors.
+
     Raises:
         CheckpointError: There are no weight files, or the index is missing or cannot be used.
     """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if file_exists(single):  # transformers does not look for an index then, either
-        return (single,), {}
-    if file_exists(index):
-        places = _read_index(index)
-        return tuple(path / name for name in sorted(set(places.values()))), places
-    if any(path.glob("model-*.safetensors")):
-        raise CheckpointError(
-            f"{path} has its weights in several files, and no {index.name}.",
-            f"Download {index.name} into it.",
-        )
-    raise no_weights_error(path)
+    for name in _NAMES if pickled else _NAMES[:1]:
+        single, index = path / name, path / f"{name}.index.json"
+        if file_exists(single):  # transformers does not look for an index then, either
+            return (single,), {}
+        if file_exists(index):
+            places = _read_index(index, single.suffix)
+            return tuple(path / name for name in sorted(set(places.values()))), places
+        if any(path.glob(f"{single.stem}-*{single.suffix}")):
+            raise CheckpointError(
+                f"{path} has its weights in several files, and no {index.name}.",
+                f"Download {index.name} into it.",
+            )
+    raise no_weights_error(path, pickled)
 
 
 def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
@@ -122,14 +62,17 @@ def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) 
         index: The file name of each tensor.
 
     Raises:
-        CheckpointError: A file is missing, truncated or not safetensors, or the files and the index
+        CheckpointError: A file is missing, truncated or of another format, or the files and the index
             contradict each other.
-        UnsupportedError: A weight is of a dtype that cannot be exported.
+        UnsupportedError: A weight is of a dtype that cannot be exported, or a pickle holds more than tensors.
     """
     found: dict[str, StoredTensor] = {}
     hint = "Download the checkpoint into an empty directory."
     for file in files:
-        for name, tensor in _read_header(file).items():
+        if not file_exists(file):
+            raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
+        read = _read_header if file.suffix == ".safetensors" else read_pickle
+        for name, tensor in read(file).items():
             if name in found:
                 raise CheckpointError(
                     f"The tensor {name} is both in {found[name].file} and in {file.name}.", hint
@@ -141,8 +84,8 @@ def read_headers(files: Iterable[Path], index: Mapping[str, str] | None = None) 
     return found
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    """Read an index of shards: the file name of each tensor."""
+def _read_index(index: Path, suffix: str) -> dict[str, str]:
+    """Read an index of shards, whose names end in `suffix`: the file name of each tensor."""
     try:
         check_not_lfs_pointer(index)
         places = _loads(index.read_bytes(), index)["weight_map"]
@@ -153,8 +96,11 @@ def _read_index(index: Path) -> dict[str, str]:
             f"{index} cannot be read: it is not a JSON object that names a file for each tensor.",
             "Take that file from the checkpoint's source.",
         ) from None
-    if any(Path(name).name != name for name in places.values()):
-        raise CheckpointError(f"{index} names files outside the checkpoint.", "Download it from its source.")
+    if any(Path(name).name != name or Path(name).suffix != suffix for name in places.values()):
+        raise CheckpointError(
+            f"{index} names files outside the checkpoint, or of another kind than {suffix}.",
+            "Download it from its source.",
+        )
     return dict(places)
 
 
@@ -174,8 +120,6 @@ def _loads(text: bytes, file: Path) -> Any:
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Read the header of a file and check that its tensors fill the file without a gap."""
-    if not file_exists(file):
-        raise CheckpointError(f"The weight file {file} is missing.", _AGAIN)
     check_not_lfs_pointer(file)
     size = file.stat().st_size
     try:
@@ -209,9 +153,9 @@ def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, Stored
     """Return the tensors of a header; their bytes begin at `start` and follow each other without a gap."""
     found, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        _check_dtype(file, name, str(entry["dtype"]))
+        check_dtype(file, name, str(entry["dtype"]))
         shape = tuple(int(dim) for dim in entry["shape"])
-        begin, end = end, end + math.prod(shape) * _BYTES[entry["dtype"]]
+        begin, end = end, end + math.prod(shape) * BYTES[entry["dtype"]]
         if entry["data_offsets"] != [begin, end] or min(shape, default=0) < 0:
             raise CheckpointError(
                 f"The weight file {file} has {entry['dtype']} {entry['shape']} as the shape of {name}, "
@@ -220,15 +164,3 @@ def _stored(file: Path, entries: dict[str, Any], start: int) -> dict[str, Stored
             )
         found[name] = StoredTensor(name, file, start + begin, end - begin, entry["dtype"], shape)
     return found
-
-
-def _check_dtype(file: Path, name: str, dtype: str) -> None:
-    """Refuse a dtype that plain weights do not have; buffers such as `position_ids` may be integers."""
-    is_weight = name.endswith((".weight", ".bias"))
-    if dtype in _FLOATS or (dtype in _BYTES and not is_weight):
-        return
-    kind = "which is not a floating-point type" if dtype in _BYTES else "which quantized weights have"
-    raise UnsupportedError(
-        f"The tensor {name} in {file} is of type {dtype}, {kind}, and cannot be exported.",
-        "Take the checkpoint in float32, float16 or bfloat16; a quantized one can often be had unquantized.",
-    )

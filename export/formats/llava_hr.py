@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.files.shards import ComputedTensor, TensorSource
+from visprune.export.files.stored import ComputedTensor, TensorSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_llava_hr", "position_grid", "tensors", "tower_name", "vision_config"]
+__all__ = ["NAME", "is_llava_hr", "position_grid", "tensors", "tower_name", "vision_config"]
+
+NAME = "LLaVA-HR's two towers"
+"""Name of the tower, for people."""
 
 _STRIDE = 32  # pixels for each visual token, along a side
 _LEAST_SIZE = 768  # pixels along a side; below, the ViT would have more places than the ConvNeXt
@@ -140,10 +143,10 @@ def tower_name(name: str, layers: int) -> str | None:
 
 
 def tensors(stored: Mapping[str, TensorSource], vision: Mapping[str, Any]) -> dict[str, TensorSource]:
-    """Return the tensors of the tower, by the names that they have in a model of transformers.
+    """Return the tensors of a checkpoint, those of the tower by the names that transformers knows.
 
-    Tensors that our tower does not have are left out. The position embeddings are resampled to the tower's
-    grid when they are read.
+    Tensors of the tower that ours does not have are left out. The position embeddings are resampled to the
+    tower's grid when they are read. Other names stay as they are.
 
     Args:
         stored: All tensors of the checkpoint, by their names in the original format.
@@ -155,9 +158,8 @@ def tensors(stored: Mapping[str, TensorSource], vision: Mapping[str, Any]) -> di
     found: dict[str, TensorSource] = {}
     for name, tensor in stored.items():
         if not name.startswith(_PREFIX):
-            continue
-        made = tower_name(name.removeprefix(_PREFIX), vision["num_hidden_layers"])
-        if made is not None:
+            found[name] = tensor
+        elif made := tower_name(name.removeprefix(_PREFIX), vision["num_hidden_layers"]):
             is_grid = made == "embeddings.position_embedding.weight"
             found[f"vision_tower.{made}"] = _resampled(tensor, vision) if is_grid else tensor
     return found

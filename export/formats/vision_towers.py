@@ -6,6 +6,7 @@ trained, and else only where the name says. Its configuration is never inside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.files.located import HUB_ID, Located, locate
-from visprune.export.files.shards import TensorSource, find_files, read_headers
+from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
+from visprune.export.files.stored import TensorSource
 from visprune.export.formats import llava_hr
 
-__all__ = ["INSIDE", "VisionTower", "find_tower"]
+__all__ = ["VisionTower", "find_tower", "used_tensors"]
 
 _CLIP_LARGE = {
     "model_type": "clip_vision_model",
@@ -42,9 +44,7 @@ _KNOWN: Mapping[str, Mapping[str, Any]] = {
         "patch_size": 14,
     },
 }
-INSIDE = "model.vision_tower."
-"""The beginning of the names that the tensors of a tower have inside a checkpoint."""
-
+_INSIDE = "model.vision_tower."
 _HINT = "Give the directory or the hub id of its vision tower with --vision-tower."
 
 
@@ -56,8 +56,7 @@ class VisionTower:
         name: As the checkpoint or the user names it.
         config: Its configuration, in transformers' form.
         image_settings: Content of its preprocessor_config.json; empty if there is none.
-        tensors: Its weights, by the names that transformers knows. They replace those inside the checkpoint;
-            empty if those inside are used as they are.
+        tensors: Its weights, by the names that transformers knows; empty if they are inside the checkpoint.
         files: The files with these weights.
         revision: The commit of a hub id.
     """
@@ -73,7 +72,7 @@ class VisionTower:
 def find_tower(
     place: Path,
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorSource],
+    stored: Mapping[str, TensorSource] | None,
     given: str | Path | None,
     *,
     pickles: bool,
@@ -84,7 +83,7 @@ def find_tower(
     Args:
         place: The checkpoint.
         config: Its configuration, in the original format.
-        stored: Its tensors, by their names on disk.
+        stored: Its tensors, by their names on disk; None if no weights are wanted.
         given: The tower that the user gives, a directory or a hub id.
         pickles: Whether pickled weights may be read.
         download: Whether files may be downloaded.
@@ -94,9 +93,13 @@ def find_tower(
         UnsupportedError: It has no configuration of a known kind.
         UsageError: A tower is given for a model that has its own inside.
     """
-    inside = any(name.startswith(INSIDE) for name in stored)
+    inside = stored is None or any(name.startswith(_INSIDE) for name in stored)
     if llava_hr.is_llava_hr(config):
-        return _two_towers(place, config, stored, given)
+        if given is not None:
+            raise UsageError(
+                f"{place} is a LLaVA-HR, which has its two towers inside.", "Leave --vision-tower out."
+            )
+        return VisionTower(llava_hr.NAME, llava_hr.vision_config(config))
     name = given or config.get("mm_vision_tower") or config.get("vision_tower")
     if not isinstance(name, (str, Path)) or not str(name):
         raise CheckpointError(f"{place} names no vision tower (mm_vision_tower in config.json).", _HINT)
@@ -116,20 +119,25 @@ def find_tower(
     settings = read_json_object(found.path / IMAGE_PROCESSOR)
     if inside:
         return VisionTower(found.name, vision, settings)
-    files, index = find_files(found.path)
+    files, index = find_files(found.path, pickles)
     tensors = _renamed(read_headers(files, index))
     return VisionTower(found.name, vision, settings, tensors, files, found.revision)
 
 
-def _two_towers(
-    place: Path, config: Mapping[str, Any], stored: Mapping[str, TensorSource], given: str | Path | None
-) -> VisionTower:
-    """Return the tower of a LLaVA-HR, which is two and always inside the checkpoint."""
-    if given is not None:
-        raise UsageError(f"{place} is a LLaVA-HR, which has its towers inside.", "Leave --vision-tower out.")
-    vision = llava_hr.vision_config(config)
-    name = f"{config.get('mm_vision_tower')} and {config.get('vision_tower_slow')}"
-    return VisionTower(name, vision, tensors=llava_hr.tensors(stored, vision))
+def used_tensors(tower: VisionTower, vision: Mapping[str, Any]) -> dict[str, TensorSource]:
+    """Return the weights of a tower from another place, without its head and layers that the model lacks.
+
+    Args:
+        tower: The tower.
+        vision: Its configuration in the model.
+    """
+    layers = int(vision.get("num_hidden_layers", 12))
+
+    def used(name: str) -> bool:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return ".head." not in name and (layer is None or int(layer[1]) < layers)
+
+    return {name: tensor for name, tensor in tower.tensors.items() if used(name)}
 
 
 def _located(

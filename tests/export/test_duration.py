@@ -8,7 +8,7 @@ import pytest
 
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.duration import expected
-from visprune.export.files.shards import StoredTensor
+from visprune.export.files.stored import StoredTensor
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ from visprune.pruning.fastv import FastV
 from visprune.pruning.registry import BUILTIN
 from visprune.quantize import quantize
 
-SIZES = Sizes(layers=4)
+SIZES = Sizes(layers=4, depths=(1, 1, 5, 1))  # a stage of the ConvNeXt has more blocks than the ViT layers
 PLACES = SIZES.side**2
 NEED_CLS = {"fastervlm", "vispruner"}
 NEW = 8
@@ -200,7 +200,7 @@ def test_only_methods_that_need_a_cls_are_refused(method, path, options):
 
 def test_a_vision_tower_from_elsewhere_is_refused(path, options):
     settings = ExportOptions(method="none", vision_tower="openai/clip-vit-large-patch14-336", **options)
-    with pytest.raises(UsageError, match="LLaVA-HR, which has its towers inside"):
+    with pytest.raises(UsageError, match="LLaVA-HR, which has its two towers inside"):
         prepare(path, None, settings, dry=True)
 
 
