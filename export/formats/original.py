@@ -15,6 +15,7 @@ from visprune.export.files.small_files import (
     read_json_object,
 )
 from visprune.export.files.stored import TensorSource
+from visprune.export.formats import llava_hr
 from visprune.export.formats.original_config import check, image_processor, translate, video_processor
 from visprune.export.formats.original_names import known_name
 from visprune.export.formats.vision_towers import VisionTower, find_tower, used_tensors
@@ -67,6 +68,7 @@ def translated(
     Raises:
         CheckpointError: The tower is missing or does not fit, or a value makes no sense.
         UnsupportedError: A setting is not supported.
+        UsageError: A tower is given for a model that has its own inside.
     """
     check(where, config)
     tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
@@ -87,6 +89,8 @@ def translated(
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
     stored = stored or {}
+    if llava_hr.is_llava_hr(config):
+        stored = llava_hr.tensors(stored, known["vision_config"])
     tensors = {known_name(name): tensor for name, tensor in stored.items()}
     tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
