@@ -25,7 +25,7 @@ from visprune.export.formats.original_names import known_name
 
 __all__ = ["merge"]
 
-_CHUNK = 1 << 22  # elements that are changed at once: 17 MB in float32, of which a few copies are held
+_CHUNK = 1 << 21  # elements that are changed at once: 8 MB in float32, of which a few copies are held
 
 
 def merge(
@@ -141,8 +141,10 @@ def _add_low_rank(values: Sequence[Tensor], scale: float, *, transposed: bool) -
         for part in parts:
             rows[part] = sums(part)
     elif transposed:
-        squares = torch.stack([sums(part).square().sum(0) for part in parts]).sum(0)  # [outputs]
-        factor = lengths[0].float().flatten() / squares.sqrt()
+        squares = torch.zeros(rows.shape[1], dtype=torch.float64)  # [outputs]
+        for part in parts:
+            squares += sums(part).square().sum(0)
+        factor = lengths[0].float().flatten() / squares.sqrt().float()
         for part in parts:
             rows[part] = sums(part) * factor
     else:

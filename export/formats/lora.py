@@ -32,6 +32,8 @@ _UNSUPPORTED = (
 # CorDA, LoftQ, LoRA-GA) are subtracted from them, unless peft converted the adapter when it was saved.
 _INITIAL = ("gaussian", "eva", "orthogonal", "mica")
 
+_MOST = 1e18  # no alpha and no rank is as large; NaN is not below it either
+
 # For instance model.layers.0.mlp.up_proj.lora_A.default.weight, where the adapter's name may be missing.
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
@@ -155,7 +157,7 @@ def read_settings(name: str, config: Mapping[str, Any]) -> LoraSettings:
         )
 
     def number(value: Any, setting: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
             raise _setting_error(name, setting, value)
         return value
 
@@ -165,7 +167,7 @@ def read_settings(name: str, config: Mapping[str, Any]) -> LoraSettings:
             raise _setting_error(name, setting, found)
         for key in found:
             try:
-                re.compile(key)
+                re.compile(_ending(key))
             except re.error:
                 raise _setting_error(name, setting, key) from None
         return {key: number(value, setting) for key, value in found.items()}
@@ -249,8 +251,12 @@ def _changes(
 
 def _by_pattern(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
     """Return the value of the first pattern that matches the end of a module's name, from a full part on."""
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    matching = (value for key, value in patterns.items() if re.match(_ending(key), module))
     return next(matching, otherwise)
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _unknown(settings: LoraSettings, key: str) -> VispruneError:

@@ -26,6 +26,7 @@ from visprune.export.checkpoint.find import find
 from visprune.export.files.located import Located
 from visprune.export.formats.adapters import check_base, read_adapter
 from visprune.export.graph import weightless
+from visprune.export.preview import preview
 
 SIGLIP = {"tower": "siglip", "strategy": "full", "feature_layer": -1, "text": "qwen2", "margin": 6}
 FAMILIES = {
@@ -310,7 +311,7 @@ class TestLlavasOwnRuns:
         torch.save(trained, path / "non_lora_trainables.bin")
         return base, path, whole
 
-    def test_the_model_that_was_trained(self, run):
+    def test_the_model_that_was_trained(self, run, tmp_path):
         base, path, whole = run
         found = opened(base, path, pickled_weights=True)
         assert found.model_type == "llava"
@@ -328,6 +329,8 @@ class TestLlavasOwnRuns:
         whole.model.language_model.load_state_dict(decoder.model.state_dict())
         whole.lm_head.load_state_dict(decoder.lm_head.state_dict())
         assert_same(weightless.load_model(found), whole)
+        dry = preview(base, adapter=[str(path)], pickled_weights=True, method="none", output=tmp_path / "out")
+        assert "vision_encoder" in [graph.name for graph in dry.graphs]
 
     def test_the_projector_is_never_left_out(self, run):
         base, path, _ = run
@@ -376,7 +379,10 @@ class TestRefused:
             ({"lora_alpha": True}, "True in lora_alpha"),
             ({"alpha_pattern": ["q_proj"]}, r"\['q_proj'\] in alpha_pattern"),
             ({"alpha_pattern": {"q_proj": None}}, "None in alpha_pattern"),
+            ({"alpha_pattern": {"q_proj": float("nan")}}, "nan in alpha_pattern"),
+            ({"lora_alpha": 10**400}, "0 in lora_alpha"),
             ({"rank_pattern": {"(": 2}}, r"'\(' in rank_pattern"),
+            ({"rank_pattern": {"(?i)Q": 2}}, r"'\(\?i\)Q' in rank_pattern"),
             ({"use_dora": True}, "lacks lora_magnitude_vector"),
         ],
     )
