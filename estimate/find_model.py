@@ -73,12 +73,13 @@ def _of_checkpoint(path: Path, name: str) -> UnprunedModel:
 
     from visprune.export import models
     from visprune.export.checkpoint import loading
-    from visprune.export.checkpoint.checkpoint import Checkpoint
+    from visprune.export.checkpoint.find import configuration
+    from visprune.export.files.located import Located
     from visprune.export.graph import weightless
     from visprune.export.models.parts import cache_shape
 
     loading.silence_transformers()
-    config: Any = loading.load_config(Checkpoint(name, path, "", (), {}))
+    config: Any = loading.load_config(configuration(Located(path, name)))
     features = models.family(config.model_type).features(config)
     bare, _ = weightless.skeleton(config, config.model_type, target("onnxruntime"), torch.float32)
     shapes = loading.shapes(bare, features)

@@ -57,12 +57,12 @@ def patch_embedding_macs(shapes: Shapes) -> int:
 
 
 def tower_macs(shapes: Shapes) -> int:
-    """Return the MACs of the vision tower's layers for one image, by F2.
+    """Return the MACs of the vision tower for one image: its layers by F2, and what else it computes.
 
     Layers after the one that the features come from do not run, and do not count.
     """
     layer = LayerWork(shapes.vision_hidden_size, shapes.vision_intermediate_size, "F2")
-    return shapes.vision_layers * layer.layer(shapes.vision_tokens)
+    return shapes.vision_layers * layer.layer(shapes.vision_tokens) + shapes.vision_other.macs
 
 
 def projector_macs(shapes: Shapes, tokens: int) -> int:

@@ -3,7 +3,8 @@
     weights       linear layers in their precision; the token table and the patch convolution in floats
     cache         2 x key-value heads x head size x (tokens that entered each layer + tokens of the answer)
     activations   of one layer in the largest stage: n (3 d + 3 m) floats, which are the residual stream, the
-                  input and output of the attention, and three vectors of an MLP; all tiles of a picture count
+                  input and output of the attention, and three vectors of an MLP; all tiles of a picture
+                  count, and a block of a ConvNeXt counts as such a layer
     workspace     attention probabilities of one layer, heads x n x n floats, as a kernel that is not fused
                   holds them
 
@@ -68,6 +69,7 @@ def footprint(
         (tokens.tiles * shapes.vision_tokens, shapes.vision_hidden_size, shapes.vision_intermediate_size),
         (tokens.entering, shapes.hidden_size, shapes.intermediate_size),
     )
+    most = max(rows * (3 * width + 3 * mlp) for rows, width, mlp in stages)
     square = (
         tokens.tiles * shapes.vision_tokens**2 * max(1, shapes.vision_hidden_size // _VISION_HEAD),
         tokens.entering**2 * max(1, shapes.hidden_size // sizes.head_dim),
@@ -78,7 +80,7 @@ def footprint(
         decoder=int((shapes.num_layers * sizes.layer_weights + head_macs(shapes)) * per_weight),
         embedding=head_macs(shapes) * item_size,
         cache=cache_bytes(sizes, tokens, new_tokens, item_size),
-        activations=max(rows * (3 * width + 3 * mlp) for rows, width, mlp in stages) * item_size,
+        activations=max(most, tokens.tiles * shapes.vision_other.values) * item_size,
         workspace=max(square) * item_size,
     )
 

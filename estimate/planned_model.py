@@ -56,10 +56,10 @@ class ModelSizes:
 
     @property
     def tower_weights(self) -> int:
-        """Numbers in the matrices of the vision tower's layers, and in its patch embedding."""
+        """Numbers in the matrices of the vision tower: layers, patch embedding, and what else it has."""
         d, shapes = self.shapes.vision_hidden_size, self.shapes
         one = LayerWork(d, shapes.vision_intermediate_size, "F2").layer(1) - 2 * d
-        return shapes.vision_layers * one + shapes.patch_values * d
+        return shapes.vision_layers * one + shapes.patch_values * d + shapes.vision_other.weights
 
 
 @dataclass(frozen=True, slots=True)

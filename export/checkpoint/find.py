@@ -7,6 +7,7 @@ weights runs only if the user trusts it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from visprune.export.files import foreign
 from visprune.export.files.located import Located, locate
 from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import read_json_object
+from visprune.export.files.stored import TensorSource
 from visprune.export.formats.original import translated
 from visprune.export.formats.original_config import is_original
 
-__all__ = ["find"]
+__all__ = ["configuration", "find"]
 
 _DEFAULTS = CheckpointOptions()
 
@@ -63,16 +65,32 @@ def find(
     return _open(found, options, download=download)
 
 
+def configuration(place: Located) -> Checkpoint:
+    """Describe a checkpoint of which only the configuration is read; its weights need not be there.
+
+    Raises:
+        CheckpointError: There is no configuration, or it cannot be read.
+        UnsupportedError: It is in LLaVA's original format and has a setting that is not supported.
+    """
+    config = _read_config(place.path)
+    found = Checkpoint(place.name, place.path, str(config.get("model_type", "")), (), {})
+    return _translate(found, config, None, _DEFAULTS, download=True) if is_original(config) else found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no config.json.", "Give the directory of a checkpoint.")
+    return read_json_object(file)
+
+
 def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Checkpoint:
     """Check the files of a directory, in the order from cheap to expensive, and describe them."""
     from visprune.export import models
 
     path = place.path
     adapters = find_adapters(place, options, download=download)
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} has no config.json.", "Give the directory of a checkpoint.")
-    config = adapted_config(read_json_object(file), adapters)
+    config = adapted_config(_read_config(path), adapters)
     foreign.check_config(path, config)
     if not is_original(config):
         models.family(str(config.get("model_type", "")))
@@ -95,7 +113,7 @@ def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Chec
         notes=notes_of(place, adapters),
     )
     if is_original(config):
-        return _translate(found, config, options, download=download)
+        return _translate(found, config, tensors, options, download=download)
     if options.vision_tower is not None:
         raise UsageError(
             f"{path} is in the format of transformers, which has its vision tower inside.",
@@ -105,13 +123,18 @@ def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Chec
 
 
 def _translate(
-    found: Checkpoint, config: dict[str, Any], options: CheckpointOptions, *, download: bool
+    found: Checkpoint,
+    config: dict[str, Any],
+    stored: Mapping[str, TensorSource] | None,
+    options: CheckpointOptions,
+    *,
+    download: bool,
 ) -> Checkpoint:
     """Return a checkpoint in LLaVA's original format in the terms of transformers."""
     seen = translated(
         found.path,
         config,
-        found.tensors,
+        stored,
         options.vision_tower,
         pickles=options.pickled_weights,
         download=download,

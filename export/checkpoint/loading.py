@@ -76,6 +76,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
         CheckpointError: The configuration cannot be read.
     """
     replaced = checkpoint.replaced.get("config.json")
+    if replaced is not None:
+        models.tower(replaced["vision_config"]["model_type"])  # a tower of our own registers itself
     try:
         if replaced is None:
             config = transformers.AutoConfig.from_pretrained(
@@ -166,20 +168,21 @@ def shapes(model: Any, features: Features) -> Shapes | None:
     convention = conventions.get(weights.pop()) if len(weights) == 1 else None
     if convention is None:
         return None
-    patches = features.side * features.side
+    patches, depth = features.side * features.side, max(features.layer_counts)
     return Shapes(
         vision_hidden_size=vision.hidden_size,
         vision_intermediate_size=vision.intermediate_size,
-        vision_layers=max(features.layer_counts),
+        vision_layers=depth,
         vision_tokens=features.prefix_tokens + patches,
         vision_patches=patches,
-        patch_values=features.channels * vision.patch_size**2,
+        patch_values=parts.tower.embeddings.patch_embedding.weight[0].numel(),
         projector=tuple((linear.in_features, linear.out_features) for linear in _linears(parts.projector)),
         hidden_size=text.hidden_size,
         intermediate_size=intermediate,
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         convention=convention,
+        vision_other=models.tower(vision.model_type).other_work(parts.tower, depth),
     )
 
 

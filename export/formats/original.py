@@ -15,6 +15,7 @@ from visprune.export.files.small_files import (
     read_json_object,
 )
 from visprune.export.files.stored import TensorSource
+from visprune.export.formats import llava_hr
 from visprune.export.formats.original_config import check, image_processor, translate, video_processor
 from visprune.export.formats.original_names import known_name
 from visprune.export.formats.vision_towers import VisionTower, find_tower, used_tensors
@@ -48,7 +49,7 @@ class Translated:
 def translated(
     where: Path,
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorSource],
+    stored: Mapping[str, TensorSource] | None,
     vision_tower: str | Path | None = None,
     *,
     pickles: bool = False,
@@ -59,7 +60,7 @@ def translated(
     Args:
         where: Its directory.
         config: Content of its config.json.
-        stored: Its tensors, by their names on disk; empty if only the configuration is wanted.
+        stored: Its tensors, by their names on disk; None if only the configuration is wanted.
         vision_tower: The tower that the user gives, a directory or a hub id.
         pickles: Whether pickled weights of the tower may be read.
         download: Whether its tower may be downloaded.
@@ -67,6 +68,7 @@ def translated(
     Raises:
         CheckpointError: The tower is missing or does not fit, or a value makes no sense.
         UnsupportedError: A setting is not supported.
+        UsageError: A tower is given for a model that has its own inside.
     """
     check(where, config)
     tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
@@ -75,7 +77,7 @@ def translated(
     image = listed.get(_IMAGE, free)
     video = listed.get(_VIDEO, max(free, image + 1))
     known = translate(where, config, tower, image, video)
-    _check_width(where, config, known, stored, tower)
+    _check_width(where, config, known, stored or {}, tower)
     placeholders = {_IMAGE: image}
     files: dict[str, dict[str, Any]] = {
         "config.json": known,
@@ -86,6 +88,9 @@ def translated(
     if (settings := video_processor(config, known, tower)) is not None:
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
+    stored = stored or {}
+    if llava_hr.is_llava_hr(config):
+        stored = llava_hr.tensors(stored, known["vision_config"])
     tensors = {known_name(name): tensor for name, tensor in stored.items()}
     tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)

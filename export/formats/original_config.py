@@ -68,6 +68,7 @@ def translate(
     """
     vision = dict(tower.config)
     siglip = vision["model_type"] == "siglip_vision_model"
+    whole = vision["model_type"] != "clip_vision_model"  # the last output, of a tower without a class token
     if siglip:
         # The original code removes the last layer of a SigLIP tower, and takes what the others put out.
         vision |= {
@@ -81,8 +82,8 @@ def translate(
         "model_type": family,
         "vision_config": vision,
         "text_config": {**_decoder_settings(config), "model_type": decoder, "tie_word_embeddings": tied},
-        "vision_feature_layer": -1 if siglip else layer,
-        "vision_feature_select_strategy": "full" if siglip else _FEATURES[feature],
+        "vision_feature_layer": -1 if whole else layer,
+        "vision_feature_select_strategy": "full" if whole else _FEATURES[feature],
         "projector_hidden_act": "gelu",
         "image_token_index": image_token_id,
         "tie_word_embeddings": tied,

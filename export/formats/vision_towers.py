@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visprune.errors import CheckpointError, UnsupportedError
+from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.files.located import HUB_ID, Located, locate
 from visprune.export.files.shards import find_files, read_headers
 from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
 from visprune.export.files.stored import TensorSource
+from visprune.export.formats import llava_hr
 
 __all__ = ["VisionTower", "find_tower", "used_tensors"]
 
@@ -71,7 +72,7 @@ class VisionTower:
 def find_tower(
     place: Path,
     config: Mapping[str, Any],
-    stored: Mapping[str, TensorSource],
+    stored: Mapping[str, TensorSource] | None,
     given: str | Path | None,
     *,
     pickles: bool,
@@ -82,7 +83,7 @@ def find_tower(
     Args:
         place: The checkpoint.
         config: Its configuration, in the original format.
-        stored: Its tensors, by their names on disk.
+        stored: Its tensors, by their names on disk; None if no weights are wanted.
         given: The tower that the user gives, a directory or a hub id.
         pickles: Whether pickled weights may be read.
         download: Whether files may be downloaded.
@@ -90,8 +91,15 @@ def find_tower(
     Raises:
         CheckpointError: There is no tower, or its files cannot be read.
         UnsupportedError: It has no configuration of a known kind.
+        UsageError: A tower is given for a model that has its own inside.
     """
-    inside = any(name.startswith(_INSIDE) for name in stored)
+    inside = stored is None or any(name.startswith(_INSIDE) for name in stored)
+    if llava_hr.is_llava_hr(config):
+        if given is not None:
+            raise UsageError(
+                f"{place} is a LLaVA-HR, which has its two towers inside.", "Leave --vision-tower out."
+            )
+        return VisionTower(llava_hr.NAME, llava_hr.vision_config(config))
     name = given or config.get("mm_vision_tower") or config.get("vision_tower")
     if not isinstance(name, (str, Path)) or not str(name):
         raise CheckpointError(f"{place} names no vision tower (mm_vision_tower in config.json).", _HINT)

@@ -45,13 +45,15 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Run the tower and compute the signals."""
-        hidden: Tensor = self.family.embed(self.tower, pixel_values)
+        hidden: Tensor
+        # A tower gives each of its layers one more thing than the tokens: a mask, or features that it adds.
+        hidden, given = self.family.embed(self.tower, pixel_values)
         states = [hidden]
         attention = {}
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
             recorder = Recorder(rows=self.rows[index]) if index in self.rows else None
             with recording(recorder):
-                hidden = layer(hidden, None)
+                hidden = layer(hidden, given)
             states.append(hidden)
             if recorder is not None:
                 before, skipped = self.features.prefix_tokens, self.features.skipped_patches

@@ -17,7 +17,7 @@ from typing import Literal
 
 from visprune.errors import UsageError
 
-__all__ = ["Convention", "LayerWork", "Shapes"]
+__all__ = ["Convention", "LayerWork", "OtherWork", "Shapes"]
 
 Convention = Literal["F2", "F3"]
 
@@ -53,6 +53,28 @@ class LayerWork:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherWork:
+    """Work of a vision tower for one image, beside its patch embedding and the matrices of its layers.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        weights: Numbers in the weights that do this work.
+        values: The most numbers that one layer of this part holds at once.
+
+    Raises:
+        UsageError: A number is negative.
+    """
+
+    macs: int = 0
+    weights: int = 0
+    values: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.macs, self.weights, self.values) < 0:
+            raise UsageError(f"{self} has a negative number.", "Give numbers of at least 0.")
+
+
+@dataclass(frozen=True, slots=True)
 class Shapes:
     """Sizes that a model's work depends on; the manifest of a bundle has them.
 
@@ -62,13 +84,14 @@ class Shapes:
         vision_layers: Layers of the vision tower that run: those up to the feature layer.
         vision_tokens: Tokens of one image in the vision tower (577 for CLIP-L/336, with its CLS).
         vision_patches: Patches of one image (576).
-        patch_values: Pixels of a patch times channels.
+        patch_values: Pixels of a patch times channels, as the patch embedding sees them.
         projector: (in, out) of each linear layer of the projector, first to last.
         hidden_size: Hidden size of the decoder.
         intermediate_size: Size of the decoder's MLPs.
         num_layers: Layers of the decoder.
         vocab_size: Rows of the output head.
         convention: "F3" for a decoder whose MLP has three matrices, "F2" for one with two.
+        vision_other: What else the vision tower does, such as the ConvNeXt of LLaVA-HR.
 
     Raises:
         UsageError: A size is not positive.
@@ -86,6 +109,7 @@ class Shapes:
     num_layers: int
     vocab_size: int
     convention: Convention = "F3"
+    vision_other: OtherWork = OtherWork()
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -36,6 +36,7 @@ OPERATORS = {
     **dict.fromkeys(["ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"], _FLOAT),
     **dict.fromkeys(["Scan", "Softmax", "Sqrt", "Tanh"], _FLOAT),
     "Pad": _NUMBER,
+    "Resize": _FLOAT,
     "TopK": _FLOAT | {"INT32"},
     "QuantizeLinear": _FLOAT,
     "DequantizeLinear": {"INT8"},
@@ -53,6 +54,7 @@ _INDICES = {
     "GatherElements": 1,
     "Reshape": 1,
     "Expand": 1,
+    "Resize": 1,
     "Slice": 1,
     "Squeeze": 1,
     "Unsqueeze": 1,
@@ -98,6 +100,15 @@ def _restrictions(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> 
     quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
     if quantizes and 2 in known and onnx.numpy_helper.to_array(known[2]).any():
         yield "its zero point is not 0"
+    if node.op_type == "Resize":
+        said = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        places = (b"half_pixel", b"pytorch_half_pixel", b"asymmetric", b"align_corners")
+        if said.get("mode", b"nearest") not in (b"nearest", b"linear"):
+            yield f"its mode is {said['mode'].decode()}"
+        if said.get("coordinate_transformation_mode", b"half_pixel") not in places:
+            yield f"its places are {said['coordinate_transformation_mode'].decode()}"
+        if said.get("antialias") or said.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+            yield "it is antialiased or keeps the aspect ratio"
     if node.op_type == "TopK":
         if any(one.name == "sorted" and one.i != 1 for one in node.attribute):
             yield "not sorted"
