@@ -16,6 +16,7 @@ from visprune.bench.rows import report_of
 from visprune.bundle import Bundle
 from visprune.cores import processor_flags
 from visprune.errors import UnsupportedError, UsageError
+from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.progress import Progress, no_progress
 from visprune.runtime.backends import ENGINES
 from visprune.runtime.prompts import check_prompt
@@ -109,12 +110,12 @@ def check_work(work: Workload, against: str | None) -> None:
         decode(image)
 
 
-def pytorch_entries(entries: Sequence[Entry], place: Path | None = None) -> list[Entry]:
+def pytorch_entries(entries: Sequence[Entry], checkpoint: Checkpoint | None = None) -> list[Entry]:
     """Return rows of PyTorch for each model: in float32, and in bfloat16 if the processor computes in it.
 
     Args:
         entries: The rows of bundles, whose models are wanted.
-        place: Directory of their checkpoint, if it is known.
+        checkpoint: Their checkpoint, if it is known.
 
     Raises:
         CheckpointError: A checkpoint cannot be found.
@@ -122,18 +123,28 @@ def pytorch_entries(entries: Sequence[Entry], place: Path | None = None) -> list
     models = {one.manifest.source.weights_sha256: one for one in entries}
     found = []
     for one in models.values():
-        folder = checkpoint_of(one.manifest)[1].path if place is None else place
+        of = checkpoint_of(one.manifest)[1] if checkpoint is None else checkpoint
         prefix = f"{one.manifest.source.model} in " if len(models) > 1 else ""
-        path = str(folder.resolve())
-        template = chat_template(Bundle(Path(one.contender.path), one.manifest))
         first = Contender(
-            f"{prefix}transformers, fp32", "pytorch", path, dtype="float32", chat_template=template
+            f"{prefix}transformers, fp32",
+            "pytorch",
+            str(of.path.resolve()),
+            dtype="float32",
+            chat_template=chat_template(Bundle(Path(one.contender.path), one.manifest)),
+            adapters=_directories(of, "adapter"),
+            vision_tower=next(iter(_directories(of, "vision tower")), None),
         )
         contenders = [first]
         if _computes_bf16():
             contenders.append(replace(first, name=f"{prefix}transformers, bf16", dtype="bfloat16"))
         found += [replace(one, contender=contender) for contender in contenders]
     return found
+
+
+def _directories(checkpoint: Checkpoint, role: str) -> tuple[str, ...]:
+    """Return the directories of a checkpoint's parts, without those that lie beside its own weights."""
+    found = [part.files[0].parent for part in checkpoint.parts if part.role == role]
+    return tuple(str(folder.resolve()) for folder in found if folder != checkpoint.path)
 
 
 def measure_rows(rows: LineUp, work: Workload, progress: Progress) -> Comparison:

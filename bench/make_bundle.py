@@ -13,16 +13,17 @@ from visprune.targets import WIDTHS, target
 
 if TYPE_CHECKING:
     from visprune.export.checkpoint.checkpoint import Checkpoint
-    from visprune.manifest import Manifest
+    from visprune.manifest import Manifest, Source
 
-__all__ = ["chat_template", "checkpoint_of", "export_variant"]
+__all__ = ["chat_template", "checkpoint_of", "export_variant", "part_options"]
 
 
 def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
     """Find the model that a bundle was exported from.
 
     A manifest names a directory without its path, so the directory is looked for in the working directory; a
-    hub id is looked for in the hub's cache. A checkpoint whose weights have another hash is refused.
+    hub id is looked for in the hub's cache. That holds for its adapters and vision tower too. A checkpoint
+    whose weights have another hash is refused.
 
     Returns:
         The model as `export` takes it, and its checkpoint.
@@ -39,13 +40,38 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
         require(package, extra="export")
     source = manifest.source
     model = None if source.model == DEMO else source.model
-    found = find(model, CheckpointOptions(revision=source.revision), download=False)
+    options = CheckpointOptions(revision=source.revision, **part_options(source))
+    found = find(model, options, download=False)
     if found.weights_sha256() != source.weights_sha256:
         raise CheckpointError(
             f"{found.path} has other weights than the bundle of {source.model}.",
             "Put that model's directory there.",
         )
     return model, found
+
+
+def part_options(source: Source) -> dict[str, Any]:
+    """Return the options with which the parts of a bundle's model are found again.
+
+    An adapter that lies beside the model's own weights needs none, and neither does a vision tower whose
+    directory the checkpoint names. Pickles are read where there is nothing else, because only files with the
+    bundle's hash are accepted, and those were read for it.
+
+    Args:
+        source: Of the bundle.
+    """
+    others = [part for part in source.parts if part.name != source.model]
+    return {
+        "adapter": [part.name for part in others if part.role == "adapter"] or None,
+        "vision_tower": next(
+            (part.name for part in others if part.role == "vision tower" and _is_found(part.name)), None
+        ),
+        "pickled_weights": True,
+    }
+
+
+def _is_found(name: str) -> bool:
+    return "/" in name or Path(name).is_dir()
 
 
 def chat_template(bundle: Bundle) -> str | None:
@@ -85,6 +111,7 @@ def export_variant(bundle: Bundle, method: str, folder: Path, progress: Progress
         dtype=WIDTHS[manifest.dtype],
         verify=False,
         revision=checkpoint.revision,
+        **part_options(manifest.source),
         chat_template=chat_template(bundle),
         progress=progress,
     )

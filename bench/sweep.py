@@ -156,7 +156,7 @@ def _measure(
         accuracy = {one.contender.name: mine for one, mine in zip(rows.entries, found, strict=True)}
         rows.notes += notes
     if against is not None:
-        rows.entries += pytorch_entries(rows.entries, bundles.checkpoint.path)
+        rows.entries += pytorch_entries(rows.entries, bundles.checkpoint)
     done = measure_rows(rows, work, progress)
     measured = tuple(replace(row, accuracy=accuracy.get(row.name)) for row in done.report.rows)
     return replace(done, report=replace(done.report, rows=measured))

@@ -135,7 +135,8 @@ def prepare(
     progress("loading the checkpoint", 1, 1)
     destination = Path(output) if output is not None else Path(_name(checkpoint, settings, methods, keep))
     if not dry:
-        for said in (*tidy(existing_parent(destination)), *processor.notes, *weights.notes):
+        notes = (*checkpoint.notes, *processor.notes, *weights.notes)
+        for said in (*tidy(existing_parent(destination)), *notes):
             _log.warning(said)
     check_destination(destination, force=settings.force, marker=MANIFEST)
     dtype = DTYPES[settings.dtype] if settings.dtype else target.dtype

@@ -155,7 +155,7 @@ def _kept(job: ExportJob) -> str | None:
 
 
 def _notes(job: ExportJob) -> list[str]:
-    notes = [*job.processor.notes, *job.weights.notes]
+    notes = [*job.checkpoint.notes, *job.processor.notes, *job.weights.notes]
     if job.inside.is_open:
         notes.append(
             "The recipe is fitted when the weights are read: it decides how many tokens stay after which "

@@ -13,6 +13,7 @@ from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.processors import load_processor
 from visprune.export.checkpoint.prompt_maker import PromptMaker
+from visprune.export.graph import weightless
 from visprune.runtime.vision.images import decode
 
 __all__ = ["CheckpointModel"]
@@ -35,22 +36,22 @@ class CheckpointModel:
 
     def __init__(self, contender: Contender, work: Workload) -> None:
         import torch
-        import transformers
 
         loading.silence_transformers()
         torch.set_num_threads(work.threads)
         torch.set_grad_enabled(False)
         start = time.perf_counter()
-        checkpoint = find(contender.path, CheckpointOptions(chat_template=contender.chat_template))
+        options = CheckpointOptions(
+            chat_template=contender.chat_template,
+            adapter=list(contender.adapters),
+            vision_tower=contender.vision_tower,
+            pickled_weights=True,  # the bundle's weights are these; only a pickle of tensors is ever read
+        )
+        checkpoint = find(contender.path, options)
         config = loading.load_config(checkpoint)
         self._dtype = getattr(torch, contender.dtype or "float32")
-        self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint.path,
-            config=config,
-            dtype=self._dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-        ).eval()
+        self._model: Any = weightless.load_model(checkpoint, self._dtype)
+        self._model.set_attn_implementation("sdpa")
         features = models.family(checkpoint.model_type).features(config)
         self._prompts = PromptMaker(
             load_processor(checkpoint, config),

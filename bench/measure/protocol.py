@@ -29,6 +29,8 @@ class Contender:
         ratio: Fraction of visual tokens kept.
         dtype: Data type in PyTorch; None for a bundle.
         chat_template: In PyTorch, a file that replaces the checkpoint's chat template.
+        adapters: In PyTorch, directories of adapters to merge.
+        vision_tower: In PyTorch, directory of the vision tower if it is not the checkpoint's own.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Contender:
     ratio: float | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     chat_template: str | None = None
+    adapters: tuple[str, ...] = ()
+    vision_tower: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

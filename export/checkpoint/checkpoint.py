@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from visprune.export.files.small_files import read_json_object
 from visprune.export.files.stored import TensorSource
+from visprune.export.formats.adapters import Adapter
 from visprune.records import sha256
 
 __all__ = ["Checkpoint", "Part"]
@@ -53,7 +54,8 @@ class Checkpoint:
         placeholders: Ids of tokens that stand for images and videos and that its tokenizer lacks, by text.
         chat_template: Source of a chat template that replaces the checkpoint's; None for its own.
         conversation: Name of the prompt form that replaces the checkpoint's chat template; None for its own.
-        parts: Other places that some of the tensors come from.
+        adapters: Adapters to merge into the tensors when they are read, in this order.
+        parts: Other places that some of the values come from, the adapters among them.
         notes: Sentences that a user should read before using the bundle.
     """
 
@@ -68,6 +70,7 @@ class Checkpoint:
     placeholders: Mapping[str, int] = field(default_factory=dict)
     chat_template: str | None = None
     conversation: str | None = None
+    adapters: tuple[Adapter, ...] = ()
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
     _hashes: dict[Path, str] = field(default_factory=dict, init=False, repr=False, compare=False)

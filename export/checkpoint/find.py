@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UsageError
+from visprune.export.checkpoint.adapting import adapted_config, find_adapters, notes_of, parts_of
 from visprune.export.checkpoint.checkpoint import Checkpoint, Part
 from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.export.checkpoint.conversations import choose
@@ -88,8 +89,8 @@ def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Chec
     from visprune.export import models
 
     path = place.path
-    foreign.check_adapter(path)
-    config = _read_config(path)
+    adapters = find_adapters(place, options, download=download)
+    config = adapted_config(_read_config(path), adapters)
     foreign.check_config(path, config)
     if not is_original(config):
         models.family(str(config.get("model_type", "")))
@@ -107,6 +108,9 @@ def _open(place: Located, options: CheckpointOptions, *, download: bool) -> Chec
         trust_remote_code=options.trust_remote_code,
         chat_template=None if given is None else read_template_file(Path(given)),
         conversation=options.conversation,
+        adapters=adapters,
+        parts=parts_of(adapters),
+        notes=notes_of(place, adapters),
     )
     if is_original(config):
         return _translate(found, config, tensors, options, download=download)
@@ -138,7 +142,7 @@ def _translate(
     tower, conversation = seen.tower, options.conversation
     if conversation is None and options.chat_template is None:
         conversation = choose(found.model_type, seen.special_tokens)
-    parts = (Part("vision tower", tower.name, tower.revision, tower.files),) if tower.files else ()
+    towers = (Part("vision tower", tower.name, tower.revision, tower.files),) if tower.files else ()
     return replace(
         found,
         model_type=seen.config["model_type"],
@@ -146,5 +150,5 @@ def _translate(
         replaced=seen.files,
         placeholders=seen.placeholders,
         conversation=conversation,
-        parts=parts,
+        parts=(*towers, *found.parts),
     )

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from visprune.errors import CheckpointError
+from visprune.errors import CheckpointError, UnsupportedError, VispruneError
+from visprune.export.checkpoint.merging import merge
+from visprune.export.checkpoint.places import (
+    Converted,
+    ModelNames,
+    Place,
+    stored_parts,
+    tie,
+    tied_sources,
+)
 from visprune.export.files import foreign
-from visprune.export.files.shards import ComputedTensor, TensorSource
+from visprune.export.files.stored import ComputedTensor, TensorSource
+from visprune.export.formats.adapters import Adapter
 
 __all__ = ["Weights", "stored_dtype"]
 
@@ -37,18 +44,6 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _CHUNK = 1 << 24  # elements that are checked at once, so that large tensors do not raise the peak of memory
-
-
-@dataclass(frozen=True, slots=True)
-class _Converted:
-    """A tensor of the model that is computed from stored ones, such as all experts stacked into one."""
-
-    converter: WeightConverter
-    sources: tuple[tuple[str, str, TensorSource], ...]  # name on disk, pattern that it matches, location
-    first: str  # name of the first tensor that the conversion makes
-
-
-_Place = TensorSource | _Converted
 
 
 def stored_dtype(stored: Mapping[str, TensorSource]) -> torch.dtype:
@@ -73,6 +68,7 @@ class Weights:
         where: The checkpoint, for messages.
         unused: Returns the names of parameters that need not be stored; called only if some are missing or
             not finite.
+        adapters: Adapters that are merged into the weights, in this order.
 
     Attributes:
         unexpected: Names on disk of stored tensors that the model does not have.
@@ -87,18 +83,18 @@ class Weights:
         stored: Mapping[str, TensorSource],
         where: Path,
         unused: Callable[[], Collection[str]] = frozenset,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self._model = model
         self._where = where
         self._unused = cache(unused)
+        self._adapters = adapters
         tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
-        places = self._find(tensors, stored)
-        taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
-        self.unexpected = sorted({tensor.name for tensor in stored.values()} - taken)
+        places, self.unexpected = self._find(tensors, stored)
         self._places = {tensors[name]: (name, place) for name, place in places.items()}
         self._absent = {tensor for tensor in tensors.values() if tensor not in self._places}
         for name, place in places.items():
-            if not isinstance(place, _Converted):
+            if not isinstance(place, Converted):
                 self._check(name, tensors[name], place.shape)
         for tensor in tensors.values():
             if not tensor.is_meta and tensor not in self._absent:  # a stored buffer
@@ -109,27 +105,41 @@ class Weights:
         """Sentences on the weights that a user should read."""
         return foreign.unexpected_note(self.unexpected)
 
-    def _find(self, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]) -> dict[str, _Place]:
-        """Return the location of each tensor of the model, and tie the parameters of which one is stored."""
-        fitting: list[tuple[int, dict[str, _Place], dict[str, str]]] = []
+    def _find(
+        self, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]
+    ) -> tuple[dict[str, Place], list[str]]:
+        """Locate each tensor of the model, merge adapters, and tie the parameters of which one is stored.
+
+        Returns:
+            The location of each tensor, and the names on disk of those that the model does not have.
+        """
+        fitting: list[tuple[dict[str, Place], dict[str, str], set[str]]] = []
         known = {tensor.name for tensor in stored.values()}
-        failures = []
-        for names in foreign.name_variants(stored):
-            places = _locate(self._model, tensors, names)
-            tied = _tied_sources(self._model, places)
-            taken = {tensor.name for place in places.values() for tensor in _stored_parts(place)}
+        failures: list[VispruneError] = []
+        for base in foreign.name_variants(stored):
+            places = ModelNames(self._model, tensors).locate(base)
+            tied = tied_sources(self._model, places)
+            unexpected = known - {part.name for place in places.values() for part in stored_parts(place)}
+            if self._adapters:
+                try:
+                    merged = merge(self._model, tensors, base, tied, self._adapters, self._where)
+                except UnsupportedError as error:
+                    failures.append(error)
+                    continue
+                places = ModelNames(self._model, tensors).locate(merged)
+                tied = tied_sources(self._model, places)
             missing = tensors.keys() - places.keys() - tied.keys()
             if missing:
                 missing -= set(self._unused())
             if missing:
-                failures.append(foreign.missing_error(self._where, missing, places, known - taken))
+                failures.append(foreign.missing_error(self._where, missing, places, unexpected))
             else:
-                fitting.append((len(stored) - len(taken), places, tied))
+                fitting.append((places, tied, unexpected))
         if not fitting:
             raise failures[0]
-        _, places, tied = min(fitting, key=lambda one: one[0])
-        _tie(self._model, tensors, places, tied)
-        return places
+        places, tied, unexpected = min(fitting, key=lambda one: len(one[2]))
+        tie(self._model, tensors, places, tied)
+        return places, sorted(unexpected)
 
     def read(self, tensor: Tensor) -> Tensor:
         """Return the stored values of a parameter of the model; return any other tensor as it is.
@@ -145,7 +155,7 @@ class Weights:
         if tensor not in self._places:
             return tensor
         name, place = self._places[tensor]
-        if not isinstance(place, _Converted):
+        if not isinstance(place, Converted):
             value = _read(place)
             if not _is_finite(value):
                 if name not in self._unused():
@@ -209,66 +219,6 @@ class Weights:
             )
 
 
-def _locate(model: Any, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]) -> dict[str, _Place]:
-    """Return the locations of the model's tensors, by their names in the model.
-
-    Stored tensors that the model does not have are left out.
-    """
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
-    places: dict[str, _Place] = {}
-    parts: dict[str, list[tuple[str, str, TensorSource]]] = {}
-    # Experts are stacked in the order of their numbers, as transformers sorts them.
-    for key in sorted(stored, key=_numbered):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
-        if name not in tensors and key in tensors:
-            name, pattern = key, None
-        if pattern is None:
-            places[name] = stored[key]
-        else:
-            parts.setdefault(name, []).append((key, pattern, stored[key]))
-    for first, sources in parts.items():
-        converter = by_pattern[sources[0][1]]
-        for target in converter.target_patterns:
-            name = first.replace(converter.target_patterns[0], target)
-            places[name] = _Converted(converter, tuple(sources), first)
-    return {name: place for name, place in places.items() if name in tensors}
-
-
-def _numbered(key: str) -> list[tuple[int, int, str]]:
-    """Return a sort key for a name by which its numeric parts are compared as numbers."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
-
-
-def _tied_sources(model: Any, places: Collection[str]) -> dict[str, str]:
-    """Return, for each parameter that is not stored, the name of a stored one that it is tied to.
-
-    Some published checkpoints say only in their text configuration that the head is tied to the embedding,
-    where some classes of transformers do not look.
-    """
-    keys = dict(model.all_tied_weights_keys)
-    if getattr(model.config.text_config, "tie_word_embeddings", False):
-        keys |= model._tied_weights_keys or {}
-    groups: dict[str, list[str]] = {}
-    for target, source in keys.items():
-        groups.setdefault(source, [source]).append(target)
-    tied: dict[str, str] = {}
-    for names in groups.values():
-        stored = next((name for name in names if name in places), None)
-        tied |= {name: stored for name in names if stored is not None and name not in places}
-    return tied
-
-
-def _tie(model: Any, tensors: dict[str, Tensor], places: dict[str, _Place], tied: Mapping[str, str]) -> None:
-    """Replace each parameter that is not stored by the stored one that it is tied to."""
-    for name, source in tied.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, tensors[source])
-        tensors[name], places[name] = tensors[source], places[source]
-
-
 def _read(place: TensorSource) -> Tensor:
     """Read or compute one tensor into newly allocated memory."""
     if isinstance(place, ComputedTensor):
@@ -296,12 +246,13 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _not_finite_error(place: TensorSource) -> CheckpointError:
+    """Return the error of a tensor that holds NaN or infinity, or of that of its sources which does."""
+    sources = place.sources if isinstance(place, ComputedTensor) else ()
+    for source in sources:
+        if not _is_finite(_read(source)):
+            return _not_finite_error(source)
+    files = " and ".join(dict.fromkeys(str(source.file) for source in sources)) or place.file
     return CheckpointError(
-        f"The tensor {place.name} in {place.file} holds NaN or infinity.",
+        f"The tensor {place.name} {'made of' if sources else 'in'} {files} holds NaN or infinity.",
         "The model cannot compute with it: take weights that were saved before that happened.",
     )
-
-
-def _stored_parts(place: _Place) -> tuple[TensorSource, ...]:
-    """Return the tensors of the checkpoint from which a tensor of the model is made."""
-    return tuple(part for _, _, part in place.sources) if isinstance(place, _Converted) else (place,)

@@ -15,15 +15,20 @@ from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.files.small_files import read_json_object
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "check_adapter",
     "check_config",
     "check_names",
+    "is_adapter_name",
     "missing_error",
     "name_variants",
     "no_weights_error",
     "quantized_error",
     "unexpected_note",
 ]
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The settings of an adapter, as PEFT writes them."""
 
 T = TypeVar("T")
 
@@ -43,6 +48,7 @@ _ADAPTER_FILES = (
     *("adapter_model*.safetensors", "adapter_model*.bin", "adapters*.safetensors"),
     *("pytorch_lora_weights*.safetensors", "pytorch_lora_weights*.bin", "non_lora_trainables.bin"),
 )
+_BASE_FILES = ("model*.safetensors", "pytorch_model*.bin")
 # Parts that wrappers add inside tensor names: torch.compile, FSDP, activation checkpointing, Lightning.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 # Prefixes that PEFT and DataParallel put in front of tensor names.
@@ -59,30 +65,36 @@ _OTHER_FILES = {
 }
 
 
-def check_adapter(path: Path) -> None:
-    """Refuse a directory that holds an adapter, with or without the base model's weights.
+def check_adapter(path: Path, name: str) -> bool:
+    """Return whether a directory holds an adapter; refuse one that has no base weights beside it.
+
+    Args:
+        path: The directory.
+        name: How a user names it.
 
     Raises:
-        UnsupportedError: The directory holds an adapter.
+        UnsupportedError: The directory holds an adapter and nothing to merge it into.
     """
-    config = path / "adapter_config.json"
+    config = path / ADAPTER_CONFIG
     weights = [file for pattern in _ADAPTER_FILES for file in path.glob(pattern)]
     if not config.is_file() and not weights:
-        return
+        return False
+    if (path / "config.json").is_file() and any(file for kind in _BASE_FILES for file in path.glob(kind)):
+        return True
     settings = read_json_object(config)
-    kind = settings.get("peft_type")
-    base = settings.get("base_model_name_or_path")
-    name = f"an adapter ({kind})" if isinstance(kind, str) else "an adapter"
-    of = f" of {base}" if isinstance(base, str) and base else ""
-    raise _adapter_error(f"{path} holds {name}{of} in {(config if config.is_file() else weights[0]).name}")
-
-
-def _adapter_error(what: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{what}, and adapters are not merged here: the base weights alone would be another model.",
-        "Merge it first: load base and adapter with peft, call merge_and_unload(), save_pretrained() into a "
-        "new directory, and export that.",
+    kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
+    what = f"an adapter ({kind})" if isinstance(kind, str) else "an adapter"
+    known = isinstance(base, str) and base
+    raise UnsupportedError(
+        f"{name} holds {what}{f' of {base}' if known else ''} and no model that it could be merged into.",
+        f"Give the model that it was trained on: visprune-export {base if known else 'MODEL'} "
+        f"--adapter {name}",
     )
+
+
+def is_adapter_name(name: str) -> bool:
+    """Return whether a tensor's name shows that it belongs to an adapter."""
+    return any(part.startswith(_ADAPTER_PARTS) for part in name.split("."))
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -120,8 +132,12 @@ def check_names(path: Path, names: Collection[str]) -> None:
         UnsupportedError: A tensor is quantized or belongs to an adapter.
     """
     for name in names:
-        if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
-            raise _adapter_error(f"{path} has the weights of an adapter among its own ({name})")
+        if is_adapter_name(name):
+            raise UnsupportedError(
+                f"{path} has the weights of an adapter among its own ({name}).",
+                "Merge it with peft's merge_and_unload(), and export what save_pretrained() writes then; or "
+                "save the adapter in a directory of its own, and name that with --adapter.",
+            )
         if name.endswith(_QUANTIZED_NAMES):
             raise quantized_error(f"{path} (see its tensor {name})")
 

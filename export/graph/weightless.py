@@ -41,7 +41,7 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
-        UnsupportedError: The decoder's attention cannot be replaced.
+        UnsupportedError: The decoder's attention cannot be replaced, or an adapter does not fit the model.
     """
     auto = getattr(transformers, models.family(checkpoint.model_type).AUTO_CLASS)
     config = read_config(checkpoint)
@@ -57,9 +57,8 @@ def open_model(checkpoint: Checkpoint) -> tuple[Any, Weights]:
     finally:
         hook.remove()
     check_decoder(model)
-    return model, Weights(
-        model, checkpoint.tensors, checkpoint.path, partial(_unused_names, config, checkpoint.model_type)
-    )
+    unused = partial(_unused_names, config, checkpoint.model_type)
+    return model, Weights(model, checkpoint.tensors, checkpoint.path, unused, checkpoint.adapters)
 
 
 def _unused_names(config: Any, model_type: str) -> set[str]:
@@ -98,15 +97,19 @@ def check_decoder(model: Any) -> None:
         )
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
-    """Load the whole model into memory, in eval mode and in the dtype that it has on disk.
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Any:
+    """Load the whole model into memory, in eval mode.
+
+    Args:
+        checkpoint: The model.
+        dtype: Dtype of its parameters; None for the one that each has on disk.
 
     Raises:
         CheckpointError: Weights are missing or do not fit the configuration.
-        UnsupportedError: The decoder's attention cannot be replaced.
+        UnsupportedError: The decoder's attention cannot be replaced, or an adapter does not fit the model.
     """
     model, weights = open_model(checkpoint)
-    weights.fill(model)
+    weights.fill(model, dtype)
     return model
 
 

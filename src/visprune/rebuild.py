@@ -31,8 +31,8 @@ def refuse_other_target(manifest: Manifest, name: str) -> None:
 def export_command(manifest: Manifest, name: str | None = None, *, method: str | None = None) -> str:
     """Return the command that exports the model of a bundle again.
 
-    A model that was a directory is written as `MODEL`, and a recipe as that of `BUNDLE`, because a manifest
-    has no paths.
+    A model that was a directory is written as `MODEL`, an adapter as `ADAPTER`, a vision tower as `TOWER`,
+    and a recipe as that of `BUNDLE`, because a manifest has no paths.
 
     Args:
         manifest: Of the bundle.
@@ -44,6 +44,7 @@ def export_command(manifest: Manifest, name: str | None = None, *, method: str |
     words = ["visprune-export"]
     if model != DEMO:
         words.append(model if "/" in model else "MODEL")
+    words += _parts(manifest)
     words += ["--method", method] if method is not None else _methods(manifest)
     if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, wanted) if one in TARGETS}:
         words += ["--dtype", WIDTHS[manifest.dtype]]
@@ -53,6 +54,19 @@ def export_command(manifest: Manifest, name: str | None = None, *, method: str |
         words += ["-o", method]
     quantize = " ".join(["visprune-quantize", *([method] if method is not None else [])])
     return " ".join(words) + (f", then {quantize} with the same options" if manifest.quantization else "")
+
+
+def _parts(manifest: Manifest) -> list[str]:
+    """Return the options that name a model's adapters and its vision tower, if it came from elsewhere."""
+    words = []
+    for part in manifest.source.parts:
+        if part.name != manifest.source.model:  # else it lies beside the model's own weights
+            option, directory = {
+                "adapter": ("--adapter", "ADAPTER"),
+                "vision tower": ("--vision-tower", "TOWER"),
+            }[part.role]
+            words += [option, part.name if "/" in part.name else directory]
+    return words
 
 
 def _methods(manifest: Manifest) -> list[str]:

@@ -179,3 +179,41 @@ def test_other_weights_of_the_same_name_are_not_taken(bundles, work, monkeypatch
     manifest = replace(manifest, source=replace(manifest.source, model=model.name))
     with pytest.raises(CheckpointError, match="other weights"):
         checkpoint_of(manifest)
+
+
+def test_adapters_are_found_again_and_measured(bundles, work, monkeypatch, tmp_path):
+    """In PyTorch the same model runs as in the bundle: the one with the adapters merged."""
+    pytest.importorskip("peft")
+    import adapters
+    import torch
+
+    from visprune.bench.comparison import pytorch_entries
+    from visprune.bench.lineup import entry
+    from visprune.bench.make_bundle import checkpoint_of
+    from visprune.bench.measure.in_pytorch import CheckpointModel
+    from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+    from visprune.export.checkpoint.find import find
+    from visprune.manifest import SourcePart
+
+    model, folder = bundles
+    (tmp_path / model.name).symlink_to(model)
+    made = adapters.make(tmp_path / "lora", model, r=2, target_modules=["q_proj", "fc1"])
+    want = find(tmp_path / model.name, CheckpointOptions(adapter=[str(made)]))
+    monkeypatch.chdir(tmp_path)
+    given = entry("row", Bundle.open(folder / "fopru-row"))
+    part = SourcePart("adapter", "lora", want.sha256_of(want.parts[0].files))
+    source = replace(given.manifest.source, parts=(part,), weights_sha256=want.weights_sha256())
+    given = replace(given, manifest=replace(given.manifest, source=source))
+    name, found = checkpoint_of(given.manifest)
+    assert (name, found.adapters[0].name) == (model.name, "lora")
+    contender = pytorch_entries([given])[0].contender
+    merged = adapters.merged(model, made).state_dict()
+    threads = torch.get_num_threads()
+    with torch.enable_grad():  # what the worker turns off is turned on again at the end
+        measured = CheckpointModel(contender, work)
+    torch.set_num_threads(threads)
+    for name, tensor in measured._model.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name])
+    other = replace(source, parts=())
+    with pytest.raises(CheckpointError, match="other weights"):
+        checkpoint_of(replace(given.manifest, source=other))

@@ -9,7 +9,7 @@ import pytest
 from visprune.budget import Budget, LayerBudget
 from visprune.bundle import Bundle
 from visprune.errors import UnsupportedError, UsageError
-from visprune.manifest import LayerPruning, Quantization
+from visprune.manifest import LayerPruning, Quantization, SourcePart
 from visprune.rebuild import export_command, refuse_other_target
 
 
@@ -22,11 +22,21 @@ def test_the_command_that_makes_the_same_for_another_target(tiny_bundle):
 
     recipe = inside("fitprune", deletions=(4,), recipe_tokens=16)
     whole = replace(before, method="none", budget=Budget(16, prunable=False))
+    parts = (  # one of which lies beside the model's own weights
+        SourcePart("vision tower", "c/d", "0" * 64),
+        SourcePart("adapter", "a/b", "1" * 64),
+        SourcePart("adapter", "mine", "2" * 64),
+        SourcePart("adapter", "e/f", "3" * 64),
+    )
     two = {f"decoder_segment_{k}": manifest.graphs["embedding"] for k in range(2)}
     for changes, words in (
         ({}, "MODEL --method fopru-rank --keep-tokens 4"),
         ({"source": replace(source, model="a/b")}, "a/b --method fopru-rank --keep-tokens 4"),
         ({"source": replace(source, model="visprune-demo")}, "--method fopru-rank --keep-tokens 4"),
+        (
+            {"source": replace(source, model="a/b", parts=parts)},
+            "a/b --vision-tower c/d --adapter ADAPTER --adapter e/f --method fopru-rank --keep-tokens 4",
+        ),
         ({"layer_pruning": inside("fastv")}, "MODEL --method fopru-rank --keep-tokens 4 --then fastv:0.25"),
         ({"layer_pruning": inside("fastv"), "pruning": whole}, "MODEL --method fastv --ratio 0.25"),
         ({"layer_pruning": recipe, "pruning": whole}, "MODEL --method fitprune --recipe BUNDLE/recipe.json"),

@@ -78,6 +78,7 @@ def _facts(manifest: Manifest) -> list[str]:
     commit = f" at {source.revision[:12]}" if source.revision else ""
     return [
         f"model     {source.model}{commit} ({source.model_type}: {source.vision_type} + {source.text_type})",
+        *_parts(manifest),
         f"weights   {source.parameters:,} parameters, {source.weights_dtype}, "
         f"SHA-256 {source.weights_sha256[:16]}",
         f"target    {manifest.target}: {manifest.flavour} flavour, opset {manifest.opset}, {manifest.dtype}",
@@ -95,6 +96,16 @@ def _facts(manifest: Manifest) -> list[str]:
         f"files     {len(manifest.files)}, {in_bytes(total)}",
         f"made      {source.created}, {versions}",
     ]
+
+
+def _parts(manifest: Manifest) -> list[str]:
+    """Return a line for each part of the model that came from a place of its own."""
+    lines = []
+    for part in manifest.source.parts:
+        commit = f" at {part.revision[:12]}" if part.revision else ""
+        role = {"adapter": "adapter   ", "vision tower": "tower     "}[part.role]
+        lines.append(f"{role}{part.name}{commit}, SHA-256 {part.sha256[:16]}")
+    return lines
 
 
 def _text(bundle: Bundle) -> list[str]:

@@ -121,12 +121,6 @@ def answer(bundle, **options):
 
 
 class TestAdapters:
-    def test_beside_the_base_weights(self, copy):
-        path = copy()
-        edit(path / "adapter_config.json", peft_type="LORA", base_model_name_or_path="llava-1.5-7b-hf")
-        found = refused(UnsupportedError, r"holds an adapter \(LORA\) of llava-1\.5-7b-hf", path)
-        assert "merge_and_unload" in found.hint
-
     def test_alone(self, tmp_path):
         path = tmp_path / "adapter"
         path.mkdir()
