@@ -154,7 +154,7 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
         )
     if features.resamples and any(SIGNALS[s].matrix for s in pruner.signals):
         raise UnsupportedError(
-            f"{name} scores pairs of patches, and this model mixes patches of large images.",
+            f"{name} scores pairs of patches, and this model mixes patches of large images or of videos.",
             "Use fopru-rank, which scores single patches, or divprune.",
         )
     if scope == "global" and not getattr(pruner, "across_tiles", False):

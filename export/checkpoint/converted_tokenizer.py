@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import transformers
-from tokenizers import normalizers
 
 from visprune.errors import CheckpointError
 from visprune.export.checkpoint.checkpoint import Checkpoint
@@ -102,9 +102,15 @@ def convert_sentencepiece(
         return backend, probes
     if settings.get("legacy") is False and not first_difference(encoder(plain), encode, unspaced):
         return plain, unspaced
-    backend.pre_tokenizer = None
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return backend, probes
+    found = json.loads(backend.to_str())
+    rules = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    found |= {"normalizer": {"type": "Sequence", "normalizers": rules}, "pre_tokenizer": None}
+    for token in found["added_tokens"]:
+        token["normalized"] = False  # else only the token with a "▁" in front would be found in texts
+    return parse(json.dumps(found), checkpoint.path / "tokenizer.json"), probes
 
 
 def sentencepiece_encoder(model: Path) -> Callable[[str], list[int]]:

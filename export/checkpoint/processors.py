@@ -32,12 +32,18 @@ from visprune.runtime.text import Tokenizer
 
 __all__ = ["IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
 
-_VIDEO_CLASS = "LlavaOnevisionVideoProcessor"  # the class of the only family that takes videos
-# The class that transformers uses if a checkpoint names none, by `model_type`.
+# Classes of transformers by `model_type`: of the video processor, and of the image processor if a checkpoint
+# names none.
+_VIDEO_CLASSES = {
+    "llava_next_video": "LlavaNextVideoVideoProcessor",
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+}
 _IMAGE_CLASSES = {
     "llava": "LlavaImageProcessor",
     "llava_next": "LlavaNextImageProcessor",
+    "llava_next_video": "LlavaNextImageProcessor",
     "llava_onevision": "LlavaOnevisionImageProcessor",
+    "vipllava": "CLIPImageProcessor",
 }
 _CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
 
@@ -217,15 +223,21 @@ def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _video_processor(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the settings by which the frames of a video are prepared; None if there are none."""
-    found = checkpoint.read_json(VIDEO_PROCESSOR)
-    found = found or checkpoint.read_json(PROCESSOR_CONFIG).get("video_processor") or {}
-    if not isinstance(found, dict) or not found:
+    """Return the settings by which the frames of a video are prepared; None if the family takes no videos.
+
+    They are those of the newer nested file, or of the older one, or else of the image processor, as in
+    transformers.
+    """
+    name = _VIDEO_CLASSES.get(checkpoint.model_type)
+    if name is None:
         return None
+    nested = checkpoint.read_json(PROCESSOR_CONFIG).get("video_processor")
+    found = nested if isinstance(nested, dict) else checkpoint.read_json(VIDEO_PROCESSOR)
+    found = found or _image_processor(checkpoint)
     # do_pad pads the videos of a batch to one length, and there is only one video here. Older files name the
     # class of an image processor, so the class is set anew.
-    kept = found.keys() - {"do_pad", "image_processor_type"}
-    return {key: found[key] for key in sorted(kept)} | {"video_processor_type": _VIDEO_CLASS}
+    kept = found.keys() - {"do_pad", *_CLASS_KEYS}
+    return {key: found[key] for key in sorted(kept)} | {"video_processor_type": name}
 
 
 def processor_files(processor: Processor) -> dict[str, str]:

@@ -60,12 +60,16 @@ class TilePruner(Pruner):
         """Prune, project and reorder the tokens of one image."""
         tiles, count = token_places.shape
         encoded = vision_features.reshape(tiles * count, -1)
-        tokens = self.projector(encoded) if self.projects_first else encoded
         sources, weights = self._flat_resampling(resampling)  # [T * N, J]
         if sources is not None and weights is not None:
             signals = [
                 _weighted_sums(s.reshape(-1, 1), sources, weights).reshape(tiles, count) for s in signals
             ]
+            if self.features.pools_features:
+                encoded = _weighted_sums(encoded, sources, weights)
+                sources = weights = None  # from here on, as without resampling
+        tokens = self.projector(encoded) if self.projects_first else encoded
+        if sources is not None and weights is not None:
             tokens = _weighted_sums(tokens, sources, weights)
         known = self.method_inputs(signals)
         indices = self._select(tokens.reshape(tiles, count, -1), known, keep_tokens, token_places >= 0)
@@ -76,7 +80,7 @@ class TilePruner(Pruner):
         elif sources is None or weights is None:
             kept = self.projector(encoded.index_select(0, chosen))
         else:
-            # As in the model, tokens are projected before they are mixed; only those needed are projected.
+            # LLaVA-OneVision projects tokens before it mixes them; only those needed are projected.
             picked = sources.index_select(0, chosen)  # [T * K, J]
             rows = self.projector(encoded.index_select(0, picked.reshape(-1)))
             shares = weights.index_select(0, chosen).unsqueeze(-1).to(rows.dtype)

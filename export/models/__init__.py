@@ -14,7 +14,7 @@ from visprune.errors import UnsupportedError
 
 __all__ = ["DECODERS", "MODELS", "TOWERS", "check_cut", "family", "tower"]
 
-MODELS = ("llava", "llava_next", "llava_onevision")
+MODELS = ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava")
 TOWERS = ("clip_vision_model", "siglip_vision_model", "llava_hr_vision_model")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 

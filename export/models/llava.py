@@ -13,7 +13,7 @@ from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export import models
 from visprune.export.models.parts import Features, Parts
 
-__all__ = ["AUTO_CLASS", "features", "parts"]
+__all__ = ["AUTO_CLASS", "features", "features_for", "parts"]
 
 AUTO_CLASS = "LlavaForConditionalGeneration"
 
@@ -35,6 +35,20 @@ def features(config: Any) -> Features:
         UnsupportedError: The tower or the selection strategy is not supported.
         CheckpointError: The tower does not have the feature layer, or its sizes give no patches.
     """
+    return features_for(config, config.vision_feature_select_strategy)
+
+
+def features_for(config: Any, strategy: str) -> Features:
+    """Return the features for a selection strategy.
+
+    Args:
+        config: Configuration of the checkpoint.
+        strategy: "default", which drops the tower's first token, or "full".
+
+    Raises:
+        UnsupportedError: The tower or the selection strategy is not supported.
+        CheckpointError: The tower does not have the feature layer, or its sizes give no patches.
+    """
     vision = config.vision_config
     size, patch = vision.image_size, vision.patch_size
     if not isinstance(size, int) or not isinstance(patch, int) or not 0 < patch <= size:
@@ -43,7 +57,6 @@ def features(config: Any) -> Features:
             "Correct image_size and patch_size in config.json; pictures must be square.",
         )
     prefix = models.tower(vision.model_type).PREFIX_TOKENS
-    strategy = config.vision_feature_select_strategy
     if strategy not in ("default", "full"):
         raise UnsupportedError(
             f"The feature strategy {strategy!r} is not supported.", "Supported strategies: default, full."

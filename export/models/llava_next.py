@@ -31,7 +31,10 @@ def features(config: Any) -> Features:
 
 
 def tiled(
-    config: Any, max_tiles: int | None = None, several: Literal["tiled", "whole"] = "tiled"
+    config: Any,
+    max_tiles: int | None = None,
+    several: Literal["tiled", "whole"] = "tiled",
+    frame_pooling: int | None = None,
 ) -> Features:
     """Return the features of LLaVA 1.5, with tiling added.
 
@@ -39,6 +42,7 @@ def tiled(
         config: Configuration of the checkpoint.
         max_tiles: See `Tiling`.
         several: See `Tiling`.
+        frame_pooling: See `Tiling`.
 
     Raises:
         UnsupportedError: As for LLaVA 1.5, or the tokens of a tile are not a grid of patches.
@@ -53,7 +57,7 @@ def tiled(
         )
     try:
         pinpoints = tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
-        tiling = Tiling(pinpoints, found.image_size, found.side, max_tiles, several)
+        tiling = Tiling(pinpoints, found.image_size, found.side, max_tiles, several, frame_pooling)
     except (TypeError, ValueError):
         raise CheckpointError(
             f"The grid pinpoints {config.image_grid_pinpoints!r} are not pairs of numbers.",

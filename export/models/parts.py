@@ -58,8 +58,13 @@ class Features:
 
     @property
     def resamples(self) -> bool:
-        """Whether tokens of a large image are resampled, each from several."""
-        return self.tiling is not None and self.tiling.max_tiles is not None
+        """Whether tokens of a large image, or of a video, are resampled, each from several."""
+        return self.tiling is not None and self.tiling.resamples
+
+    @property
+    def pools_features(self) -> bool:
+        """Whether tokens are resampled before the projector, and not after it."""
+        return self.tiling is not None and self.tiling.frame_pooling is not None
 
     @property
     def always_kept(self) -> int:

@@ -48,7 +48,7 @@ __all__ = ["count_comparisons", "verify"]
 def count_comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scope: Scope) -> int:
     """Return the number of comparisons that `verify` will make, for a progress display."""
     points = len(cuts.places) if cuts.pruner else 0
-    mixes = manifest.tiling is not None and manifest.tiling.max_tiles is not None
+    mixes = manifest.tiling is not None and manifest.tiling.resamples
     before = 5 + len(pruner.signals) + (1 if points else 0) + mixes
     num_layers = manifest.decoder.num_layers
     decoder = num_layers + sum(place % 2 for place in cuts.places) + 1 if scope == "layers" else 4

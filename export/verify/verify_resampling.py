@@ -1,6 +1,6 @@
-"""The self-check of images so large that their tokens are resampled.
+"""The self-check of images so large that their tokens are resampled, and of videos whose frames are averaged.
 
-The vision tower does not run on such an image, because that would take minutes. The pruner's graph gets
+The vision tower does not run on such an input, because that would take minutes. The pruner's graph gets
 random features instead, and its output is compared with the tokens that transformers makes of the same
 features.
 """
@@ -20,16 +20,17 @@ from visprune.export.verify.compare import Arrays, Check
 from visprune.export.verify.verify_pictures import VerifySample
 from visprune.manifest import Manifest
 from visprune.pruning.signals import SIGNALS
-from visprune.runtime.vision.arrangement import arrange
+from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
+from visprune.tiling import Tiling
 
 __all__ = ["ResampledCase", "compare_resampled", "resampled_case"]
 
 
 @dataclass(frozen=True, slots=True)
 class ResampledCase:
-    """A large image, and the inputs of the pruner's graph for it."""
+    """A large image or a video, and the inputs of the pruner's graph for it."""
 
     sample: VerifySample
     feeds: Arrays
@@ -38,7 +39,7 @@ class ResampledCase:
 def resampled_case(
     manifest: Manifest, features: Features, signals: Sequence[str], width: int
 ) -> ResampledCase | None:
-    """Return the smallest image that is resampled, with random features; None if no image is resampled.
+    """Return the smallest image that is resampled, or a video, with random features; None if there is none.
 
     Args:
         manifest: Manifest of the bundle.
@@ -47,14 +48,10 @@ def resampled_case(
         width: Dv, the size of a token of the vision tower.
     """
     tiling = features.tiling
-    if tiling is None or not features.resamples:
+    found = None if tiling is None else _smallest(tiling)
+    if found is None:
         return None
-    for size in sorted(tiling.pinpoints, key=lambda size: size[0] * size[1]):
-        arrangement = arrange(size, tiling)
-        if arrangement.sources.shape[2] > 1:
-            break
-    else:
-        return None
+    arrangement, size = found
     sample = VerifySample(Picture(np.empty((0, features.channels, 1, 1), np.float32), arrangement), size)
     random = np.random.default_rng(0)
     count = features.layout.visual_tokens
@@ -63,6 +60,17 @@ def resampled_case(
     for name in signals:
         feeds[name] = random.random((arrangement.tiles, *SIGNALS[name].shape(count)), np.float32)
     return ResampledCase(sample, feeds)
+
+
+def _smallest(tiling: Tiling) -> tuple[Arrangement, tuple[int, int] | None] | None:
+    """Return the arrangement of `resampled_case`, and the size of its image; a video has no size."""
+    if tiling.frame_pooling is not None:
+        return arrange_video(2, tiling), None
+    for size in sorted(tiling.pinpoints, key=lambda size: size[0] * size[1]):
+        arrangement = arrange(size, tiling)
+        if arrangement.sources.shape[2] > 1:
+            return arrangement, size
+    return None
 
 
 @torch.no_grad()
@@ -76,7 +84,7 @@ def compare_resampled(
         manifest: Manifest of the bundle.
         model: The model of transformers.
         parts: Its modules.
-        case: The image and the inputs of the graph.
+        case: The image or video, and the inputs of the graph.
         given: The outputs of the graph.
 
     Raises:
@@ -84,13 +92,17 @@ def compare_resampled(
     """
     dtype = np.dtype(manifest.dtype)
     features = torch.from_numpy(case.feeds["vision_features"].astype(dtype).astype(np.float32))
-    (whole,), _ = model.model.pack_image_features(
-        [parts.projector(features)],
-        torch.tensor([case.sample.size]),
-        image_newline=parts.image_newline,
-        vision_aspect_ratio=model.config.vision_aspect_ratio,
-    )
+    if case.sample.size is None:
+        whole, note = parts.projector(model.model.vision_resampler(features)).flatten(0, 1), "a video"
+    else:
+        (whole,), _ = model.model.pack_image_features(
+            [parts.projector(features)],
+            torch.tensor([case.sample.size]),
+            image_newline=parts.image_newline,
+            vision_aspect_ratio=model.config.vision_aspect_ratio,
+        )
+        note = "a picture of many tiles"
     keep, arrangement = Keep(manifest.pruning.keep_tokens), case.sample.picture.arrangement
     tokens: NDArray[np.int64] = keep.chosen(manifest.pruning, arrangement, given["keep_indices"])[0]
     rows = case.sample.rows(tokens, always_kept=0)
-    check.close("token_pruner resampled", given["image_features"], whole[rows], "a picture of many tiles")
+    check.close("token_pruner resampled", given["image_features"], whole[rows], note)

@@ -258,11 +258,15 @@ def _picture_bounds(manifest: Manifest) -> _PictureBounds:
         (1, number, visual) if budget.scope == "image" else (budget.unit_tokens, number, budget.visual_tokens)
     )
     usual = request.sequence_length(pruning, shown)
+    tiles, mixed = 1 + max(rows * columns for rows, columns in sizes), 4
+    if tiling.frame_pooling is not None:  # frames with as many tokens as the largest image
+        tiles = max(tiles, visual // (tiling.side // tiling.frame_pooling) ** 2)
+        mixed = tiling.frame_pooling**2
     return _PictureBounds(
-        (1, shown.tiles, 1 + max(rows * columns for rows, columns in sizes)),
+        (1, shown.tiles, tiles),
         keep,
         (0, len(shown.newline_places), newlines),
-        (1, shown.sources.shape[-1], 4),
+        (1, shown.sources.shape[-1], mixed),
         (1 + beside, usual, max(usual, visual + newlines + beside)),
     )
 

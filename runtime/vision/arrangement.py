@@ -23,7 +23,7 @@ from PIL import Image
 
 from visprune.errors import InputError, UnsupportedError
 from visprune.runtime.vision.preprocess import ImageProcessor
-from visprune.runtime.vision.token_grid import TileCanvas, Tokens, lines
+from visprune.runtime.vision.token_grid import TileCanvas, Tokens, averaged_lines, lines
 from visprune.tiling import Tiling
 
 __all__ = [
@@ -54,7 +54,7 @@ class Arrangement:
             an empty slot.
         newline_places: [R], int64, places of the newline embeddings, ascending.
         sources: [T, N, J], int64, encoder tokens (tile * N + patch) of whose weighted sum each token is made.
-            J is 1, or 4 with resampling.
+            J is 1, or with resampling the number of tokens that one is made of.
         weights: [T, N, J], float32, their weights; zeros for an empty slot.
         grid: Rows and columns of the tiled part in the sequence; (0, 0) if there is only the whole image.
     """
@@ -157,9 +157,10 @@ def arrange(size: tuple[int, int], tiling: Tiling, *, tiled: bool = True) -> Arr
 
 @lru_cache(maxsize=16)
 def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
-    """Return the arrangement of the tokens of a video for LLaVA-OneVision.
+    """Return the arrangement of the tokens of a video.
 
-    Each frame is a tile, whose tokens are pooled to half its side, rounded up. A newline ends the video.
+    Each frame is a tile, whose tokens are pooled as `tiling.frame_pooling` says. For LLaVA-OneVision they are
+    resized to half its side, rounded up, and a newline ends the video.
 
     Args:
         frames: Number of frames, T.
@@ -170,14 +171,19 @@ def arrange_video(frames: int, tiling: Tiling) -> Arrangement:
     """
     if frames < 1:
         raise InputError("The video has no frames.", "Give at least one frame.")
-    slots, pooled = tiling.side**2, -(-tiling.side // 2)
-    across = lines(tiling.side, pooled, tiling.side)
+    slots, edge = tiling.side**2, tiling.frame_pooling
+    if edge is None:
+        across = lines(tiling.side, -(-tiling.side // 2), tiling.side)
+    else:
+        across = averaged_lines(tiling.side, edge)
+    pooled = len(across.slots)
     places = np.arange(pooled**2, dtype=np.int64).reshape(pooled, pooled)
     parts = [
         TileCanvas(tiling.side, offset=frame * slots).tokens(across, across, places + frame * pooled**2)
         for frame in range(frames)
     ]
-    return _arrangement((frames, slots), parts, np.array([frames * pooled**2], dtype=np.int64), (0, 0))
+    newlines = np.array([frames * pooled**2] if edge is None else [], dtype=np.int64)
+    return _arrangement((frames, slots), parts, newlines, (0, 0))
 
 
 def views(

@@ -46,6 +46,7 @@ _CLASSES = {
     "CLIPImageProcessor": Defaults(224, (224, 224)),
     "LlavaImageProcessor": Defaults(224, (224, 224), squares="do_pad"),
     "LlavaNextImageProcessor": Defaults(224, (224, 224), squares="always"),
+    "LlavaNextVideoVideoProcessor": Defaults(224, (224, 224)),
     "LlavaOnevisionImageProcessor": Defaults((384, 384), None, squares="always"),
     "LlavaOnevisionVideoProcessor": Defaults((384, 384), None),
     "SiglipImageProcessor": Defaults((224, 224), None, _HALF, _HALF),

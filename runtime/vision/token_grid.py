@@ -1,8 +1,9 @@
 """Grids of tokens on a canvas of tiles: the slot of each token, and the encoder tokens that it is made of.
 
 Every index map of a tiled image separates into one for its rows and one for its columns. A row or a column
-of tokens is one line of the canvas, or a mix of two if the grid is resampled. `lines` computes these;
-`TileCanvas.tokens` combines rows with columns. `arrangement` decides the order of the tokens.
+of tokens is one line of the canvas, or a mix of several if the grid is resampled. `lines` and
+`averaged_lines` compute these; `TileCanvas.tokens` combines rows with columns. `arrangement` decides the
+order of the tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Lines", "TileCanvas", "Tokens", "lines"]
+__all__ = ["Lines", "TileCanvas", "Tokens", "averaged_lines", "lines"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +22,8 @@ class Lines:
 
     Attributes:
         slots: [n], int64, for each row the canvas line whose slots its tokens take.
-        sources: [n, j], int64, the canvas lines of whose weighted sum each row is made; j is 1 or 2.
+        sources: [n, j], int64, the canvas lines of whose weighted sum each row is made; j is 1 or 2, or the
+            edge of the squares that are averaged.
         weights: [n, j], float32, their weights.
     """
 
@@ -107,3 +109,15 @@ def lines(length: int, number: int, side: int, *, start: int = 0) -> Lines:
     upper = np.minimum(lower + 1, length - 1)
     share = (at - lower).astype(np.float32)
     return Lines(slots, start + np.stack([lower, upper], 1), np.stack([1 - share, share], 1))
+
+
+def averaged_lines(side: int, edge: int) -> Lines:
+    """Make rows, or columns, of tokens that are means over squares of one tile; a rest of lines is left out.
+
+    Args:
+        side: Lines of the tile.
+        edge: Lines that make one row of tokens.
+    """
+    slots = np.arange(side // edge, dtype=np.int64)
+    sources = slots[:, None] * edge + np.arange(edge, dtype=np.int64)
+    return Lines(slots, sources, np.full(sources.shape, 1 / edge, dtype=np.float32))

@@ -57,10 +57,10 @@ class OptionField:
 
 
 def options_of(cls: type[Any]) -> tuple[OptionField, ...]:
-    """Return the fields of a dataclass that are options, in order."""
+    """Return the fields of a dataclass that are options: its own in order, and then those it inherits."""
     hints = get_type_hints(cls, include_extras=True)
     found = []
-    for field in fields(cls):
+    for field in sorted(fields(cls), key=lambda field: field.name not in inspect.get_annotations(cls)):
         hint = hints[field.name]
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         found += [

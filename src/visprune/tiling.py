@@ -26,6 +26,9 @@ class Tiling:
             of its padding, than about this number of tiles has; None if features are never resampled.
         several: How pictures are treated if a prompt has more than one: "tiled" like a single picture
             (LLaVA-NeXT), or "whole", each padded to a square and one tile (LLaVA-OneVision).
+        frame_pooling: Patches along a side of the squares over which the features of a video's frames are
+            averaged, before the projector and without a newline (LLaVA-NeXT-Video). None if the projected
+            tokens of a frame are resized to half its side, and a newline ends the video (LLaVA-OneVision).
 
     Raises:
         UsageError: The numbers describe no tiles.
@@ -36,6 +39,7 @@ class Tiling:
     side: int
     max_tiles: int | None = None
     several: Literal["tiled", "whole"] = "tiled"
+    frame_pooling: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.side <= self.tile_size:
@@ -46,6 +50,11 @@ class Tiling:
             )
         if self.max_tiles is not None and self.max_tiles < 1:
             raise UsageError(f"max_tiles is {self.max_tiles}.", "Give a number of at least 1, or None.")
+        if self.frame_pooling is not None and not 1 <= self.frame_pooling <= self.side:
+            raise UsageError(
+                f"Frames of {self.side} x {self.side} patches cannot be pooled over {self.frame_pooling}.",
+                f"Give a number from 1 to {self.side}, or None.",
+            )
         if not self.pinpoints:
             raise UsageError("There is no pinpoint.", "Give at least one (height, width).")
         for height, width in self.pinpoints:
@@ -54,3 +63,8 @@ class Tiling:
                     f"The pinpoint {height} x {width} is not made of tiles of {self.tile_size} pixels.",
                     f"Give positive multiples of {self.tile_size}.",
                 )
+
+    @property
+    def resamples(self) -> bool:
+        """Whether tokens of large images, or of videos, are mixed from several features each."""
+        return self.max_tiles is not None or self.frame_pooling is not None

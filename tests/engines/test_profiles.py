@@ -13,7 +13,14 @@ import pytest
 from visprune.budget import LayerBudget
 from visprune.errors import BundleError, UnsupportedError, UsageError
 from visprune.manifest import Graph, LayerPruning, Stage, TensorSpec
-from visprune.runtime.backends.profiles import TOPK_LIMIT, Limits, capacities, profiles, resolve_limits
+from visprune.runtime.backends.profiles import (
+    TOPK_LIMIT,
+    Limits,
+    _picture_bounds,
+    capacities,
+    profiles,
+    resolve_limits,
+)
 from visprune.tiling import Tiling
 
 NEXT = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336, 24)
@@ -73,6 +80,17 @@ def test_limits_that_cannot_be(settings, match, rtx):
 def test_a_prompt_of_tiles(rtx):
     # The whole picture, four tiles, 3 x 24 newlines, 512 tokens of text.
     assert resolve_limits(tiled(rtx.manifest, NEXT), Limits()).max_prompt == 5 * 576 + 72 + 512
+
+
+def test_frames_of_a_video(rtx):
+    """As many as have no more tokens than the largest picture, each token of 2 x 2 patches."""
+    picture, video = (
+        _picture_bounds(tiled(rtx.manifest, tiling)) for tiling in (NEXT, replace(NEXT, frame_pooling=2))
+    )
+    assert (picture.tiles, video.tiles) == ((1, 5, 5), (1, 5, 20))  # 2,880 tokens, 144 of a frame
+    assert video.mixed == (1, 1, 4)
+    assert _picture_bounds(tiled(rtx.manifest, replace(NEXT, frame_pooling=3))).mixed == (1, 1, 9)
+    assert video.tokens == picture.tokens
 
 
 def test_more_than_topk_can_choose(rtx):

@@ -23,15 +23,22 @@ TEMPLATE = (
 )
 
 
-_CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
+_CLASSES = {
+    "llava": "Llava",
+    "llava_next": "LlavaNext",
+    "llava_next_video": "LlavaNextVideo",
+    "llava_onevision": "LlavaOnevision",
+    "vipllava": "VipLlava",
+}
+_VIDEOS = ("llava_next_video", "llava_onevision")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
     """What may vary in a tiny checkpoint; a lively one has norms and biases of its own in the decoder.
 
-    `margin` is pixels beyond the last whole patch. `pinpoints` count tiles; they and `max_tiles` are for the
-    families that have them.
+    `margin` is pixels beyond the last whole patch. `pinpoints` count tiles; they, `max_tiles` and
+    `pooling`, the stride over a video's frames, are for the families that have them.
     """
 
     family: str = "llava"
@@ -55,6 +62,7 @@ class Tiny:
     loud_token: int | None = None
     pinpoints: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
     max_tiles: int = 9
+    pooling: int = 2
     seed: int = 0
 
 
@@ -113,13 +121,18 @@ def config(tiny: Tiny):
         "text_config": getattr(transformers, kind)(**text),
         "image_token_id": 259,
         "vision_feature_layer": layer if isinstance(layer, int) else list(layer),
-        "vision_feature_select_strategy": tiny.strategy,
         "tie_word_embeddings": tiny.tied,
     }
-    if tiny.family != "llava":
+    if tiny.family != "vipllava":
+        settings["vision_feature_select_strategy"] = tiny.strategy
+    if tiny.family not in ("llava", "vipllava"):
         settings["image_grid_pinpoints"] = [[size * edge for edge in pair] for pair in tiny.pinpoints]
     if tiny.family == "llava_onevision":
-        settings |= {"vision_aspect_ratio": f"anyres_max_{tiny.max_tiles}", "video_token_id": 260}
+        settings["vision_aspect_ratio"] = f"anyres_max_{tiny.max_tiles}"
+    if tiny.family == "llava_next_video":
+        settings["spatial_pool_stride"] = tiny.pooling
+    if tiny.family in _VIDEOS:
+        settings["video_token_id"] = 260
     return getattr(transformers, f"{_CLASSES[tiny.family]}Config")(**settings)
 
 
@@ -144,23 +157,23 @@ def write(tiny: Tiny, path: Path) -> Path:
 def write_processor(tiny: Tiny, path: Path) -> None:
     size = tiny.side * 14 + tiny.margin
     square = {"height": size, "width": size}
-    if tiny.family == "llava":
+    if tiny.family in ("llava", "vipllava"):
         name = {"clip": "CLIPImageProcessorPil", "siglip": "SiglipImageProcessorPil"}[tiny.tower]
     else:
-        name = f"{_CLASSES[tiny.family]}ImageProcessorPil"
+        name = f"{_CLASSES[tiny.family].removesuffix('Video')}ImageProcessorPil"
     settings = {"size": {"shortest_edge": size}, "crop_size": square}
     if name.startswith(("Siglip", "LlavaOnevision")):
         settings = {"size": square}
-    if tiny.family != "llava":
+    if tiny.family not in ("llava", "vipllava"):
         settings["image_grid_pinpoints"] = config(tiny).image_grid_pinpoints
     image_processor = getattr(transformers, name)(**settings)
-    if tiny.family == "llava_onevision":  # its processor class cannot be made without torchvision
+    if tiny.family in _VIDEOS:  # their processor classes cannot be made without torchvision
         image_processor.save_pretrained(path)
         video = json.loads(image_processor.to_json_string())
         del video["image_processor_type"], video["image_grid_pinpoints"]  # as in older checkpoints
         (path / "video_preprocessor_config.json").write_text(json.dumps(video))
         return
-    processor = getattr(transformers, f"{_CLASSES[tiny.family]}Processor")(
+    processor = getattr(transformers, f"{_CLASSES[tiny.family].removeprefix('Vip')}Processor")(
         image_processor=image_processor,
         tokenizer=tokenizer(),
         patch_size=14,

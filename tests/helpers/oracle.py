@@ -19,7 +19,8 @@ class Oracle:
         self.image_token, self.video_token = config.image_token_id, getattr(config, "video_token_id", None)
         auto = transformers.AutoModelForImageTextToText
         self.model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-        self.processor = transformers.AutoImageProcessor.from_pretrained(path)
+        # Where torchvision is installed, its filter would be taken, which rounds some pixels otherwise.
+        self.processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
 
     def images(self, pictures):
@@ -66,18 +67,38 @@ class Oracle:
         """Greedy tokens with some rows of the visual sequences only."""
         features = [f[row] for f, row in zip(self.features(pictures), rows, strict=True)]
         ids = self.ids([(len(pictures), prompt, None)], [len(f) for f in features])
+        return self._answer_with(ids, self.image_token, torch.cat(features))
+
+    @torch.no_grad()
+    def generate_pruned_video(self, prompt, pixels, rows):
+        """Greedy tokens with some rows of the sequence of a video's frames [T, 3, H, W]."""
+        features = self.model.get_video_features(pixel_values_videos=pixels[None]).pooler_output[0][rows]
+        ids = self.ids([(0, f"<video>\n{prompt}", None)], [], len(features))
+        return self._answer_with(ids, self.video_token, features)
+
+    def _answer_with(self, ids, placeholder, features):
         embeds = self.model.get_input_embeddings()(ids).clone()
-        embeds[ids == self.image_token] = torch.cat(features)
+        embeds[ids == placeholder] = features
         out = self.model.generate(inputs_embeds=embeds, max_new_tokens=NEW, do_sample=False)
         return tuple(out[0].tolist())
 
-    @torch.no_grad()
+    def pooled(self, values):
+        """What the model makes of the tokens of frames, [T, N, X] -> [T, fewer, X]."""
+        model = self.model.model
+        pool = model.apply_pooling if self.family == "llava_onevision" else model.vision_resampler
+        return pool(values)
+
     def received(self, image):
         """Mean attention that each patch of each tile receives from the patches, [T, N]."""
+        return self.received_in(self.images([image])["pixel_values"])
+
+    @torch.no_grad()
+    def received_in(self, pixels):
+        """The same, of tiles [..., 3, H, W]."""
         tower, config = self.model.model.vision_tower, self.model.config
-        pixels = self.images([image])["pixel_values"]
         out = tower(pixels.reshape(-1, *pixels.shape[-3:]), output_attentions=True)
         depth, chosen = len(out.attentions), config.vision_feature_layer
-        layer = (chosen if chosen >= 0 else depth + 1 + chosen) - 1
+        chosen = [chosen] if isinstance(chosen, int) else chosen
+        layer = max(index if index >= 0 else depth + 1 + index for index in chosen) - 1
         skipped = out.attentions[0].shape[-1] - (config.vision_config.image_size // 14) ** 2
         return out.attentions[layer].mean(dim=1)[:, skipped:, skipped:].mean(dim=1).numpy()

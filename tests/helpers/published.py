@@ -50,7 +50,7 @@ def shrunk(config: dict, tile: int | None = None) -> dict:
     }
     if "head_dim" in text:
         text["head_dim"] = 16
-    layers = config["vision_feature_layer"]
+    layers = config.get("vision_feature_layer", config.get("vision_feature_layers"))
     few = isinstance(layers, int)
     depth = vision.get("num_hidden_layers", 24)
     vision |= {
@@ -132,7 +132,8 @@ def build(
     clip = vision["model_type"].startswith("clip")
     size = vision["image_size"]
     square = {"height": size, "width": size}
-    names = {"llava_next": "LlavaNextImageProcessor", "llava_onevision": "LlavaOnevisionImageProcessor"}
+    names = dict.fromkeys(("llava_next", "llava_next_video"), "LlavaNextImageProcessor")
+    names["llava_onevision"] = "LlavaOnevisionImageProcessor"
     name = names.get(family, "CLIPImageProcessor" if clip else "SiglipImageProcessor")
     settings: dict = {"image_processor_type": name, "size": square, "resample": 3, "do_resize": True}
     settings |= CLIP_COLOURS if clip else SIGLIP_COLOURS

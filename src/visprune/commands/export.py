@@ -53,6 +53,9 @@ def export(
 ) -> None:
     """Export a LLaVA model with visual-token pruning to ONNX.
 
+    MODEL is in the format of transformers or in LLaVA's original one, with its weights as safetensors or as
+    pickles (--pickled-weights). LoRA adapters are merged (--adapter).
+
     Example: visprune-export llava-hf/llava-1.5-7b-hf --method fopru-rank --ratio 0.25 --dry-run
     """
     quantization = None

@@ -154,10 +154,11 @@ def _tiles(manifest: Manifest) -> list[str]:
     counts = sorted({f"{h // tiling.tile_size} x {w // tiling.tile_size}" for h, w in tiling.pinpoints})
     grids = ", ".join(counts) if len(counts) <= 6 else f"{len(counts)} grids up to {counts[-1]}"
     more = f", features resampled above {tiling.max_tiles} tiles" if tiling.max_tiles else ""
+    pooled = f"; frames of a video averaged over {p} x {p} patches" if (p := tiling.frame_pooling) else ""
     several = "; several pictures are not tiled" if tiling.several == "whole" else ""
     return [
         f"tiles     the whole picture and {grids} of {tiling.tile_size} pixels{more}, newline tokens kept"
-        f"{several}"
+        f"{several}{pooled}"
     ]
 
 

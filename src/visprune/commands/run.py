@@ -76,7 +76,7 @@ def run(  # noqa: PLR0913 - a command line's options
     if as_json:
         print_json(asdict(answer), lines=True)
         return
-    if pictures or videos:
+    if pictures:
         note(checked.keep.describe(manifest, len(pictures)))
     if manifest.tiling is not None and answer.visual_tokens:
         left = answer.tokens_kept / answer.visual_tokens

@@ -107,6 +107,41 @@ CONFIGS = {
         "vision_config": CLIP_L,
         **CLIP_FEATURES,
     },
+    "vip-llava-7b": {
+        "architectures": ["VipLlavaForConditionalGeneration"],
+        "image_token_index": 32000,
+        "model_type": "vipllava",
+        "projector_hidden_act": "gelu",
+        "projector_layernorm_eps": 1e-05,
+        "text_config": {"max_position_embeddings": 4096, "model_type": "llama", "vocab_size": 32064},
+        "torch_dtype": "float16",
+        "vision_config": CLIP_L,
+        "vision_feature_layers": [-2, -5, -8, -11, 6],  # the older name
+        "vocab_size": 32064,
+    },
+    "llava-next-video-7b": {
+        "architectures": ["LlavaNextVideoForConditionalGeneration"],
+        "image_grid_pinpoints": FIVE,
+        "image_token_index": 32001,
+        "model_type": "llava_next_video",
+        "projector_hidden_act": "gelu",
+        "spatial_pool_mode": "average",
+        "spatial_pool_out_channels": 1024,
+        "spatial_pool_stride": 2,
+        "text_config": {
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 2.5, "type": "linear"},
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+        "torch_dtype": "bfloat16",
+        "video_token_index": 32000,
+        "vision_config": CLIP_L,
+        **CLIP_FEATURES,
+    },
     "granite-vision": {
         "architectures": ["LlavaNextForConditionalGeneration"],
         "image_grid_pinpoints": TWENTY_SEVEN,
@@ -195,7 +230,7 @@ def test_says_what_transformers_says(name, tmp_path):
     oracle = Oracle(path)
     if oracle.model.config.text_config.tie_word_embeddings:  # some classes of transformers do not look there
         oracle.model.lm_head.weight = oracle.model.get_input_embeddings().weight
-    shapes = [(90, 130)] if config["model_type"] == "llava" else [(90, 130), (400, 4000), (4000, 400)]
+    shapes = [(90, 130)] if "image_grid_pinpoints" not in config else [(90, 130), (400, 4000), (4000, 400)]
     rng = np.random.default_rng(0)
     with visprune.load(bundle.path) as pipeline:
         for shape in shapes:

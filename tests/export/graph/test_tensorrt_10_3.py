@@ -26,6 +26,7 @@ from visprune.pruning.registry import BUILTIN
 BEFORE = ("divprune", "fastervlm", "fopru-row", "freepruner", "random", "uniform")
 ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
+NEXT_VIDEO = {"family": "llava_next_video"}
 ONEVISION = {"family": "llava_onevision", "tower": "siglip", "strategy": "full", "feature_layer": -1}
 
 
@@ -72,7 +73,9 @@ def test_no_method_is_forgotten():
     assert {*BEFORE, "fastv", "pyramiddrop"} | ELSEWHERE == set(BUILTIN)
 
 
-@pytest.mark.parametrize(("tiny", "method"), [(NEXT, "fopru-row"), (ONEVISION, "uniform")])
+@pytest.mark.parametrize(
+    ("tiny", "method"), [(NEXT, "fopru-row"), (NEXT_VIDEO, "uniform"), (ONEVISION, "uniform")]
+)
 def test_pictures_of_tiles(tiny, method, found):
     assert not found(tiny, "token_pruner", method=method)
 

@@ -40,6 +40,7 @@ def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
 
 
 NEXT = {"family": "llava_next", "text": "mistral"}
+NEXT_VIDEO = {"family": "llava_next_video"}
 ONEVISION = {
     "family": "llava_onevision",
     "tower": "siglip",
@@ -55,6 +56,9 @@ FAMILIES = {
     "llava-next-global": (NEXT, {"method": "fastervlm", "anyres_scope": "global"}),
     "llava-next-vispruner": (NEXT, {"method": "vispruner"}),
     "llava-next-freepruner": (NEXT, {"method": "freepruner"}),
+    "llava-next-video-rank": (NEXT_VIDEO, {"method": "fopru-rank"}),
+    "llava-next-video-divprune": (NEXT_VIDEO, {"method": "divprune"}),
+    "vipllava": ({"family": "vipllava", "feature_layer": (-2, -3)}, {"method": "fopru-rank"}),
     "llava-onevision-rank": (ONEVISION, {"method": "fopru-rank"}),
     "llava-onevision-divprune": (ONEVISION, {"method": "divprune"}),
     "llava-onevision-uniform": (ONEVISION, {"method": "uniform", "segments": 2}),

@@ -22,6 +22,7 @@ from visprune.cli import run_command
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export import export
 from visprune.pruning.uniform import Uniform
+from visprune.runtime import Video
 from visprune.runtime.vision.arrangement import arrange
 
 LONG = (("max_position_embeddings", 2048),)
@@ -34,6 +35,7 @@ ONEVISION = {
     "text": "qwen2",
     "text_extra": LONG,
 }
+NEXT_VIDEO = {"family": "llava_next_video", "text_extra": LONG}
 SIZE = (70, 130)
 
 
@@ -85,6 +87,58 @@ def test_a_global_choice_takes_the_best_of_all_tiles(next_model, tmp_path, monke
         order = valid[np.argsort(-scores[valid], kind="stable")]
         assert got.keep_indices == (tuple(sorted(order[:count].tolist())),)
         assert (got.tokens_kept, got.visual_tokens) == (count, found.visual_tokens)
+
+
+def test_a_global_choice_takes_the_best_of_all_frames(checkpoint, tmp_path, monkeypatch, capsys):
+    """The scores of a frame are averaged as its features are; the command takes the video as a GIF."""
+    path = checkpoint(checkpoint.Tiny(**NEXT_VIDEO))
+    options = {"method": "fopru-rank", "ratio": 0.5, "anyres_scope": "global"}
+    bundle = export(path, output=tmp_path / "bundle", **options)
+    assert [row.note for row in bundle.manifest.parity.rows if "resampled" in row.name] == ["a video"]
+    frames = [picture(seed=seed) for seed in range(3)]
+    with visprune.load(bundle.path) as pipeline:
+        seen = Recorded(pipeline, "vision_encoder", monkeypatch)
+        got = pipeline.generate(Video(frames), "What?", max_new_tokens=2)
+        scores = seen.calls[0]["attention_received"].reshape(3, 2, 2, 2, 2).mean(axis=(2, 4)).reshape(3, 4)
+        slots = np.array([0, 1, 4, 5]) + 16 * np.arange(3)[:, None]  # the upper left of each frame's 4 x 4
+        best = np.argsort(-scores.ravel(), kind="stable")[:6]
+        assert got.keep_indices == (tuple(sorted(slots.ravel()[best].tolist())),)
+        assert (got.tokens_kept, got.visual_tokens) == (6, 12)
+    clip = tmp_path / "clip.gif"
+    frames[0].save(clip, save_all=True, append_images=frames[1:])
+    question = [str(bundle.path), "--video", str(clip), "--frames", "2", "--prompt", "What?"]
+    assert run_command("run", question) == 0
+    assert "kept 4 of 8 visual tokens in all (50.0%)" in capsys.readouterr().err
+    assert run_command("inspect", [str(bundle.path)]) == 0
+    assert "frames of a video averaged over 2 x 2 patches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("spatial_pool_mode", "max", UnsupportedError),
+        ("spatial_pool_mode", "conv", UnsupportedError),
+        ("spatial_pool_stride", 0, CheckpointError),
+        ("spatial_pool_stride", 5, CheckpointError),
+    ],
+)
+def test_frames_that_are_pooled_otherwise(key, value, error, checkpoint, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(checkpoint(checkpoint.Tiny(**NEXT_VIDEO)), path)
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(error, match=repr(value)) as caught:
+        export(path, method="none", output=tmp_path / "bundle")
+    assert key in caught.value.hint
+
+
+def test_a_video_alone_in_a_bundle_that_prunes_inside_the_llm(checkpoint, tmp_path, capsys):
+    path = checkpoint(checkpoint.Tiny(**NEXT_VIDEO, layers=3))
+    export(path, method="fastv", ratio=0.5, output=tmp_path / "bundle", verify=False)
+    picture().save(tmp_path / "clip.gif")
+    question = [str(tmp_path / "bundle"), "--video", str(tmp_path / "clip.gif"), "--prompt", "What?"]
+    assert run_command("run", question) == 0
+    assert "kept 2 of 4 visual tokens in all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
@@ -163,6 +217,7 @@ REFUSED = {
     "none cannot": (NEXT, {"method": "none", "anyres_scope": "global"}, UnsupportedError),
     "takes no `valid`": (NEXT, {"method": Unaware()}, UnsupportedError),
     "pairs of patches": (ONEVISION, {"method": "freepruner"}, UnsupportedError),
+    "or of videos": (NEXT_VIDEO, {"method": "freepruner"}, UnsupportedError),
     "CLS": (ONEVISION, {"method": "fastervlm"}, UnsupportedError),
     "'full' of this model": (NEXT | {"strategy": "full"}, {"method": "none"}, UnsupportedError),
     "'default' of this model": (ONEVISION | {"strategy": "default"}, {"method": "none"}, UnsupportedError),

@@ -206,6 +206,23 @@ def test_a_video_is_pooled_as_transformers_does(side):
     assert arrangement.grid == (0, 0)
 
 
+@pytest.mark.parametrize(("side", "edge"), [(1, 1), (4, 2), (5, 2), (24, 2), (7, 3), (3, 3), (4, 1)])
+def test_a_video_is_averaged_as_torch_does(side, edge):
+    """Lines that make no whole square are left out, and no newline follows."""
+    torch = pytest.importorskip("torch")
+    tiling = Tiling(((side * 14, side * 14),), side * 14, side, frame_pooling=edge)
+    arrangement = arrange_video(3, tiling)
+    check_slots(arrangement, side)
+    assert arrangement.sources.shape == (3, side**2, edge**2)
+    features = features_of(arrangement)
+    grids = torch.from_numpy(features).reshape(3, side, side, 2).permute(0, 3, 1, 2)
+    pooled = torch.nn.AvgPool2d(edge)(grids).flatten(2).transpose(1, 2).reshape(-1, 2).numpy()
+    ours = sequence(arrangement, features)
+    assert ours.shape == pooled.shape
+    assert abs(ours - pooled).max() < 1e-6
+    assert (arrangement.newline_places.tolist(), arrangement.grid) == ([], (0, 0))
+
+
 def test_a_video_without_frames():
     with pytest.raises(InputError, match="no frames"):
         arrange_video(0, ONEVISION)

@@ -257,6 +257,26 @@ def test_frames_of_a_video_are_torchvisions_to_a_rounding():
         assert (off > 0.5).mean() < 0.02
 
 
+@pytest.mark.parametrize("name", ["LlavaNextVideo", "LlavaOnevision"])
+@pytest.mark.parametrize(
+    "given", [{}, {"size": {"shortest_edge": 56}, "crop_size": 56, "image_mean": [0.2] * 3}]
+)
+def test_frames_of_a_video_are_transformers_to_a_rounding(name, given):
+    pytest.importorskip("torchvision")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    given = {"do_center_crop": True} | given if given else given
+    theirs = getattr(transformers, f"{name}VideoProcessor")(**given)
+    ours = ImageProcessor.from_config({"video_processor_type": f"{name}VideoProcessor", **given})
+    for size in ((60, 80), (61, 40), (300, 170), (59, 56)):
+        frame = picture(*size)
+        planes = torch.from_numpy(np.asarray(frame).copy()).permute(2, 0, 1)[None]  # [T, 3, H, W]
+        expected = theirs([planes], return_tensors="pt")["pixel_values_videos"][0].numpy()
+        off = abs(ours(frame) - expected) * ours.std[0] * 255  # in levels
+        assert off.max() < 2.5
+        assert (off > 0.5).mean() < 0.02
+
+
 def test_a_picture_that_was_not_decoded():
     with pytest.raises(InputError, match="mode L"):
         ImageProcessor.from_config(CLIP_336)(Image.new("L", (3, 3)))
