@@ -64,7 +64,7 @@ def conversation(turns):
 
 def reference(path, images, messages):
     """Greedy tokens by transformers' own processor and generate, in float32."""
-    processor = transformers.AutoProcessor.from_pretrained(path)
+    processor = transformers.AutoProcessor.from_pretrained(path, backend="pil")
     model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=text, images=images or None, return_tensors="pt")

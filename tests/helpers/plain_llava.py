@@ -62,7 +62,7 @@ class Reference:
     layer_tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self):
-        self.processor = transformers.AutoProcessor.from_pretrained(self.path)
+        self.processor = transformers.AutoProcessor.from_pretrained(self.path, backend="pil")
         self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
             self.path, dtype=torch.float32, attn_implementation="eager"
         ).eval()

@@ -59,7 +59,7 @@ def scores(large, pictures):
     model = transformers.LlavaForConditionalGeneration.from_pretrained(
         large, attn_implementation="eager"
     ).eval()
-    processor = transformers.AutoProcessor.from_pretrained(large)
+    processor = transformers.AutoProcessor.from_pretrained(large, backend="pil")
     pixels = processor.image_processor(pictures[0], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         attention = model.model.vision_tower(pixels, output_attentions=True).attentions[-2][0]

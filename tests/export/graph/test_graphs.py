@@ -192,7 +192,7 @@ def test_a_weight_beyond_float16_is_refused(checkpoint, tmp_path):
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight[0, 0] = 1e6
     copy = tmp_path / "model"
-    transformers.AutoProcessor.from_pretrained(path).save_pretrained(copy)
+    transformers.AutoProcessor.from_pretrained(path, backend="pil").save_pretrained(copy)
     model.save_pretrained(copy)
     with pytest.raises(UnsupportedError, match="float16 ends at 65504"):
         export(copy, method="none", dtype="fp16", output=tmp_path / "out", verify=False)

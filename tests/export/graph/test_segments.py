@@ -160,7 +160,7 @@ def test_a_conversation_equals_the_reference(name, opened, pictures):
 @pytest.mark.parametrize("name", [name for name in CASES if name not in PRUNED])
 def test_nothing_pruned_equals_transformers(name, opened, pictures):
     path, pipeline = opened(name)
-    processor = transformers.AutoProcessor.from_pretrained(path)
+    processor = transformers.AutoProcessor.from_pretrained(path, backend="pil")
     model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
 
     def generated(messages, images):

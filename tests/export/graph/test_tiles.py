@@ -181,7 +181,7 @@ def test_2880_tokens_and_more(checkpoint, tmp_path):
     assert bundle.manifest.parity.verified
     image = picture((672, 672))
     model = transformers.LlavaNextForConditionalGeneration.from_pretrained(path).eval()
-    inputs = transformers.AutoProcessor.from_pretrained(path)(
+    inputs = transformers.AutoProcessor.from_pretrained(path, backend="pil")(
         text="USER: <image>\nWhat? ASSISTANT:", images=image, return_tensors="pt"
     )
     wanted = model.generate(**inputs, max_new_tokens=4, do_sample=False)
