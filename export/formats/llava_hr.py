@@ -84,7 +84,8 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The configuration does not say the size of the pictures.
-        UnsupportedError: One of the two towers is not known, or pictures of this size are not supported.
+        UnsupportedError: One of the two towers is not known, or pictures of this size, or cut ones, are not
+            supported.
     """
     size = config.get("input_image_size")
     if not isinstance(size, int):
@@ -96,6 +97,11 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UnsupportedError(
             f"This LLaVA-HR takes pictures of {size} x {size} pixels.",
             f"Only sizes of at least {_LEAST_SIZE} pixels and in steps of {_STRIDE} are supported.",
+        )
+    if config.get("image_aspect_ratio") not in (None, "pad", "square"):
+        raise UnsupportedError(
+            f"This LLaVA-HR has image_aspect_ratio = {config['image_aspect_ratio']!r}, which cuts pictures.",
+            "Only pad and square are supported.",
         )
     return {
         "model_type": "llava_hr_vision_model",

@@ -48,7 +48,7 @@ def resampled_case(
         width: Dv, the size of a token of the vision tower.
     """
     tiling = features.tiling
-    found = None if tiling is None else _smallest(tiling)
+    found = _smallest(tiling) if tiling is not None and tiling.resamples else None
     if found is None:
         return None
     arrangement, size = found

@@ -41,8 +41,7 @@ FAMILIES = {
     "llava-next-llama3": {"family": "llava_next", "text_extra": (*LONG, ("rope_parameters", LLAMA3))},
     "llava-next-qwen": {"family": "llava_next", "text": "qwen2", "tied": True, "text_extra": LONG},
     "llava-next-siglip": {"family": "llava_next", **SIGLIP, "text_extra": LONG},
-    "llava-next-video": {"family": "llava_next_video", "text_extra": LONG},
-    "llava-next-video-odd": {"family": "llava_next_video", **SIGLIP, "side": 5, "text_extra": LONG},
+    "llava-next-video": {"family": "llava_next_video", "side": 5, "text_extra": LONG},
     "vipllava": {"family": "vipllava", "tower_layers": 4, "feature_layer": (-2, -4, 2)},
     "llava-onevision": {"family": "llava_onevision", **SIGLIP, "pinpoints": ALL_GRIDS, "text_extra": LONG},
     "llava-onevision-resampled": {

@@ -1,4 +1,4 @@
-"""The sources of the weights of a checkpoint in LLaVA's original format, and what the manifest says of them."""
+"""The sources of the weights of an original LLaVA checkpoint, and what the manifest says of them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_values_of_transformers(case, tmp_path):
     original = STORED[case]
     written = write(tmp_path / "model", original)
     pickles = "pickle" in original.storage + original.tower_storage
-    checkpoint, found = assert_holds(written.path, written.model, pickled_weights=pickles)
+    _, found = assert_holds(written.path, written.model, pickled_weights=pickles)
     assert (found.lm_head.weight is found.get_input_embeddings().weight) == original.tied
     want, have = written.model.config, found.config
     for name in ("image_grid_pinpoints", "vision_feature_select_strategy", "vision_aspect_ratio"):

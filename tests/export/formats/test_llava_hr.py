@@ -113,6 +113,7 @@ def test_a_tower_that_was_frozen_has_no_adapters():
             "mm_vision_tower 'google/siglip.*clip-vit-large-patch14-336",
         ),
         ({"vision_tower_slow": None}, UnsupportedError, "vision_tower_slow None"),
+        ({"image_aspect_ratio": "anyres"}, UnsupportedError, "image_aspect_ratio = 'anyres'.*pad and square"),
     ],
 )
 def test_refused(change, error, match):
