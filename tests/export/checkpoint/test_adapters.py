@@ -371,11 +371,13 @@ def recording(function, asked):
     return record
 
 
-def test_exports_answer_as_the_merged_model_does(checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["llava", "llava_onevision"])
+def test_exports_answer_as_the_merged_model_does(family, checkpoint, tmp_path, capsys):
     """Tied tables that become two, and an adapter of every part."""
     from oracle import NEW, Oracle
 
-    path = checkpoint(checkpoint.Tiny(tied=True, lively=True))
+    long = {"text_extra": (("max_position_embeddings", 2048),)}
+    path = checkpoint(checkpoint.Tiny(**FAMILIES[family] | long | {"tied": True}))
     first = adapters.make(
         tmp_path / "first",
         path,
