@@ -80,7 +80,7 @@ def merge(
         elif isinstance(edit, BiasChange):
             _check(adapter, name, edit.bias.shape, shape, where)
             add = partial(_add_bias, scale=edit.scale)
-            merged[key] = ComputedTensor(name, (merged[key], edit.bias), shape, add)
+            merged[key] = ComputedTensor(merged[key].name, (merged[key], edit.bias), shape, add)
         else:
             _check(adapter, name, edit.shape, shape, where)
             merged[key] = edit
@@ -161,8 +161,10 @@ def _add_bias(values: Sequence[Tensor], scale: float) -> Tensor:
 
 def _is_transposed(model: Any, name: str) -> bool:
     """Return whether the weight of a module is [inputs, outputs], as GPT-2 has it."""
-    owner = name.rpartition(".")[0]
-    return isinstance(dict(model.named_modules()).get(owner), Conv1D)
+    try:
+        return isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    except AttributeError:  # a module of an older version, whose weights are stacked
+        return False
 
 
 def _check(adapter: Adapter, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], where: Path) -> None:

@@ -116,7 +116,7 @@ def _ready(checkpoint: Checkpoint, options: FitOptions) -> _Ready:
         ratio=options.ratio,
     )
     task.check_possible(range(task.num_layers))
-    return _Ready(prompts, task, notes)
+    return _Ready(prompts, task, (*checkpoint.notes, *notes))
 
 
 def _fit(checkpoint: Checkpoint, options: FitOptions, ready: _Ready, progress: Progress | None) -> Recipe:

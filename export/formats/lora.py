@@ -207,7 +207,7 @@ def read_changes(
         name = _BASE.sub("", _WRAPPED.sub("", key))
         if match := _KEY.fullmatch(name):
             group = modules.setdefault(match["module"], {})
-            name = "bias" if match["leaf"] == "bias" else match["part"].removeprefix("lora_")
+            name = match["part"].removeprefix("lora_") + (".bias" if match["leaf"] == "bias" else "")
         else:
             copy = _COPY.search(name)
             group = replaced if copy is None else sources if copy["source"] else copies
@@ -232,20 +232,20 @@ def _changes(
     wanted = {*names, *(["magnitude_vector"] if settings.dora else [])}
     if missing := sorted(wanted - parts.keys()):
         raise _module_error(settings, module, f"lacks lora_{missing[0]}")
-    if unexpected := sorted(parts.keys() - wanted - {"bias"}):
+    if unexpected := sorted(parts.keys() - wanted - {"B.bias"}):
         raise _module_error(settings, module, f"has an unexpected lora_{unexpected[0]}")
     down, up = (parts[name] for name in names)
     outer = up.shape[2:]
     if len(down.shape) < 2 or len(up.shape) < 2 or up.shape[1] != down.shape[0] or set(outer) - {1}:
         raise _module_error(settings, module, f"has matrices {list(up.shape)} and {list(down.shape)}")
     if 0 in (*up.shape, *down.shape):
-        raise _module_error(settings, module, "is empty, as a run on several GPUs may leave it,")
+        raise _module_error(settings, module, "has an empty matrix")
     scale = settings.scale(module, down.shape[0])
     found: list[LowRankChange | BiasChange] = [
         LowRankChange(module, down, up, scale, embedding, parts.get("magnitude_vector"))
     ]
-    if "bias" in parts:
-        found.append(BiasChange(module, parts["bias"], scale))
+    if "B.bias" in parts:
+        found.append(BiasChange(module, parts["B.bias"], scale))
     return found
 
 

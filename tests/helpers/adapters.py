@@ -15,7 +15,21 @@ peft = pytest.importorskip("peft")
 
 from safetensors.torch import load_file, save_file
 
-__all__ = ["edit_settings", "load", "make", "merged", "random_config", "rename"]
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
+from visprune.export.checkpoint.find import find
+from visprune.export.graph import weightless
+
+__all__ = [
+    "edit_settings",
+    "load",
+    "loaded",
+    "make",
+    "merged",
+    "opened",
+    "random_config",
+    "refused",
+    "rename",
+]
 
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOWER = ("out_proj", "fc1", "fc2", "patch_embedding")
@@ -82,6 +96,24 @@ def edit_settings(path: Path, **changes) -> None:
 
 
 def rename(path: Path, name) -> None:
-    """Give an adapter's tensors other names: `name(old)`, or other values: `name(old, tensor)`."""
+    """Give an adapter's tensors other names: `name(old)`."""
     file = path / "adapter_model.safetensors"
     save_file({name(old): tensor for old, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+def opened(model, *given, **options):
+    """The checkpoint of a model with adapters, as visprune finds it."""
+    return find(model, CheckpointOptions(adapter=[str(one) for one in given], **options))
+
+
+def loaded(model, *given, **options):
+    """The model of a checkpoint with adapters, as visprune loads it."""
+    return weightless.load_model(opened(model, *given, **options))
+
+
+def refused(error, words, model, *given, **options):
+    """Assert that adapters of a model are refused with such words, and return the error."""
+    with pytest.raises(error, match=words) as caught:
+        loaded(model, *given, **options)
+    assert caught.value.what.endswith(".")
+    return caught.value
