@@ -72,7 +72,7 @@ def translate(
     if siglip:
         # The original code removes the last layer of a SigLIP tower, and takes what the others put out.
         vision |= {
-            "num_hidden_layers": int(vision.get("num_hidden_layers", 12)) - 1,
+            "num_hidden_layers": vision.get("num_hidden_layers", 12) - 1,
             "vision_use_head": False,
         }
     decoder, family = _DECODERS[config["model_type"]], _family(where, config)
@@ -89,7 +89,7 @@ def translate(
         "tie_word_embeddings": tied,
     }
     if family != "llava":
-        found["image_grid_pinpoints"] = _pinpoints(where, config, int(vision.get("image_size", 0)))
+        found["image_grid_pinpoints"] = _pinpoints(where, config, vision.get("image_size", 0))
     if family == "llava_onevision":
         found["vision_aspect_ratio"] = config["image_aspect_ratio"]
         found["video_token_index"] = video_token_id

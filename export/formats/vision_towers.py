@@ -44,6 +44,10 @@ _KNOWN: Mapping[str, Mapping[str, Any]] = {
         "patch_size": 14,
     },
 }
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("image_size", "patch_size"),
+)
 _INSIDE = "model.vision_tower."
 _HINT = "Give the directory or the hub id of its vision tower with --vision-tower."
 
@@ -131,7 +135,7 @@ def used_tensors(tower: VisionTower, vision: Mapping[str, Any]) -> dict[str, Ten
         tower: The tower.
         vision: Its configuration in the model.
     """
-    layers = int(vision.get("num_hidden_layers", 12))
+    layers = vision.get("num_hidden_layers", 12)
 
     def used(name: str) -> bool:
         layer = re.search(r"\.layers\.(\d+)\.", name)
@@ -169,13 +173,22 @@ def _vision_config(found: Located, said: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(said.get("model_type", ""))
     if kind in ("clip", "siglip"):
         part = said.get("vision_config")
-        return {**(part if isinstance(part, dict) else {}), "model_type": f"{kind}_vision_model"}
-    if kind in ("clip_vision_model", "siglip_vision_model"):
-        return dict(said)
-    raise UnsupportedError(
-        f"The vision tower {found.name} has the model type {kind!r} in its config.json.",
-        "Supported towers: CLIP and SigLIP, whole or their vision part alone.",
-    )
+        vision = {**(part if isinstance(part, dict) else {}), "model_type": f"{kind}_vision_model"}
+    elif kind in ("clip_vision_model", "siglip_vision_model"):
+        vision = dict(said)
+    else:
+        raise UnsupportedError(
+            f"The vision tower {found.name} has the model type {kind!r} in its config.json.",
+            "Supported towers: CLIP and SigLIP, whole or their vision part alone.",
+        )
+    for key in _SIZES:
+        size = vision.get(key, 1)
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(
+                f"The vision tower {found.name} has {key} {size!r} in its config.json.",
+                "Correct it to a whole number above 0.",
+            )
+    return vision
 
 
 def _renamed(stored: Mapping[str, TensorSource]) -> dict[str, TensorSource]:

@@ -17,6 +17,7 @@ from original_files import write_json
 
 from visprune.cli import run_command
 from visprune.export import export
+from visprune.export.checkpoint import loading
 from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.export.checkpoint.find import find
 from visprune.export.graph import weightless
@@ -39,6 +40,13 @@ STORED = {
     "tiles of SigLIP": Original("llava_qwen", "anyres", siglip=True, dtype="float32"),
     "tiles of CLIP for Qwen": Original("llava_qwen", "anyres_max_9", dtype="bfloat16"),
     "interleave": Original("llava_qwen", siglip=True, tied=True),
+}
+
+GRIDS = {
+    "[[56, 112], [112, 56]]": [(112, 56), (56, 112)],
+    "[(56, 112), (112, 56), (224, 56)]": [(112, 56), (56, 112), (56, 224)],
+    "(1x1),...,(2x2)": [(56, 56), (112, 56), (56, 112), (112, 112)],
+    "(1x2),...,(2x3)": [(112, 56), (168, 56), (112, 112), (168, 112)],
 }
 
 
@@ -154,3 +162,13 @@ def test_a_text_only_template_of_the_tokenizer_gives_way(tmp_path):
     write_json(file, json.loads(file.read_text()) | {"chat_template": template})
     bundle = export(written.path, method="none", output=tmp_path / "out", verify=False)
     assert "<image>" in (bundle.path / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("text", GRIDS)
+def test_tiles_that_are_written_as_text(text, tmp_path):
+    """As (height, width) afterwards, as transformers has them."""
+    written = write(tmp_path / "model", Original("llava_mistral", "anyres"))
+    file = written.path / "config.json"
+    write_json(file, json.loads(file.read_text()) | {"image_grid_pinpoints": text})
+    found = loading.read_config(find(written.path)).image_grid_pinpoints
+    assert [tuple(size) for size in found] == GRIDS[text]
