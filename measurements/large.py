@@ -92,11 +92,19 @@ def _values(name: str, shape: tuple[int, ...], pool: torch.Tensor, offsets: rand
     return values.add_(1.0) if "norm" in name and name.endswith("weight") else values
 
 
-def export_side(checkpoint: Path, output: Path) -> None:
+def export_side(checkpoint: Path, output: Path, *, pickled_weights: bool = False) -> None:
     """Export with a self-check layer by layer, which the export of a rehearsal would not choose itself."""
     from visprune.export import export
 
-    export(checkpoint, method="fopru-rank", ratio=0.25, dtype="fp16", output=output, verify="layers")
+    export(
+        checkpoint,
+        method="fopru-rank",
+        ratio=0.25,
+        dtype="fp16",
+        output=output,
+        verify="layers",
+        pickled_weights=pickled_weights,
+    )
 
 
 def generate_side(output: Path) -> None:
