@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
-from visprune.export.checkpoint.checkpoint import Checkpoint
+from visprune.export.checkpoint.checkpoint import Checkpoint, short_name
 from visprune.export.checkpoint.find import find
 from visprune.export.checkpoint.resources import check_resources
 from visprune.export.duration import expected
@@ -166,8 +166,9 @@ def prepare(
 
 
 def _name(checkpoint: Checkpoint, settings: ExportOptions, methods: Methods, keep: int) -> str:
-    """Return the default name of the bundle: model, methods with their budgets, target."""
+    """Return the default name of the bundle: model, adapters, methods with their budgets, target."""
     parts = [checkpoint.short_name]
+    parts += [short_name(one.name) for one in checkpoint.adapters if one.name != checkpoint.name]
     if methods.inside is None or not isinstance(methods.before, KeepAll):
         parts.append(methods.before_asked.name)
         asked = methods.before_asked

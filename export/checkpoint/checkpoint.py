@@ -18,7 +18,7 @@ from visprune.export.files.stored import TensorSource
 from visprune.export.formats.adapters import Adapter
 from visprune.records import sha256
 
-__all__ = ["Checkpoint", "Part"]
+__all__ = ["Checkpoint", "Part", "short_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Checkpoint:
 
     @property
     def short_name(self) -> str:
-        """Name for files: the last part of `name`, with unusual characters replaced by hyphens."""
-        return re.sub(r"[^\w.-]+", "-", Path(self.name).name.strip("/")) or "model"
+        """Its name for files; see `short_name`."""
+        return short_name(self.name)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -125,3 +125,8 @@ class Checkpoint:
                 self._hashes[path] = sha256(path, check_cancelled)
             digest.update(f"{path.name} {self._hashes[path]}\n".encode())
         return digest.hexdigest()
+
+
+def short_name(name: str) -> str:
+    """Return the last part of a hub id or directory, with unusual characters replaced by hyphens."""
+    return re.sub(r"[^\w.-]+", "-", Path(name).name.strip("/")) or "model"

@@ -153,6 +153,7 @@ def no_weights_error(path: Path, pickled: bool = False) -> CheckpointError:
     kinds = ("*.bin", "*.bin.index.json", "*.pt", "*.pth")
     pickles = sorted(file for kind in kinds for file in path.glob(kind))
     pickles = [file for file in pickles if not file.name.startswith(_TRAINING_STATE)]
+    pickles.sort(key=lambda file: not file.name.startswith("pytorch_model"))  # the others are parts of it
     if pickles and pickled:
         name = pickles[0].name
         return CheckpointError(
@@ -228,9 +229,9 @@ def missing_error(
     first = min(missing)
     what = f"The weights of {where} lack {len(missing)} of {len(missing) + len(known)} tensors: {first}"
     what += " is one of them" if len(missing) > 1 else ""
-    if unexpected:
+    if odd := _without_buffers(unexpected):
         return CheckpointError(
-            f"{what}; they have {len(unexpected)} that the model does not, such as {min(unexpected)}.",
+            f"{what}; they have {len(odd)} that the model does not, such as {min(odd)}.",
             "Take the weights that belong to this config.json. If names alone differ, rename the tensors.",
         )
     if first == "lm_head.weight" and "model.language_model.embed_tokens.weight" in known:
@@ -244,14 +245,16 @@ def missing_error(
 
 
 def unexpected_note(unexpected: Collection[str]) -> tuple[str, ...]:
-    """Return a note on stored tensors that the model does not have, or nothing.
-
-    Buffers that older versions of transformers stored are not mentioned.
-    """
-    odd = [name for name in unexpected if not name.endswith(("position_ids", "inv_freq"))]
+    """Return a note on stored tensors that the model does not have, or nothing."""
+    odd = _without_buffers(unexpected)
     if not odd:
         return ()
     return (
         f"The weights have {len(odd)} tensors that the model of config.json does not, such as {min(odd)}; "
         "they are not exported.",
     )
+
+
+def _without_buffers(names: Collection[str]) -> list[str]:
+    """Return names of tensors without those of buffers that older versions of transformers stored."""
+    return [name for name in names if not name.endswith(("position_ids", "inv_freq"))]
