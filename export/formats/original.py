@@ -73,7 +73,7 @@ def translated(
     check(where, config)
     tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
     listed = _listed_tokens(where)
-    free = max([int(config.get("vocab_size", 0)), *(index + 1 for index in listed.values())])
+    free = max([config.get("vocab_size", 0), *(index + 1 for index in listed.values())])
     image = listed.get(_IMAGE, free)
     video = listed.get(_VIDEO, max(free, image + 1))
     known = translate(where, config, tower, image, video)

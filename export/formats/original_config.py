@@ -152,7 +152,7 @@ def check(where: Path, config: Mapping[str, Any]) -> None:
         config: Content of its config.json.
 
     Raises:
-        CheckpointError: The feature layer is no number.
+        CheckpointError: The feature layer or the size of the vocabulary is no whole number.
         UnsupportedError: A setting is not supported.
     """
     known = {
@@ -164,11 +164,11 @@ def check(where: Path, config: Mapping[str, Any]) -> None:
         if config.get(key, default) not in values:
             raise _unsupported(where, key, config.get(key, default), values)
     _family(where, config)
-    layer = config.get("mm_vision_select_layer", -2)
-    if type(layer) is not int:
-        raise CheckpointError(
-            f"{where} has mm_vision_select_layer = {layer!r}, which is no number.", "Correct config.json."
-        )
+    for key in ("mm_vision_select_layer", "vocab_size"):
+        if type(config.get(key, 0)) is not int:
+            raise CheckpointError(
+                f"{where} has {key} = {config[key]!r}, which is no whole number.", "Correct config.json."
+            )
     for key in ("mm_resampler_type", "s2", "mm_use_im_start_end", "mm_vision_select_layers"):
         if config.get(key):
             raise _unsupported(where, key, config[key], ("none",))

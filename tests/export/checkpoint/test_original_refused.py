@@ -127,6 +127,7 @@ REFUSED = {
     "image_aspect_ratio": ("crop_split", "highres", "anyres_max_0", "anyres_max_", "anyres_max_x", 7, []),
     "mm_vision_select_feature": ("slicefour_patch", "middle", 3),
     "mm_vision_select_layer": ("last", 9, None, [[-2]]),
+    "vocab_size": ("many", None, 1.5, True, []),
     "model_type": ("llava_mpt", "llava_gemma", "llava_phi"),
 }
 
