@@ -130,6 +130,7 @@ def write(path: Path, original: Original, tower: Path | None = None) -> Written:
     own = None if original.inside else model
     write_tower(tower, settings.vision_config, own, storage=original.tower_storage, seed=original.seed + 1)
     with torch.no_grad():
+        model.lm_head.weight[settings.image_token_id] = 0  # so that no answer has this token
         for name, parameter in model.named_parameters():
             if original.inside or "vision_tower" not in name:
                 parameter.copy_(parameter.to(stored))
