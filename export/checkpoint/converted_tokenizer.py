@@ -86,8 +86,8 @@ def convert_sentencepiece(
 
     Args:
         checkpoint: The checkpoint.
-        settings: As in `CheckpointTokenizer`; a `legacy` of False is followed, at the price of a space at the
-            very beginning of a prompt.
+        settings: As in `CheckpointTokenizer`. A `legacy` of False is followed if prompts have a form of
+            LLaVA's code, because none of those begins with a space.
         encode: Its SentencePiece model.
 
     Returns:
@@ -95,13 +95,15 @@ def convert_sentencepiece(
     """
     probes = list(PROBES)
     unspaced = [probe for probe in probes if not probe.startswith(" ")]
-    backend = plain = convert(checkpoint)
-    if first_difference(encoder(backend), encode, probes):
-        backend = convert(checkpoint, legacy=True)
+    backend = convert(checkpoint)
     if not first_difference(encoder(backend), encode, probes):
         return backend, probes
-    if settings.get("legacy") is False and not first_difference(encoder(plain), encode, unspaced):
-        return plain, unspaced
+    modern = settings.get("legacy") is False and checkpoint.conversation is not None
+    if modern and not first_difference(encoder(backend), encode, unspaced):
+        return backend, unspaced
+    backend = convert(checkpoint, legacy=True)
+    if not first_difference(encoder(backend), encode, probes):
+        return backend, probes
     found = json.loads(backend.to_str())
     rules = [
         {"type": "Prepend", "prepend": "▁"},

@@ -288,4 +288,5 @@ class TestTokens:
 
 
 def read(path):
-    return read_tokenizer(Checkpoint(name="x", path=path, model_type="llava", weights=(), tensors={}))
+    known = {"name": "x", "path": path, "model_type": "llava", "weights": (), "tensors": {}}
+    return read_tokenizer(Checkpoint(**known, conversation="vicuna_v1"))
