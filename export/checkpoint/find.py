@@ -143,6 +143,12 @@ def _translate(
     if conversation is None and options.chat_template is None:
         conversation = choose(found.model_type, seen.special_tokens)
     towers = (Part("vision tower", tower.name, tower.revision, tower.files),) if tower.files else ()
+    notes = found.notes
+    if options.vision_tower is not None and not towers:
+        notes += (
+            f"{found.name} has the weights of its vision tower inside, and these are used; {tower.name} "
+            "gives the configuration alone.",
+        )
     return replace(
         found,
         model_type=seen.config["model_type"],
@@ -151,4 +157,5 @@ def _translate(
         placeholders=seen.placeholders,
         conversation=conversation,
         parts=(*towers, *found.parts),
+        notes=notes,
     )
