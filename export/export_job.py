@@ -192,6 +192,8 @@ class ExportJob:
                 SourcePart(part.role, part.name, self.checkpoint.sha256_of(part.files), part.revision)
                 for part in self.checkpoint.parts
             ),
+            conversation=self.checkpoint.conversation,
+            pickled_weights=any(file.suffix == ".bin" for file in self.checkpoint.files),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 

@@ -52,6 +52,7 @@ class CheckpointModel:
         self._dtype = getattr(torch, contender.dtype or "float32")
         self._model: Any = weightless.load_model(checkpoint, self._dtype)
         self._model.set_attn_implementation("sdpa")
+        _grow_table(self._model, config.image_token_id)
         features = models.family(checkpoint.model_type).features(config)
         self._prompts = PromptMaker(
             load_processor(checkpoint, config),
@@ -122,3 +123,17 @@ class CheckpointModel:
 
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
+
+
+def _grow_table(model: Any, image_token_id: int) -> None:
+    """Give the image placeholder a row of the embedding table if it has none; the head stays as it is.
+
+    transformers looks placeholders up before it replaces them.
+    """
+    import torch
+
+    table = model.get_input_embeddings()
+    more = image_token_id + 1 - table.weight.shape[0]
+    if more > 0:
+        rows = torch.cat([table.weight, table.weight.new_zeros(more, table.weight.shape[1])])
+        table.weight = torch.nn.Parameter(rows, requires_grad=False)

@@ -210,8 +210,10 @@ def choose(model_type: str, special_tokens: Collection[str]) -> str:
     return "chatml_direct" if "<|im_start|>" in special_tokens else "vicuna_v1"
 
 
-def image_text(backend: tokenizers.Tokenizer, image_token: str) -> str:
+def image_text(backend: tokenizers.Tokenizer, image_token: str) -> str | None:
     """Return the text that stands for one image, such that prompts have the tokens of LLaVA's code.
+
+    None if no text does, as when the tokenizer takes white space around an image for a part of its token.
 
     LLaVA's code splits a prompt at the images and encodes each piece by itself. SentencePiece puts a "▁" in
     front of every piece, and so of the newline after an image. Some tokenizers do that only at the beginning
@@ -231,9 +233,8 @@ def image_text(backend: tokenizers.Tokenizer, image_token: str) -> str:
     encoded = [backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
     placeholder = backend.encode(image_token, add_special_tokens=False).ids
     want = [*encoded[0], *placeholder, *encoded[1], *placeholder, *encoded[2]]
-    usual = f"{image_token}\n"
-    for text in (usual, f"{image_token} \n"):
+    for text in (f"{image_token}\n", f"{image_token} \n"):
         prompt = f"{pieces[0]}{text}{text}{pieces[2].lstrip()}"
         if backend.encode(prompt, add_special_tokens=False).ids == want:
             return text
-    return usual
+    return None

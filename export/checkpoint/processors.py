@@ -93,7 +93,13 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     if checkpoint.conversation is None:
         source = define_role_tokens(find_template(checkpoint), found.settings)
     else:
-        source = conversation_template(checkpoint.conversation, image=image_text(found.backend, image_token))
+        image = image_text(found.backend, image_token)
+        source = conversation_template(checkpoint.conversation, image=image or f"{image_token}\n")
+        if image is None:
+            notes += (
+                f"The tokenizer treats the text around {image_token} otherwise than LLaVA's code, which may "
+                "change answers.",
+            )
     template = ChatTemplate(source, found.bos_token, found.eos_token, image_token)
     tokenizer = Tokenizer.from_backend(found.backend, image_token, image_token_id, found.bos_token, ends)
     check_placeholders(template, tokenizer)

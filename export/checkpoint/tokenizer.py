@@ -34,6 +34,8 @@ from visprune.export.files.small_files import (
 
 __all__ = ["CheckpointTokenizer", "read_tokenizer", "role_token"]
 
+_DIGITS = 10  # an id with more would not fit into 32 bits
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTokenizer:
@@ -81,7 +83,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         else:
             backend = convert(checkpoint)
             encode = encoder(parse(backend.to_str(), file))
-    added = _add_tokens(backend, settings, checkpoint.read_json("added_tokens.json"))
+    added = _add_tokens(backend, settings, checkpoint.read_json("added_tokens.json"), converted=not text)
     added |= _add_placeholders(backend, checkpoint.placeholders)
     if not text or added:
         text = backend.to_str(pretty=True)
@@ -97,7 +99,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
 
 
 def _add_tokens(
-    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], listed: Mapping[str, Any]
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], listed: Mapping[str, Any], *, converted: bool
 ) -> bool:
     """Add the tokens that only the files beside the tokenizer list; return whether there were any.
 
@@ -105,6 +107,8 @@ def _add_tokens(
         backend: The tokenizer, which is changed.
         settings: As in `CheckpointTokenizer`.
         listed: Content of added_tokens.json, ids by text.
+        converted: Whether the tokenizer was converted from another file. A tokenizer.json knows its own ids
+            best; a conversion gives new tokens the next free ids, which may be wrong.
 
     Raises:
         CheckpointError: The tokenizer would give a token another id than the files do.
@@ -115,7 +119,12 @@ def _add_tokens(
             wanted[index] = tokenizers.AddedToken(content, special=True, normalized=False)
     decoder = settings.get("added_tokens_decoder")
     for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        if (
+            key.isdecimal()
+            and len(key) < _DIGITS
+            and isinstance(entry, dict)
+            and isinstance(entry.get("content"), str)
+        ):
             flags = {
                 name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word")
             }
@@ -123,16 +132,18 @@ def _add_tokens(
             wanted[int(key)] = tokenizers.AddedToken(entry["content"], special=special, **flags)
     added = False
     for index, token in sorted(wanted.items()):
-        if backend.token_to_id(token.content) is not None:
+        got = backend.token_to_id(token.content)
+        if got is not None and (got == index or not converted):
             continue
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if (got := backend.token_to_id(token.content)) != index:
+        if got is None:
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+            got, added = backend.token_to_id(token.content), True
+        if got != index:
             raise CheckpointError(
                 f"The files beside the tokenizer give {token.content!r} the id {index}, and the tokenizer's "
                 f"next free id is {got}.",
                 "Take tokenizer.json and tokenizer_config.json of one checkpoint.",
             )
-        added = True
     return added
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "no_weights_error",
     "quantized_error",
     "unexpected_note",
+    "unwrapped",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -190,7 +191,7 @@ def name_variants(stored: Mapping[str, T]) -> list[dict[str, T]]:
     third is also without the beginning that all names share. A set in which two tensors would have one name
     is left out, as is one that was given already.
     """
-    plain = {name: _unwrapped(name) for name in stored}
+    plain = {name: unwrapped(name) for name in stored}
     parts = [name.split(".")[:-1] for name in plain.values()]
     begin = "".join(f"{part}." for part in _common_beginning(parts))
     found = [dict(stored)]
@@ -207,7 +208,7 @@ def _common_beginning(parts: list[list[str]]) -> list[str]:
     return [column[0] for column in same]
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
     """Return a tensor's name without the parts and prefixes that wrappers added."""
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):

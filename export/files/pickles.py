@@ -6,7 +6,9 @@ the pickle with `weights_only=True`, so no code of the file runs, and with fake 
 
 from __future__ import annotations
 
+import logging
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +87,7 @@ def _records(file: Path) -> dict[int, int]:
                 if signature != _SIGNATURE:
                     raise zipfile.BadZipFile
                 found[entry.header_offset + _HEADER.size + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, ValueError):
+    except (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError):
         raise _broken_error(file) from None
     return found
 
@@ -115,13 +117,17 @@ def _load(file: Path) -> Any:
                 f"{' and others' if len(wanted) > 3 else ''}.",
                 "Take the checkpoint as safetensors. Nothing of the file was run.",
             )
-        with FakeTensorMode():
+        logging.disable()  # torch logs and warns of some kinds of tensors before it fails
+        with FakeTensorMode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(file, weights_only=True)
     except UnsupportedError:
         raise
     except Exception as error:  # errors of many types, for sparse and quantized tensors among others
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(f"{file} cannot be read as plain tensors: {reason[:200]}", _RESAVE) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _tensors(file: Path, found: Any) -> dict[Any, Any]:

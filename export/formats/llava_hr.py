@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "is_llava_hr", "position_grid", "tensors", "tower_name", "vision_config"]
 
-NAME = "LLaVA-HR's two towers"
-"""Name of the tower, for people."""
+NAME = "of LLaVA-HR"
+"""Name of the tower, for messages."""
 
 _STRIDE = 32  # pixels for each visual token, along a side
 _LEAST_SIZE = 768  # pixels along a side; below, the ViT would have more places than the ConvNeXt

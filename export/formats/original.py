@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visprune.errors import CheckpointError
+from visprune.errors import CheckpointError, UnsupportedError
+from visprune.export.files.foreign import unwrapped
 from visprune.export.files.small_files import (
     IMAGE_PROCESSOR,
     PROCESSOR_CONFIG,
@@ -23,6 +24,8 @@ from visprune.export.formats.vision_towers import VisionTower, find_tower, used_
 __all__ = ["Translated", "translated"]
 
 _IMAGE, _VIDEO = "<image>", "<video>"
+_DIGITS = 10  # an id with more would not fit into 32 bits
+_MORE = 64  # tokens that a tokenizer may have behind the table, such as a <pad> that was never trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,14 @@ def translated(
     Raises:
         CheckpointError: The tower is missing or does not fit, or a value makes no sense.
         UnsupportedError: A setting is not supported.
-        UsageError: A tower is given for a model that has its own inside.
+        UsageError: A tower is given for a LLaVA-HR, which has its own.
     """
     check(where, config)
+    if stored is not None:
+        stored = _unwrapped(stored)
+        _check_tensors(where, config, stored)
     tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
-    listed = _listed_tokens(where)
+    listed = _listed_tokens(where, config.get("vocab_size", 0))
     free = max([config.get("vocab_size", 0), *(index + 1 for index in listed.values())])
     image = listed.get(_IMAGE, free)
     video = listed.get(_VIDEO, max(free, image + 1))
@@ -91,13 +97,43 @@ def translated(
     stored = stored or {}
     if llava_hr.is_llava_hr(config):
         stored = llava_hr.tensors(stored, known["vision_config"])
-    tensors = {known_name(name): tensor for name, tensor in stored.items()}
+    # Buffers that older versions stored are in the model already, and their dtype is not that of the weights.
+    buffers = ("rotary_emb.inv_freq", "position_ids")
+    tensors = {known_name(name): place for name, place in stored.items() if not name.endswith(buffers)}
     tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
 
 
-def _listed_tokens(where: Path) -> dict[str, int]:
-    """Return the ids of the tokens that the tokenizer's files list besides its vocabulary, by their text."""
+def _unwrapped(stored: Mapping[str, TensorSource]) -> Mapping[str, TensorSource]:
+    """Return tensors without what wrappers added to their names, unless two would have one name."""
+    found = {unwrapped(name): tensor for name, tensor in stored.items()}
+    return found if len(found) == len(stored) else stored
+
+
+def _check_tensors(where: Path, config: Mapping[str, Any], stored: Mapping[str, TensorSource]) -> None:
+    """Refuse weights that contradict the configuration, without which ids and layers mean something else."""
+    rows = getattr(stored.get("model.embed_tokens.weight"), "shape", (None,))[0]
+    said = config.get("vocab_size", rows)
+    if rows is not None and rows != said:
+        raise CheckpointError(
+            f"{where} has a table of {rows} tokens, and vocab_size = {said} in its config.json.",
+            "Take the config.json that belongs to the weights.",
+        )
+    projector = {f"model.mm_projector.{index}.{leaf}" for index in (0, 2) for leaf in ("weight", "bias")}
+    parts = ("model.mm_projector.", "model.vision_resampler.")
+    for name in stored:
+        if name.startswith(parts) and name not in projector:
+            raise UnsupportedError(
+                f"{where} has the tensor {name}, which is no part of the projector mlp2x_gelu.",
+                "Only models with this projector and without a resampler can be exported.",
+            )
+
+
+def _listed_tokens(where: Path, rows: int) -> dict[str, int]:
+    """Return the ids of the tokens that the tokenizer's files list besides its vocabulary, by their text.
+
+    Ids far behind the embedding table, of `rows` rows, are no tokens of the model and are left out.
+    """
     found: dict[str, Any] = {}
     added = read_json_object(where / "tokenizer.json").get("added_tokens")
     for entry in added if isinstance(added, list) else []:
@@ -105,10 +141,10 @@ def _listed_tokens(where: Path) -> dict[str, int]:
             found[str(entry.get("content"))] = entry.get("id")
     decoder = read_json_object(where / "tokenizer_config.json").get("added_tokens_decoder")
     for key, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(entry, dict) and key.isdecimal():
+        if isinstance(entry, dict) and key.isdecimal() and len(key) < _DIGITS:
             found[str(entry.get("content"))] = int(key)
     found |= read_json_object(where / "added_tokens.json")
-    return {text: index for text, index in found.items() if type(index) is int and index >= 0}
+    return {text: index for text, index in found.items() if type(index) is int and 0 <= index < rows + _MORE}
 
 
 def _check_width(
@@ -131,5 +167,7 @@ def _check_width(
             raise CheckpointError(
                 f"The vision tower {tower.name} has features of {width} numbers, and {where} has {other} in "
                 f"{place}.",
-                "Give the tower that the checkpoint was trained with, with --vision-tower.",
+                "Take the config.json that belongs to the weights."
+                if llava_hr.is_llava_hr(config)
+                else "Give the tower that the checkpoint was trained with, with --vision-tower.",
             )

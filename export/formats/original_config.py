@@ -11,10 +11,12 @@ from typing import Any
 from visprune.errors import CheckpointError, UnsupportedError
 from visprune.export.formats.vision_towers import VisionTower
 
-__all__ = ["check", "image_processor", "is_original", "translate", "video_processor"]
+__all__ = ["check", "image_processor", "is_original", "shown", "translate", "video_processor"]
 
 # Decoder of each `model_type` of the original format.
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+# Beginning of the part between Llava and ForCausalLM in the class names of each decoder.
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen"}
 # Keys of config.json that mark the original format.
 _MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 _FEATURES = {"patch": "default", "cls_patch": "full"}
@@ -31,7 +33,8 @@ _IMAGE_CLASSES = {
     "llava_next": "LlavaNextImageProcessor",
     "llava_onevision": "LlavaOnevisionImageProcessor",
 }
-_MOST_TILES = 64  # along a side; published checkpoints have 6
+_MOST_DIGITS = 2  # of the tiles along a side; published checkpoints have at most 6 tiles
+_SHOWN = 200  # characters of a value in a message
 _SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
 
 
@@ -110,7 +113,8 @@ def image_processor(
     size = vision["image_size"]
     square = {"height": size, "width": size}
     colours = _COLOURS.get(vision["model_type"], _COLOURS["clip_vision_model"])
-    given = {key: tower.image_settings[key] for key in _SETTINGS if key in tower.image_settings}
+    given = {key: value for key, value in tower.image_settings.items() if key in _SETTINGS}
+    given = {key: value for key, value in given.items() if value is not None}
     settings: dict[str, Any] = {
         "image_processor_type": _IMAGE_CLASSES[known["model_type"]],
         "do_resize": True,
@@ -135,10 +139,16 @@ def video_processor(
 ) -> dict[str, Any] | None:
     """Return the settings by which frames of a video are prepared; None if the model takes no videos here.
 
-    Args are those of `image_processor`. Only the arrangement in which one newline ends a video is known.
+    Args are those of `image_processor`. Only OneVision's own arrangement is known: tokens are resized to half
+    the side, and one newline ends a video.
     """
-    one_token = config.get("mm_newline_position", "one_token") == "one_token"
-    if known["model_type"] != "llava_onevision" or not one_token:
+    usual = (
+        config.get("mm_newline_position") in (None, "one_token")
+        and config.get("mm_spatial_pool_mode") in (None, "bilinear")
+        and config.get("mm_spatial_pool_stride") in (None, 2)
+        and not config.get("add_faster_video")
+    )
+    if known["model_type"] != "llava_onevision" or not usual:
         return None
     settings = image_processor(config, known, tower)
     return {key: settings[key] for key in settings.keys() - {"image_grid_pinpoints"}}
@@ -152,7 +162,7 @@ def check(where: Path, config: Mapping[str, Any]) -> None:
         config: Content of its config.json.
 
     Raises:
-        CheckpointError: The feature layer or the size of the vocabulary is no whole number.
+        CheckpointError: A number is no whole number, or two settings contradict each other.
         UnsupportedError: A setting is not supported.
     """
     known = {
@@ -164,20 +174,43 @@ def check(where: Path, config: Mapping[str, Any]) -> None:
         if config.get(key, default) not in values:
             raise _unsupported(where, key, config.get(key, default), values)
     _family(where, config)
-    for key in ("mm_vision_select_layer", "vocab_size"):
+    _check_class(where, config)
+    for key in ("mm_vision_select_layer", "vocab_size", "mm_hidden_size"):
         if type(config.get(key, 0)) is not int:
             raise CheckpointError(
-                f"{where} has {key} = {config[key]!r}, which is no whole number.", "Correct config.json."
+                f"{where} has {key} = {shown(config[key])}, which is no whole number.", "Correct config.json."
             )
     for key in ("mm_resampler_type", "s2", "mm_use_im_start_end", "mm_vision_select_layers"):
         if config.get(key):
-            raise _unsupported(where, key, config[key], ("none",))
+            raise UnsupportedError(
+                f"{where} is in LLaVA's original format and has {key} = {shown(config[key])} in its "
+                "config.json, which is not supported.",
+                "Only models without it can be exported; look for a converted checkpoint of the same model.",
+            )
+
+
+def _check_class(where: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a class name of another decoder than that of the model type: one of the two must be wrong."""
+    listed = config.get("architectures")
+    for name in listed if isinstance(listed, list) else []:
+        match = re.fullmatch(r"Llava(\w+)ForCausalLM", str(name))
+        if match and not match[1].startswith(_CLASSES[_DECODERS[config["model_type"]]]):
+            raise CheckpointError(
+                f"The config.json of {where} has the class {name} and the model_type {config['model_type']}.",
+                "Correct model_type, which decides how the decoder is read.",
+            )
+
+
+def shown(value: object) -> str:
+    """Return a value of a configuration as a message shows it: shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _family(where: Path, config: Mapping[str, Any]) -> str:
     """Return the family of transformers that shows images as this configuration says."""
     ratio, merge = config.get("image_aspect_ratio"), config.get("mm_patch_merge_type") or "flat"
-    tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_[1-9]\d*", str(ratio))
+    tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_[1-9]\d{0,3}", str(ratio))
     if not tiled:
         if ratio not in (None, "square", "pad"):
             known = ("square", "pad", "anyres", "anyres_max_N")
@@ -205,7 +238,7 @@ def _pinpoints(where: Path, config: Mapping[str, Any], tile: int) -> list[list[i
     listed: Any = given
     if isinstance(given, str):
         corners = re.findall(r"\((\d+)x(\d+)\)", given)
-        if corners and max(int(count) for count in corners[-1]) <= _MOST_TILES:
+        if corners and all(len(count) <= _MOST_DIGITS for one in corners for count in one):
             (left, low), (right, high) = (tuple(map(int, one)) for one in (corners[0], corners[-1]))
             counts = [(x, y) for x in range(left, right + 1) for y in range(low, high + 1)]
             listed = [[x * tile, y * tile] for x, y in counts]
@@ -220,7 +253,8 @@ def _pinpoints(where: Path, config: Mapping[str, Any], tile: int) -> list[list[i
             raise ValueError
     except (TypeError, ValueError):
         raise CheckpointError(
-            f"The grid pinpoints of {where} are {given!r}, and not pairs of a width and a height in pixels.",
+            f"The grid pinpoints of {where} are {shown(given)}, and not pairs of a width and a height in "
+            "pixels.",
             "Correct image_grid_pinpoints in config.json.",
         ) from None
     return found
@@ -228,7 +262,7 @@ def _pinpoints(where: Path, config: Mapping[str, Any], tile: int) -> list[list[i
 
 def _unsupported(where: Path, key: str, value: object, known: tuple[str, ...]) -> UnsupportedError:
     return UnsupportedError(
-        f"{where} is in LLaVA's original format and has {key} = {value!r} in its config.json, which is not "
-        "supported.",
+        f"{where} is in LLaVA's original format and has {key} = {shown(value)} in its config.json, which is "
+        "not supported.",
         f"Supported: {', '.join(known)}.",
     )

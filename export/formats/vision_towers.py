@@ -15,7 +15,7 @@ from typing import Any
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.files.located import HUB_ID, Located, locate
 from visprune.export.files.shards import find_files, read_headers
-from visprune.export.files.small_files import IMAGE_PROCESSOR, read_json_object
+from visprune.export.files.small_files import IMAGE_PROCESSOR, file_exists, read_json_object
 from visprune.export.files.stored import TensorSource
 from visprune.export.formats import llava_hr
 
@@ -48,7 +48,7 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("image_size", "patch_size"),
 )
-_INSIDE = "model.vision_tower."
+_PATCHES = "embeddings.patch_embedding.weight"  # every tower has it
 _HINT = "Give the directory or the hub id of its vision tower with --vision-tower."
 
 
@@ -95,9 +95,11 @@ def find_tower(
     Raises:
         CheckpointError: There is no tower, or its files cannot be read.
         UnsupportedError: It has no configuration of a known kind.
-        UsageError: A tower is given for a model that has its own inside.
+        UsageError: A tower is given for a LLaVA-HR, which has its own.
     """
-    inside = stored is None or any(name.startswith(_INSIDE) for name in stored)
+    inside = stored is None or any(
+        name.startswith("model.vision_tower.") and name.endswith(_PATCHES) for name in stored
+    )
     if llava_hr.is_llava_hr(config):
         if given is not None:
             raise UsageError(
@@ -118,6 +120,8 @@ def find_tower(
     )
     if found is None:
         return VisionTower(str(name), known or {})
+    if not file_exists(found.path / "config.json"):
+        raise CheckpointError(f"The vision tower {found.path} has no config.json.", _HINT)
     said = read_json_object(found.path / "config.json")
     vision = _vision_config(found, said)
     settings = read_json_object(found.path / IMAGE_PROCESSOR)
@@ -125,6 +129,7 @@ def find_tower(
         return VisionTower(found.name, vision, settings)
     files, index = find_files(found.path, pickles)
     tensors = _renamed(read_headers(files, index))
+    _check_tensors(found, vision, tensors)
     return VisionTower(found.name, vision, settings, tensors, files, found.revision)
 
 
@@ -157,7 +162,7 @@ def _located(
         return None
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(
-            f"{place} names the vision tower {name}, and there is no such directory.", _HINT
+            f"{place} names the vision tower {name[:200]}, and there is no such directory.", _HINT
         )
     try:
         return locate(name, pickles=pickles, download=download)
@@ -189,6 +194,19 @@ def _vision_config(found: Located, said: Mapping[str, Any]) -> dict[str, Any]:
                 "Correct it to a whole number above 0.",
             )
     return vision
+
+
+def _check_tensors(found: Located, vision: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> None:
+    """Refuse a tower whose weights are not those of its configuration, or of something else."""
+    name = f"vision_tower.vision_model.{_PATCHES}"
+    have = tensors[name].shape if name in tensors else None
+    patch = vision.get("patch_size")
+    if have is None or len(have) != 4 or (patch is not None and have[2:] != (patch, patch)):
+        what = "lacks" if have is None else f"has another shape ({list(have)}) than its config.json says for"
+        raise CheckpointError(
+            f"The vision tower {found.name} {what} the tensor vision_model.{_PATCHES}.",
+            "Give the directory of a CLIP or SigLIP model as transformers saves it, with --vision-tower.",
+        )
 
 
 def _renamed(stored: Mapping[str, TensorSource]) -> dict[str, TensorSource]:

@@ -22,7 +22,7 @@ def features(config: Any) -> Features:
         UnsupportedError: As for LLaVA-NeXT, or the rule for large images is not `anyres_max_N`.
         CheckpointError: As for LLaVA-NeXT.
     """
-    rule = re.fullmatch(r"anyres_max_([1-9]\d*)", str(config.vision_aspect_ratio))
+    rule = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", str(config.vision_aspect_ratio))
     if rule is None:
         raise UnsupportedError(
             f"The rule for large pictures is {config.vision_aspect_ratio!r}.",

@@ -228,6 +228,8 @@ class Source:
         created: Date and time.
         revision: The commit of a hub id.
         parts: Parts that came from places of their own, adapters in the order in which they were merged.
+        conversation: Name of the prompt form, if the chat template is one of LLaVA's own.
+        pickled_weights: Whether some weights were read from pickles.
     """
 
     model: str
@@ -241,6 +243,8 @@ class Source:
     created: str
     revision: str | None = None
     parts: tuple[SourcePart, ...] = ()
+    conversation: str | None = None
+    pickled_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ def export_command(manifest: Manifest, name: str | None = None, *, method: str |
     if model != DEMO:
         words.append(model if "/" in model else "MODEL")
     words += _parts(manifest)
+    words += ["--conversation", manifest.source.conversation] if manifest.source.conversation else []
+    words += ["--pickled-weights"] if manifest.source.pickled_weights else []
     words += ["--method", method] if method is not None else _methods(manifest)
     if manifest.dtype not in {TARGETS[one].dtype for one in (manifest.target, wanted) if one in TARGETS}:
         words += ["--dtype", WIDTHS[manifest.dtype]]

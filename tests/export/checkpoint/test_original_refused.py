@@ -226,8 +226,7 @@ def test_a_table_of_another_size(refused, altered):
     name = "model.embed_tokens.weight"
     written = altered(FIXED, lambda weights: weights.update({name: weights[name][:-3].clone()}))
     said = refused.message(written.path)
-    assert "[337, 32]" in said
-    assert "[340, 32]" in said
+    assert "a table of 337 tokens, and vocab_size = 340" in said
 
 
 def test_the_shards_of_a_tower_are_not_all_there(refused, tmp_path):
