@@ -28,7 +28,8 @@ def start(tmp_path):
     def begin(path, **fields) -> Worker:
         folder = tmp_path / f"worker{len(workers)}"
         folder.mkdir()
-        workers.append(Worker(Contender("row", "given", str(path), **fields), folder))
+        role = fields.pop("role", "given")
+        workers.append(Worker(Contender("row", role, str(path), **fields), folder))
         return workers[-1]
 
     yield begin
@@ -59,6 +60,19 @@ def test_every_row_generates_as_many_tokens_although_its_answer_ended(start, tin
     worker = start(tiny_copy)
     worker.load(replace(work, max_new_tokens=5))
     assert worker.repeat().new_tokens == 5
+
+
+def test_a_checkpoint_whose_placeholder_has_no_row_in_the_table(start, work, tmp_path):
+    """One in LLaVA's original format; transformers looks the placeholder up before it replaces it."""
+    pytest.importorskip("sentencepiece")
+    from original import Original, write
+
+    written = write(tmp_path / "model", Original(inside=False, storage="pickle"))
+    worker = start(written.path, role="pytorch", dtype="float32")
+    assert worker.load(work).load > 0
+    done = worker.repeat()
+    assert done.visual_tokens == 16
+    assert done.new_tokens == work.max_new_tokens
 
 
 def test_what_goes_wrong_is_told_with_the_name_of_the_row(start, tiny_copy, work):
