@@ -12,7 +12,7 @@ from pathlib import Path
 
 from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
-from visprune.bench.measure.protocol import Done
+from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload
 from visprune.cores import processor_name, total_memory, usable_cores
 from visprune.estimate.flops import savings
@@ -63,7 +63,7 @@ def _row(one: Entry, timed: Timed, work: Workload) -> Row:
         layer_tokens=last.layer_tokens,
         text_tokens=last.text_tokens,
         new_tokens=last.new_tokens,
-        disk_bytes=_weight_bytes(Path(contender.path)) if in_pytorch else _bundle_bytes(one),
+        disk_bytes=_weight_bytes(contender) if in_pytorch else _bundle_bytes(one),
         load=timed.load,
         memory_bytes=last.memory_bytes,
         device_bytes=timed.device_bytes,
@@ -77,8 +77,13 @@ def _bundle_bytes(one: Entry) -> int:
     return sum(record.size for record in one.manifest.files.values())
 
 
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _weight_bytes(contender: Contender) -> int:
+    """Return the bytes of the weights of a checkpoint, its vision tower and its adapters."""
+    parts = [contender.vision_tower] if contender.vision_tower else []
+    files: list[Path] = []
+    for folder in map(Path, (contender.path, *parts, *contender.adapters)):
+        files += list(folder.glob("*.safetensors")) or list(folder.glob("*_model*.bin"))
+    return sum(file.stat().st_size for file in files)
 
 
 def _flops(one: Entry, last: Done, images: int) -> Flops | None:
