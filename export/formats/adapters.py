@@ -73,8 +73,12 @@ def read_adapter(place: Located, pickled: bool) -> Adapter:
     path = place.path
     config = path / ADAPTER_CONFIG
     if not file_exists(config):
+        inside = sorted(path.glob(f"*/{ADAPTER_CONFIG}"))
         raise CheckpointError(
-            f"{path} has no {ADAPTER_CONFIG}.", "Give the directory that peft's save_pretrained() wrote."
+            f"{path} has no {ADAPTER_CONFIG}.",
+            f"Give the adapter inside: {' or '.join(str(file.parent) for file in inside)}"
+            if inside
+            else "Give the directory that peft's save_pretrained() wrote.",
         )
     settings = read_json_object(config)
     lora = read_settings(place.name, settings)

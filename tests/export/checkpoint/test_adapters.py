@@ -187,6 +187,17 @@ def test_names(old, new, base, adapter, tmp_path):
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
+def test_null_is_no_setting(base, adapter):
+    """As older versions of peft write settings that are not used."""
+    made = adapter()
+    want = loaded(base, made).state_dict()
+    settings = json.loads((made / "adapter_config.json").read_text())
+    settings |= {"use_rslora": None, "use_dora": None, "rank_pattern": None}
+    (made / "adapter_config.json").write_text(json.dumps(settings))
+    found = loaded(base, made).state_dict()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
 def test_names_of_a_training_step(base, adapter):
     """As a trainer saves them that does not go through peft."""
     made = adapter()

@@ -81,6 +81,9 @@ def test_other_kinds(settings, words, base, adapter):
         ({"rank_pattern": {"(": 2}}, r"'\(' in rank_pattern"),
         ({"rank_pattern": {"(?i)Q": 2}}, r"'\(\?i\)Q' in rank_pattern"),
         ({"use_dora": True}, "lacks lora_magnitude_vector"),
+        ({"use_dora": "false"}, "'false' in use_dora"),
+        ({"use_rslora": "false"}, "'false' in use_rslora"),
+        ({"use_rslora": 1}, "1 in use_rslora"),
     ],
 )
 def test_settings_that_do_not_fit_the_tensors(settings, words, base, adapter):
@@ -136,15 +139,18 @@ def test_a_table_of_another_vocabulary(base, adapter):
     file = made / "adapter_model.safetensors"
     table = {"base_model.model.model.language_model.embed_tokens.weight": torch.zeros(322, 32)}
     save_file(load_file(file) | table, file)
-    refused(
+    found = refused(
         UnsupportedError, r"embed_tokens.weight it has \[322, 32\], and the model \[320, 32\]", base, made
     )
+    assert "resize_token_embeddings(322)" in found.hint
 
 
 def test_a_base_of_other_sizes(adapter, checkpoint):
     wide = checkpoint(checkpoint.Tiny(hidden=48))
     found = refused(UnsupportedError, "does not fit", wide, adapter())
     assert "trained on" in found.hint
+    found = refused(UnsupportedError, "does not fit .*demo", None, adapter("again"))
+    assert found.hint.startswith("That is the demo model, which is taken if no MODEL is given.")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +221,29 @@ def test_a_sum_beyond_the_stored_dtype(checkpoint, tmp_path):
         path,
         made,
     )
+
+
+def test_an_empty_name(base, tmp_path, monkeypatch, adapter):
+    """As of a variable that is not set; an adapter in the working directory is not meant."""
+    monkeypatch.chdir(adapter())
+    for empty in ("", " "):
+        refused(UsageError, "An --adapter is empty", base, empty)
+
+
+def test_the_directory_above_an_adapter(base, adapter, tmp_path):
+    made = shutil.copytree(adapter(), tmp_path / "named" / "other")
+    found = refused(CheckpointError, "named has no adapter_config.json", base, tmp_path / "named")
+    assert found.hint == f"Give the adapter inside: {made}"
+
+
+@pytest.mark.parametrize(
+    "name", ["non_lora_trainables.bin", "adapters.safetensors", "pytorch_lora_weights.bin"]
+)
+def test_what_an_adapter_left_beside_a_model(name, base, tmp_path):
+    path = shutil.copytree(base, tmp_path / "model")
+    (path / name).write_bytes(b"")
+    found = refused(CheckpointError, f"has {name} beside its weights, which is a file of an adapter", path)
+    assert found.hint == f"Remove {name} from it, or add the adapter_config.json of that adapter."
 
 
 def test_what_is_no_adapter(base, tmp_path):
