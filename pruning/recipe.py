@@ -171,7 +171,8 @@ class Recipe:
             UsageError: The recipe was fitted on another model.
         """
         options = "".join(f" --adapter {adapter}" for adapter in adapters)
-        hint = f"Fit one for this model: visprune fit MODEL{options} --ratio {self.ratio:g}"
+        fit = f"visprune fit MODEL{options} --ratio {self.ratio:g}"
+        hint = f"Fit one for this model: {fit}"
         if num_layers != self.num_layers:
             raise UsageError(
                 f"The recipe is for the {self.num_layers} layers of {self.model}, and {name} has "
@@ -181,7 +182,7 @@ class Recipe:
         if weights_sha256 != self.weights_sha256:
             merged = f" with {' and '.join(adapters)} merged" if adapters else ""
             if self.model == name and not adapters:
-                hint = f"Give the adapters that it was fitted with (--adapter), or f{hint[1:]}"
+                hint = f"If it was fitted with an adapter, give that with --adapter; else fit another: {fit}"
             raise UsageError(
                 f"The recipe was fitted on other weights (of {self.model}) than those of {name}{merged}.",
                 hint,

@@ -66,4 +66,6 @@ class CheckpointOptions:
                 "Give one of them.",
             )
         if any(not str(adapter).strip() for adapter in self.adapter or ()):
-            raise UsageError("An --adapter is empty.", "Give a directory or a hub id.")
+            raise UsageError(
+                "An --adapter is empty.", "Give a directory or a hub id, or leave --adapter out."
+            )

@@ -157,7 +157,7 @@ def test_an_adapter_on_one_side_alone():
     assert raised.value.hint == "Fit one for this model: visprune fit MODEL --adapter lora --ratio 0.5"
     with pytest.raises(UsageError, match="other weights") as raised:
         own.check_model(weights_sha256="cd" * 32, num_layers=3, name="tiny")
-    assert raised.value.hint.startswith("Give the adapters that it was fitted with (--adapter), or fit one")
+    assert raised.value.hint.startswith("If it was fitted with an adapter, give that with --adapter")
 
 
 def test_recipes_are_read_where_there_is_no_torch(tmp_path):

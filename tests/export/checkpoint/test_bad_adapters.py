@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from visprune.cli import run_command
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
+from visprune.export import export
 from visprune.export.checkpoint import loading
+from visprune.export.checkpoint.find import find
 from visprune.export.files.located import Located
 from visprune.export.formats.adapters import check_base, read_adapter
+from visprune.pruning.recipe import CONVENTION, Recipe, write_recipe
 
 LINEAR = ["q_proj", "v_proj", "up_proj", "fc1", "linear_2"]
 
@@ -254,6 +257,35 @@ def test_what_is_no_adapter(base, tmp_path):
     refused(CheckpointError, "has no adapter_model.safetensors", base, tmp_path / "empty")
     save_file({}, tmp_path / "empty" / "adapter_model.safetensors")
     refused(CheckpointError, "has no tensors", base, tmp_path / "empty")
+
+
+def test_a_recipe_that_was_fitted_without_the_adapter(base, adapter, tmp_path):
+    made, file = str(adapter()), tmp_path / "recipe.json"
+    recipe = Recipe(
+        schema_version=1,
+        method="fitprune",
+        model=base.name,
+        weights_sha256=find(base).weights_sha256(),
+        num_layers=2,
+        hidden_size=32,
+        intermediate_size=64,
+        visual_tokens=16,
+        scheme=(8, 0),
+        alpha=0.5,
+        convention=CONVENTION,
+        ratio=0.5,
+        ratio_on_samples=0.5,
+        ratio_reached=0.5,
+        samples=1,
+        seed=0,
+        max_prune_points=None,
+        lost_self=(0.0, 0.0),
+        lost_cross=(0.0, 0.0),
+    )
+    write_recipe(recipe, file)
+    with pytest.raises(UsageError, match=f"than those of {base.name} with .*lora merged") as caught:
+        export(base, adapter=[made], method="fitprune", recipe=file, output=tmp_path / "out")
+    assert f"visprune fit MODEL --adapter {made} --ratio 0.5" in caught.value.hint
 
 
 def test_a_command_leaves_nothing(base, adapter, tmp_path, capsys):
