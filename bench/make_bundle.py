@@ -40,27 +40,74 @@ def checkpoint_of(manifest: Manifest) -> tuple[str | None, Checkpoint]:
         require(package, extra="export")
     source = manifest.source
     model = None if source.model == DEMO else source.model
-    options = CheckpointOptions(revision=source.revision, **part_options(source))
-    found = find(model, options, download=False)
+    parts = part_options(source)
+    _check_directories(source, parts["adapter"] or [])
+    found = find(model, CheckpointOptions(revision=source.revision, **parts), download=False)
     if found.weights_sha256() != source.weights_sha256:
-        raise CheckpointError(
-            f"{found.path} has other weights than the bundle of {source.model}.",
-            "Put that model's directory there.",
-        )
+        raise _other_weights(found, source)
     return model, found
+
+
+def _check_directories(source: Source, adapters: list[str]) -> None:
+    """Refuse a model or adapters whose directories are not in the working directory.
+
+    Args:
+        source: Of the bundle.
+        adapters: Its adapters that do not lie beside the model's weights; hub ids have a slash.
+    """
+    local = [name for name in adapters if "/" not in name]
+    for name in local:
+        if local.count(name) > 1:
+            raise CheckpointError(
+                f"The bundle has several adapters named {name}, and the working directory can have one.",
+                "Give their directories different names, and export again.",
+            )
+    named = [("model", source.model), *(("adapter", name) for name in local)]
+    for kind, name in named:
+        if "/" not in name and name != DEMO and not Path(name).is_dir():
+            raise CheckpointError(
+                f"The {kind} of the bundle, {name}, is not in the working directory.",
+                "A model and its adapters are looked for there under their names: run the command where they "
+                "are, or make links to them.",
+            )
+
+
+def _other_weights(found: Checkpoint, source: Source) -> CheckpointError:
+    """Return the error for a checkpoint that has other weights than a bundle, with the part that differs."""
+    here = {(part.role, part.name): found.sha256_of(part.files) for part in found.parts}
+    for part in source.parts:
+        sha256 = here.get((part.role, part.name))
+        if sha256 is None:
+            return CheckpointError(
+                f"The bundle has the {part.role} {part.name}, and {found.path} was found without it.",
+                "Put the checkpoint there that the bundle was made from. If that lay in two directories of "
+                "one name, give them different names, and export again.",
+            )
+        if sha256 != part.sha256:
+            return CheckpointError(
+                f"The {part.role} {part.name} has other weights than that of the bundle.",
+                "Put the one there that the bundle was made with.",
+            )
+    return CheckpointError(
+        f"{found.path} has other weights than the bundle of {source.model}.",
+        "Put that model's directory there.",
+    )
 
 
 def part_options(source: Source) -> dict[str, Any]:
     """Return the options with which the parts of a bundle's model are found again.
 
     An adapter that lies beside the model's own weights needs none, and neither does a vision tower whose
-    directory the checkpoint names. Pickles are read where there is nothing else, because only files with the
-    bundle's hash are accepted, and those were read for it.
+    directory the checkpoint names. Such an adapter has the model's name and revision. An adapter in another
+    directory of that name has them too, but two such directories are never both in the working directory.
+    Pickles are read where there is nothing else, because only files with the bundle's hash are accepted, and
+    those were read for it.
 
     Args:
         source: Of the bundle.
     """
-    others = [part for part in source.parts if part.name != source.model]
+    own = source.model, source.revision
+    others = [part for part in source.parts if (part.name, part.revision) != own]
     return {
         "adapter": [part.name for part in others if part.role == "adapter"] or None,
         "vision_tower": next(

@@ -100,7 +100,10 @@ def _recipe(
         return recipe
     progress("checking the recipe's model", 0, 1)
     recipe.check_model(
-        weights_sha256=checkpoint.weights_sha256(), num_layers=num_layers, name=checkpoint.name
+        weights_sha256=checkpoint.weights_sha256(),
+        num_layers=num_layers,
+        name=checkpoint.name,
+        adapters=settings.adapter or (),
     )
     progress("checking the recipe's model", 1, 1)
     return recipe

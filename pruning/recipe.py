@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -155,18 +156,23 @@ class Recipe:
         """Compute the fraction that a scheme keeps as exported: without deletions at the last layer."""
         return scheme_ratio((*scheme[:-1], 0), self.visual_tokens, self.work)
 
-    def check_model(self, *, weights_sha256: str, num_layers: int, name: str) -> None:
+    def check_model(
+        self, *, weights_sha256: str, num_layers: int, name: str, adapters: Sequence[str] = ()
+    ) -> None:
         """Refuse the recipe for any model except its own.
 
         Args:
             weights_sha256: SHA-256 of the model's weights, as `Checkpoint.weights_sha256` gives it.
             num_layers: Layers of the model's decoder.
             name: Name of the model, for messages.
+            adapters: The adapters that were given with it, for messages.
 
         Raises:
             UsageError: The recipe was fitted on another model.
         """
-        hint = f"Fit one for this model: visprune fit MODEL --ratio {self.ratio:g}"
+        options = "".join(f" --adapter {adapter}" for adapter in adapters)
+        fit = f"visprune fit MODEL{options} --ratio {self.ratio:g}"
+        hint = f"Fit one for this model: {fit}"
         if num_layers != self.num_layers:
             raise UsageError(
                 f"The recipe is for the {self.num_layers} layers of {self.model}, and {name} has "
@@ -174,8 +180,12 @@ class Recipe:
                 hint,
             )
         if weights_sha256 != self.weights_sha256:
+            merged = f" with {' and '.join(adapters)} merged" if adapters else ""
+            if self.model == name and not adapters:
+                hint = f"If it was fitted with an adapter, give that with --adapter; else fit another: {fit}"
             raise UsageError(
-                f"The recipe was fitted on other weights (of {self.model}) than those of {name}.", hint
+                f"The recipe was fitted on other weights (of {self.model}) than those of {name}{merged}.",
+                hint,
             )
 
     def to_json(self) -> str:

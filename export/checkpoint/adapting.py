@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from visprune.errors import UsageError
+from visprune.errors import CheckpointError, UnsupportedError, UsageError
 from visprune.export.checkpoint.checkpoint import Part
 from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.export.files import foreign
 from visprune.export.files.located import Located, locate
-from visprune.export.formats.adapters import Adapter, check_base, read_adapter
+from visprune.export.formats.adapters import TRAINED, Adapter, check_base, read_adapter
+from visprune.export.formats.original_config import is_original
 
 __all__ = ["adapted_config", "find_adapters", "notes_of", "parts_of"]
 
@@ -54,10 +55,32 @@ def adapted_config(config: dict[str, Any], adapters: Sequence[Adapter]) -> dict[
     Args:
         config: The content of the model's config.json.
         adapters: Its adapters.
+
+    Raises:
+        CheckpointError: They make a LLaVA of a language model, and none of them has the projector.
+        UnsupportedError: The model is no LLaVA, and none of them makes it one.
     """
-    if "text_config" in config:
+    from visprune.export import models
+
+    if "text_config" in config or not adapters:
         return config
-    return next((one.model_config for one in reversed(adapters) if one.model_config is not None), config)
+    given = next((one.model_config for one in reversed(adapters) if one.model_config is not None), None)
+    kind = config.get("model_type")
+    if is_original(config) or kind in models.MODELS:
+        return given or config
+    where = adapters[-1].place.path
+    if given is None:
+        raise UnsupportedError(
+            f"The model is no LLaVA (its model type is {kind!r}), and {where} has no config.json of one.",
+            "Put the config.json that LLaVA's training wrote beside the adapter, or give the LLaVA that the "
+            "adapter was trained on.",
+        )
+    if not any("mm_projector" in name for one in adapters for name in one.replaced):
+        raise CheckpointError(
+            f"The model is a language model alone, and {where} has no {TRAINED} with the projector.",
+            f"Take the {TRAINED} that LLaVA's training wrote beside the adapter.",
+        )
+    return given
 
 
 def parts_of(adapters: Sequence[Adapter]) -> tuple[Part, ...]:

@@ -65,3 +65,7 @@ class CheckpointOptions:
                 "Both --conversation and --chat-template were given, and each of them says how prompts look.",
                 "Give one of them.",
             )
+        if any(not str(adapter).strip() for adapter in self.adapter or ()):
+            raise UsageError(
+                "An --adapter is empty.", "Give a directory or a hub id, or leave --adapter out."
+            )

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from visprune.bundled import MODEL_DIR
 from visprune.errors import UnsupportedError
 from visprune.export.checkpoint.places import ModelNames
 from visprune.export.files.stored import ComputedTensor, TensorSource
+from visprune.export.formats import llava_hr
 from visprune.export.formats.adapters import Adapter
 from visprune.export.formats.lora import BiasChange, LowRankChange
 from visprune.export.formats.original_names import known_name
@@ -26,6 +28,7 @@ from visprune.export.formats.original_names import known_name
 __all__ = ["merge"]
 
 _CHUNK = 1 << 21  # elements that are changed at once: 8 MB in float32, of which a few copies are held
+_TABLES = ("embed_tokens.weight", "lm_head.weight")  # with a row for each token of the vocabulary
 
 
 def merge(
@@ -54,7 +57,7 @@ def merge(
     keys = {names.name_of(key): key for key in stored}  # by the names in the model
     known = keys.keys() | tensors.keys()
     edits = [
-        (adapter, _name(adapter, target, names, known, where), edit)
+        (adapter, _name(adapter, target, model, names, known, where), edit)
         for adapter in adapters
         for target, edit in adapter.edits
     ]
@@ -87,16 +90,23 @@ def merge(
     return merged
 
 
-def _name(adapter: Adapter, target: str, names: ModelNames, known: Collection[str], where: Path) -> str:
+def _name(
+    adapter: Adapter, target: str, model: Any, names: ModelNames, known: Collection[str], where: Path
+) -> str:
     """Return the name that a tensor has in the model, from the name that an adapter gives it."""
-    for spelled in (target, known_name(target)):
+    spellings = [target, known_name(target)]
+    vision = model.config.vision_config
+    if vision.model_type == llava_hr.MODEL_TYPE:
+        spellings.append(llava_hr.known_name(target, vision.num_hidden_layers))
+    for spelled in spellings:
         if (name := names.name_of(spelled)) in known:
             return name
     ending = target.rpartition(".")[2]
     alike = difflib.get_close_matches(target, [name for name in known if name.endswith(ending)], 1, 0)
     nearest = f"; the nearest that it has is {alike[0]}" if alike else ""
     raise UnsupportedError(
-        f"The adapter {adapter.name} changes {target}, which {where} does not have{nearest}.", _hint(adapter)
+        f"The adapter {adapter.name} changes {target}, which {where} does not have{nearest}.",
+        _hint(adapter, where),
     )
 
 
@@ -168,16 +178,26 @@ def _is_transposed(model: Any, name: str) -> bool:
 
 
 def _check(adapter: Adapter, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], where: Path) -> None:
-    if tuple(shape) != tuple(wanted):
-        raise UnsupportedError(
-            f"The adapter {adapter.name} does not fit {where}: for {name} it has {list(shape)}, and the "
-            f"model {list(wanted)}.",
-            _hint(adapter),
+    if tuple(shape) == tuple(wanted):
+        return
+    hint = _hint(adapter, where)
+    if name.endswith(_TABLES) and tuple(shape[1:]) == tuple(wanted[1:]):
+        hint = (
+            "The vocabulary had another size when the adapter was trained. Save the base with "
+            f"resize_token_embeddings({shape[0]}) and the adapter's tokenizer, and give that as the model."
         )
+    raise UnsupportedError(
+        f"The adapter {adapter.name} does not fit {where}: for {name} it has {list(shape)}, and the "
+        f"model {list(wanted)}.",
+        hint,
+    )
 
 
-def _hint(adapter: Adapter) -> str:
-    return f"Give the model that it was trained on{f', {adapter.base}' if adapter.base else ''}."
+def _hint(adapter: Adapter, where: Path) -> str:
+    hint = f"Give the model that it was trained on{f', {adapter.base}' if adapter.base else ''}."
+    if where == MODEL_DIR:
+        return f"That is the demo model, which is taken if no MODEL is given. {hint}"
+    return hint
 
 
 def _contradiction(one: Adapter, other: Adapter, name: str) -> UnsupportedError:

@@ -88,7 +88,7 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
     image_token_id = config.image_token_id
     image_token = _image_token(checkpoint, found, image_token_id)
     video_token_id = getattr(config, "video_token_id", None)
-    video_token = found.backend.id_to_token(video_token_id) if isinstance(video_token_id, int) else None
+    video_token = _token(found, video_token_id)
     ends, notes = _eos_token_ids(checkpoint, config, found)
     if checkpoint.conversation is None:
         source = define_role_tokens(find_template(checkpoint), found.settings)
@@ -128,7 +128,6 @@ def load_processor(checkpoint: Checkpoint, config: Any) -> Processor:
         ),
         video_processor=_video_processor(checkpoint) if video_token else None,
         notes=(
-            *checkpoint.notes,
             *found.notes,
             *notes,
             *template_notes(source, template),
@@ -152,11 +151,7 @@ def _image_token(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token
         CheckpointError: The tokenizer has no placeholder with this id, or the id is that of ordinary text.
     """
     backend = found.backend
-    token = (
-        backend.id_to_token(image_token_id)
-        if isinstance(image_token_id, int) and 0 <= image_token_id < 2**32
-        else None
-    )
+    token = _token(found, image_token_id)
     ordinary = image_token_id not in backend.get_added_tokens_decoder() or token in (
         found.bos_token,
         found.eos_token,
@@ -175,6 +170,12 @@ def _image_token(checkpoint: Checkpoint, found: CheckpointTokenizer, image_token
         "Correct image_token_index (or image_token_id) in config.json, or take the tokenizer that belongs to "
         "the model.",
     )
+
+
+def _token(found: CheckpointTokenizer, token_id: Any) -> str | None:
+    """Return the token with an id; None if there is none, or if this is no id."""
+    is_id = isinstance(token_id, int) and 0 <= token_id < 2**32
+    return found.backend.id_to_token(token_id) if is_id else None
 
 
 def _eos_token_ids(

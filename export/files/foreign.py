@@ -74,13 +74,20 @@ def check_adapter(path: Path, name: str) -> bool:
         name: How a user names it.
 
     Raises:
+        CheckpointError: A file of an adapter lies beside a model's weights, without the adapter's settings.
         UnsupportedError: The directory holds an adapter and nothing to merge it into.
     """
     config = path / ADAPTER_CONFIG
-    weights = [file for pattern in _ADAPTER_FILES for file in path.glob(pattern)]
+    weights = sorted(file for pattern in _ADAPTER_FILES for file in path.glob(pattern))
     if not config.is_file() and not weights:
         return False
     if (path / "config.json").is_file() and any(file for kind in _BASE_FILES for file in path.glob(kind)):
+        if not config.is_file():
+            raise CheckpointError(
+                f"{name} has {weights[0].name} beside its weights, which is a file of an adapter, and no "
+                f"{ADAPTER_CONFIG}.",
+                f"Remove {weights[0].name} from it, or add the {ADAPTER_CONFIG} of that adapter.",
+            )
         return True
     settings = read_json_object(config)
     kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")

@@ -20,9 +20,12 @@ from visprune.export.files.stored import TensorSource
 from visprune.export.formats.lora import BiasChange, LowRankChange, read_changes, read_settings
 from visprune.export.formats.original_config import is_original
 
-__all__ = ["Adapter", "check_base", "read_adapter"]
+__all__ = ["TRAINED", "Adapter", "check_base", "read_adapter"]
 
-_WEIGHTS, _PICKLE, _TRAINED = "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin"
+TRAINED = "non_lora_trainables.bin"
+"""The parts that LLaVA's training changed as a whole, the projector among them."""
+
+_WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
 # Endings of the names of quantized copies of a model, and of conversions.
 _COPIES = re.compile(r"([-_](unsloth|bnb|4bit|8bit|awq|gptq|int4|int8|hf))+$")
@@ -73,8 +76,12 @@ def read_adapter(place: Located, pickled: bool) -> Adapter:
     path = place.path
     config = path / ADAPTER_CONFIG
     if not file_exists(config):
+        inside = sorted(path.glob(f"*/{ADAPTER_CONFIG}"))
         raise CheckpointError(
-            f"{path} has no {ADAPTER_CONFIG}.", "Give the directory that peft's save_pretrained() wrote."
+            f"{path} has no {ADAPTER_CONFIG}.",
+            f"Give the adapter inside: {' or '.join(str(file.parent) for file in inside)}"
+            if inside
+            else "Give the directory that peft's save_pretrained() wrote.",
         )
     settings = read_json_object(config)
     lora = read_settings(place.name, settings)
@@ -87,12 +94,12 @@ def read_adapter(place: Located, pickled: bool) -> Adapter:
             f"{path} has no {_WEIGHTS}.", "Give the directory that peft's save_pretrained() wrote."
         )
     changes, replaced = read_changes(lora, read_headers(files))
-    if file_exists(path / _TRAINED):
-        files.append(_allowed(path / _TRAINED, pickled))
+    if file_exists(path / TRAINED):
+        files.append(_allowed(path / TRAINED, pickled))
         _, trained = read_changes(lora, read_headers(files[-1:]))
         if twice := trained.keys() & replaced.keys():
             raise CheckpointError(
-                f"Both {_TRAINED} and {files[0].name} in {path} have {min(twice)}.",
+                f"Both {TRAINED} and {files[0].name} in {path} have {min(twice)}.",
                 "Take the files of one run.",
             )
         replaced |= trained

@@ -17,7 +17,19 @@ from visprune.export.files.stored import ComputedTensor, TensorSource
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NAME", "is_llava_hr", "position_grid", "tensors", "tower_name", "vision_config"]
+__all__ = [
+    "MODEL_TYPE",
+    "NAME",
+    "is_llava_hr",
+    "known_name",
+    "position_grid",
+    "tensors",
+    "tower_name",
+    "vision_config",
+]
+
+MODEL_TYPE = "llava_hr_vision_model"
+"""The `model_type` of the tower's configuration."""
 
 NAME = "of LLaVA-HR"
 """Name of the tower, for messages."""
@@ -104,7 +116,7 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "Only pad and square are supported.",
         )
     return {
-        "model_type": "llava_hr_vision_model",
+        "model_type": MODEL_TYPE,
         "image_size": size,
         "patch_size": _STRIDE,
         **_known(config, "mm_vision_tower", _FAST),
@@ -146,6 +158,19 @@ def tower_name(name: str, layers: int) -> str | None:
             places["adapter"] = (int(match[1]) + 1) * layers // 4
         return match.expand(made.format(**places))
     return name
+
+
+def known_name(name: str, layers: int) -> str:
+    """Return the name that transformers knows for a tensor of a checkpoint in the original format.
+
+    The name of a tensor that is not of the tower, or that our tower does not have, is returned as it is.
+
+    Args:
+        name: The name in the original format.
+        layers: Layers of the ViT.
+    """
+    made = tower_name(name.removeprefix(_PREFIX), layers) if name.startswith(_PREFIX) else None
+    return name if made is None else f"vision_tower.{made}"
 
 
 def tensors(stored: Mapping[str, TensorSource], vision: Mapping[str, Any]) -> dict[str, TensorSource]:

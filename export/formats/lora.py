@@ -161,6 +161,12 @@ def read_settings(name: str, config: Mapping[str, Any]) -> LoraSettings:
             raise _setting_error(name, setting, value)
         return value
 
+    def switch(setting: str) -> bool:
+        value = config.get(setting)
+        if not isinstance(value, bool | None):
+            raise _setting_error(name, setting, value)
+        return bool(value)
+
     def pattern(setting: str) -> dict[str, float]:
         found = config.get(setting) or {}
         if not isinstance(found, dict):
@@ -178,8 +184,8 @@ def read_settings(name: str, config: Mapping[str, Any]) -> LoraSettings:
         number(config.get("lora_alpha", 8), "lora_alpha"),
         pattern("rank_pattern"),
         pattern("alpha_pattern"),
-        bool(config.get("use_rslora")),
-        bool(config.get("use_dora")),
+        switch("use_rslora"),
+        switch("use_dora"),
     )
 
 

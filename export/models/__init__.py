@@ -25,6 +25,12 @@ def family(model_type: str) -> Any:
     Raises:
         UnsupportedError: The family is not supported.
     """
+    if model_type in DECODERS:
+        raise UnsupportedError(
+            f"The model type {model_type!r} is not supported: it is a language model alone.",
+            f"Supported model types: {', '.join(MODELS)}. If LLaVA's training made a LoRA of this model, "
+            "give it with --adapter.",
+        )
     return _module(model_type, MODELS, "model type", "model types")
 
 

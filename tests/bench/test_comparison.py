@@ -215,5 +215,21 @@ def test_adapters_are_found_again_and_measured(bundles, work, monkeypatch, tmp_p
     for name, tensor in measured._model.state_dict().items():
         torch.testing.assert_close(tensor, merged[name])
     other = replace(source, parts=())
-    with pytest.raises(CheckpointError, match="other weights"):
+    with pytest.raises(CheckpointError, match="other weights than the bundle of"):
         checkpoint_of(replace(given.manifest, source=other))
+
+    def refused(words, *parts):
+        with pytest.raises(CheckpointError, match=words) as raised:
+            checkpoint_of(replace(given.manifest, source=replace(source, parts=parts)))
+        return raised.value.hint
+
+    adapters.edit_settings(made, lora_alpha=3)
+    refused("^The adapter lora has other weights than that of the bundle", part)
+    made.rename(tmp_path / "elsewhere")
+    hint = refused("^The adapter of the bundle, lora, is not in the working directory", part)
+    assert "their names" in hint
+    refused("several adapters named lora", part, part)
+    hint = refused("was found without it", replace(part, name=model.name))
+    assert "two directories of one name" in hint
+    (tmp_path / model.name).unlink()
+    refused(f"^The model of the bundle, {model.name}, is not in the working directory", part)

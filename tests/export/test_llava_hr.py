@@ -20,7 +20,7 @@ import checkpoints
 import hr_checkpoints
 from hr_reference import Sizes, random_tensors, see
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorrt_10_3 import problems
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,8 +32,10 @@ from visprune.estimate.flops import patch_embedding_macs, tower_macs
 from visprune.estimate.planned_model import ModelSizes
 from visprune.export import export
 from visprune.export.checkpoint import loading
+from visprune.export.checkpoint.checkpoint_options import CheckpointOptions
 from visprune.export.checkpoint.find import find
 from visprune.export.exporter import ExportOptions, prepare
+from visprune.export.formats import llava_hr
 from visprune.export.graph import graph_specs, weightless
 from visprune.export.models import llava
 from visprune.pruning.fastv import FastV
@@ -196,6 +198,38 @@ def test_only_methods_that_need_a_cls_are_refused(method, path, options):
     else:
         job, _ = prepare(path, None, settings, dry=True)
         assert job.pruning.budget.visual_tokens == PLACES
+
+
+def test_an_adapter_with_the_published_names(path, options, tmp_path):
+    """LoRA in both towers and in the language model, and a whole layer between the towers."""
+    stored = load_file(path / "model.safetensors")
+    tower = f"{hr_checkpoints.PREFIX}fast_vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1"
+    modules = {
+        tower: "vision_tower.layers.0.encoder.mlp.fc1",
+        f"{hr_checkpoints.PREFIX}slow_vision_tower.vision_tower.stages.2.blocks.4.mlp.fc2": (
+            "vision_tower.slow_tower.stages.2.layers.4.pwconv2"
+        ),
+        "model.layers.1.self_attn.q_proj": "language_model.layers.1.self_attn.q_proj",
+        "model.mm_projector.2": "multi_modal_projector.linear_2",
+    }
+    tensors, want = {}, {}
+    for old, new in modules.items():
+        weight = stored[f"{old}.weight"]
+        down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+        name = f"base_model.model.{old}"
+        tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        want[new] = weight + 4 / 2 * up @ down
+    name = next(name for name in stored if "align_stages_latent.1." in name and name.endswith(".weight"))
+    tensors[f"base_model.model.{name}"] = stored[name] + 1
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    found = weightless.load_model(find(path, CheckpointOptions(adapter=[str(adapter)], **options)))
+    for new, weight in want.items():
+        torch.testing.assert_close(found.get_parameter(f"model.{new}.weight"), weight)
+    replaced = llava_hr.tower_name(name.removeprefix(hr_checkpoints.PREFIX), SIZES.layers)
+    assert torch.equal(found.get_parameter(f"model.vision_tower.{replaced}"), stored[name] + 1)
 
 
 def test_a_vision_tower_from_elsewhere_is_refused(path, options):

@@ -150,6 +150,16 @@ def test_another_model_is_refused():
         own.check_model(weights_sha256="cd" * 32, num_layers=3, name="other")
 
 
+def test_an_adapter_on_one_side_alone():
+    own = recipe()
+    with pytest.raises(UsageError, match="than those of tiny with lora merged") as raised:
+        own.check_model(weights_sha256="cd" * 32, num_layers=3, name="tiny", adapters=["lora"])
+    assert raised.value.hint == "Fit one for this model: visprune fit MODEL --adapter lora --ratio 0.5"
+    with pytest.raises(UsageError, match="other weights") as raised:
+        own.check_model(weights_sha256="cd" * 32, num_layers=3, name="tiny")
+    assert raised.value.hint.startswith("If it was fitted with an adapter, give that with --adapter")
+
+
 def test_recipes_are_read_where_there_is_no_torch(tmp_path):
     write_recipe(recipe(), tmp_path / "recipe.json")
     code = (

@@ -187,6 +187,17 @@ def test_names(old, new, base, adapter, tmp_path):
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
+def test_null_is_no_setting(base, adapter):
+    """As older versions of peft write settings that are not used."""
+    made = adapter()
+    want = loaded(base, made).state_dict()
+    settings = json.loads((made / "adapter_config.json").read_text())
+    settings |= {"use_rslora": None, "use_dora": None, "rank_pattern": None}
+    (made / "adapter_config.json").write_text(json.dumps(settings))
+    found = loaded(base, made).state_dict()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
 def test_names_of_a_training_step(base, adapter):
     """As a trainer saves them that does not go through peft."""
     made = adapter()
@@ -238,7 +249,8 @@ class TestBesideTheBase:
         second = adapters.make(tmp_path / "second", base, 2, r=2, target_modules=["q_proj"], use_dora=True)
         found = opened(path, second)
         assert [part.name for part in found.parts] == ["model", "second"]
-        assert any("adapter beside its weights" in note for note in found.notes)
+        notes = preview(path, method="none").notes
+        assert sum("adapter beside its weights" in note for note in notes) == 1
         assert_same(weightless.load_model(found), adapters.merged(base, tmp_path / "first", second))
 
     def test_nothing_beside_it(self, adapter, tmp_path):
@@ -324,6 +336,26 @@ class TestLlavasOwnRuns:
         base, path, _ = run
         found = refused(UnsupportedError, "weights in a pickle, non_lora_trainables.bin", base, path)
         assert "--pickled-weights" in found.hint
+
+    def test_without_the_projector(self, run):
+        base, path, _ = run
+        (path / "non_lora_trainables.bin").unlink()
+        found = refused(CheckpointError, "run has no non_lora_trainables.bin with the projector", base, path)
+        assert "that LLaVA's training wrote" in found.hint
+
+    def test_without_the_configuration(self, run):
+        base, path, _ = run
+        (path / "config.json").unlink()
+        found = refused(
+            UnsupportedError,
+            r"no LLaVA \(its model type is 'llama'\), and .*run has no config.json of one",
+            base,
+            path,
+            pickled_weights=True,
+        )
+        assert "Put the config.json that LLaVA's training wrote beside the adapter" in found.hint
+        found = refused(UnsupportedError, "'llama' is not supported: it is a language model alone", base)
+        assert "--adapter" in found.hint
 
     def test_a_pickle_of_the_adapter_itself(self, base, adapter):
         made = adapter()

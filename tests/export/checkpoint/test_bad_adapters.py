@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from visprune.cli import run_command
 from visprune.errors import CheckpointError, UnsupportedError, UsageError
+from visprune.export import export
 from visprune.export.checkpoint import loading
+from visprune.export.checkpoint.find import find
 from visprune.export.files.located import Located
 from visprune.export.formats.adapters import check_base, read_adapter
+from visprune.pruning.recipe import CONVENTION, Recipe, write_recipe
 
 LINEAR = ["q_proj", "v_proj", "up_proj", "fc1", "linear_2"]
 
@@ -81,6 +84,9 @@ def test_other_kinds(settings, words, base, adapter):
         ({"rank_pattern": {"(": 2}}, r"'\(' in rank_pattern"),
         ({"rank_pattern": {"(?i)Q": 2}}, r"'\(\?i\)Q' in rank_pattern"),
         ({"use_dora": True}, "lacks lora_magnitude_vector"),
+        ({"use_dora": "false"}, "'false' in use_dora"),
+        ({"use_rslora": "false"}, "'false' in use_rslora"),
+        ({"use_rslora": 1}, "1 in use_rslora"),
     ],
 )
 def test_settings_that_do_not_fit_the_tensors(settings, words, base, adapter):
@@ -136,15 +142,18 @@ def test_a_table_of_another_vocabulary(base, adapter):
     file = made / "adapter_model.safetensors"
     table = {"base_model.model.model.language_model.embed_tokens.weight": torch.zeros(322, 32)}
     save_file(load_file(file) | table, file)
-    refused(
+    found = refused(
         UnsupportedError, r"embed_tokens.weight it has \[322, 32\], and the model \[320, 32\]", base, made
     )
+    assert "resize_token_embeddings(322)" in found.hint
 
 
 def test_a_base_of_other_sizes(adapter, checkpoint):
     wide = checkpoint(checkpoint.Tiny(hidden=48))
     found = refused(UnsupportedError, "does not fit", wide, adapter())
     assert "trained on" in found.hint
+    found = refused(UnsupportedError, "does not fit .*demo", None, adapter("again"))
+    assert found.hint.startswith("That is the demo model, which is taken if no MODEL is given.")
 
 
 @pytest.mark.parametrize(
@@ -217,6 +226,29 @@ def test_a_sum_beyond_the_stored_dtype(checkpoint, tmp_path):
     )
 
 
+def test_an_empty_name(base, tmp_path, monkeypatch, adapter):
+    """As of a variable that is not set; an adapter in the working directory is not meant."""
+    monkeypatch.chdir(adapter())
+    for empty in ("", " "):
+        refused(UsageError, "An --adapter is empty", base, empty)
+
+
+def test_the_directory_above_an_adapter(base, adapter, tmp_path):
+    made = shutil.copytree(adapter(), tmp_path / "named" / "other")
+    found = refused(CheckpointError, "named has no adapter_config.json", base, tmp_path / "named")
+    assert found.hint == f"Give the adapter inside: {made}"
+
+
+@pytest.mark.parametrize(
+    "name", ["non_lora_trainables.bin", "adapters.safetensors", "pytorch_lora_weights.bin"]
+)
+def test_what_an_adapter_left_beside_a_model(name, base, tmp_path):
+    path = shutil.copytree(base, tmp_path / "model")
+    (path / name).write_bytes(b"")
+    found = refused(CheckpointError, f"has {name} beside its weights, which is a file of an adapter", path)
+    assert found.hint == f"Remove {name} from it, or add the adapter_config.json of that adapter."
+
+
 def test_what_is_no_adapter(base, tmp_path):
     refused(CheckpointError, "has no adapter_config.json", base, base)
     refused(CheckpointError, "There is no directory", base, tmp_path / "nothing")
@@ -225,6 +257,35 @@ def test_what_is_no_adapter(base, tmp_path):
     refused(CheckpointError, "has no adapter_model.safetensors", base, tmp_path / "empty")
     save_file({}, tmp_path / "empty" / "adapter_model.safetensors")
     refused(CheckpointError, "has no tensors", base, tmp_path / "empty")
+
+
+def test_a_recipe_that_was_fitted_without_the_adapter(base, adapter, tmp_path):
+    made, file = str(adapter()), tmp_path / "recipe.json"
+    recipe = Recipe(
+        schema_version=1,
+        method="fitprune",
+        model=base.name,
+        weights_sha256=find(base).weights_sha256(),
+        num_layers=2,
+        hidden_size=32,
+        intermediate_size=64,
+        visual_tokens=16,
+        scheme=(8, 0),
+        alpha=0.5,
+        convention=CONVENTION,
+        ratio=0.5,
+        ratio_on_samples=0.5,
+        ratio_reached=0.5,
+        samples=1,
+        seed=0,
+        max_prune_points=None,
+        lost_self=(0.0, 0.0),
+        lost_cross=(0.0, 0.0),
+    )
+    write_recipe(recipe, file)
+    with pytest.raises(UsageError, match=f"than those of {base.name} with .*lora merged") as caught:
+        export(base, adapter=[made], method="fitprune", recipe=file, output=tmp_path / "out")
+    assert f"visprune fit MODEL --adapter {made} --ratio 0.5" in caught.value.hint
 
 
 def test_a_command_leaves_nothing(base, adapter, tmp_path, capsys):
