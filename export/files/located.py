@@ -52,6 +52,8 @@ def locate(
     Raises:
         CheckpointError: It was not found.
     """
+    if not str(model).strip():
+        raise CheckpointError("The name of a model is empty.", "Give a directory, or a hub id.")
     path = Path(model)
     if path.is_dir():
         return Located(path, path.resolve().name)

@@ -62,7 +62,8 @@ def _parts(manifest: Manifest) -> list[str]:
     """Return the options that name a model's adapters and its vision tower, if it came from elsewhere."""
     words = []
     for part in manifest.source.parts:
-        if part.name != manifest.source.model:  # else it lies beside the model's own weights
+        source = manifest.source
+        if (part.name, part.revision) != (source.model, source.revision):  # else it lies beside the weights
             option, directory = {
                 "adapter": ("--adapter", "ADAPTER"),
                 "vision tower": ("--vision-tower", "TOWER"),
