@@ -28,7 +28,7 @@ from visprune.export.checkpoint.places import (
     tie,
     tied_sources,
 )
-from visprune.export.files import foreign
+from visprune.export.files import tensor_names
 from visprune.export.files.stored import ComputedTensor, TensorSource
 from visprune.export.formats.adapters import Adapter
 
@@ -58,9 +58,9 @@ class Weights:
     The model has its parameters on the meta device and its buffers in memory. Wrappers around its modules
     share its parameters under other names, so a parameter is identified by its tensor and not by its name.
 
-    Several sets of names are tried (see `foreign.name_variants`). Among those with which nothing is missing,
-    the one that leaves the fewest stored tensors unexpected is taken. A parameter that no visual token
-    depends on may be missing, or hold NaN or infinity: it is read as zeros.
+    Several sets of names are tried (see `tensor_names.name_variants`). Among those with which nothing is
+    missing, the one that leaves the fewest stored tensors unexpected is taken. A parameter that no visual
+    token depends on may be missing, or hold NaN or infinity: it is read as zeros.
 
     Args:
         model: A `PreTrainedModel`. Tied parameters of which only one is stored become one parameter.
@@ -103,7 +103,7 @@ class Weights:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on the weights that a user should read."""
-        return foreign.unexpected_note(self.unexpected)
+        return tensor_names.unexpected_note(self.unexpected)
 
     def _find(
         self, tensors: dict[str, Tensor], stored: Mapping[str, TensorSource]
@@ -116,7 +116,7 @@ class Weights:
         fitting: list[tuple[dict[str, Place], dict[str, str], set[str]]] = []
         known = {tensor.name for tensor in stored.values()}
         failures: list[VispruneError] = []
-        for base in foreign.name_variants(stored):
+        for base in tensor_names.name_variants(stored):
             places = ModelNames(self._model, tensors).locate(base)
             tied = tied_sources(self._model, places)
             unexpected = known - {part.name for place in places.values() for part in stored_parts(place)}
@@ -132,7 +132,7 @@ class Weights:
             if missing:
                 missing -= set(self._unused())
             if missing:
-                failures.append(foreign.missing_error(self._where, missing, places, unexpected))
+                failures.append(tensor_names.missing_error(self._where, missing, places, unexpected))
             else:
                 fitting.append((places, tied, unexpected))
         if not fitting:

@@ -16,6 +16,7 @@ __all__ = [
     "file_exists",
     "read_json_object",
     "read_text",
+    "shown",
 ]
 
 PROCESSOR_CONFIG = "processor_config.json"
@@ -26,6 +27,7 @@ VIDEO_PROCESSOR = "video_preprocessor_config.json"
 """Settings of the video processor, in older checkpoints and in bundles."""
 
 _POINTER = b"version https://git-lfs"
+_SHOWN = 200  # characters of a value in a message
 
 
 def file_exists(file: Path) -> bool:
@@ -93,3 +95,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} is not a JSON object.", "Take the file from the checkpoint's source.")
     return found
+
+
+def shown(value: object) -> str:
+    """Return a value of a configuration as a message shows it: shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

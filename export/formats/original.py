@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from visprune.errors import CheckpointError, UnsupportedError
-from visprune.export.files.foreign import unwrapped
 from visprune.export.files.small_files import (
     IMAGE_PROCESSOR,
     PROCESSOR_CONFIG,
@@ -16,8 +15,10 @@ from visprune.export.files.small_files import (
     read_json_object,
 )
 from visprune.export.files.stored import TensorSource
+from visprune.export.files.tensor_names import unwrapped
 from visprune.export.formats import llava_hr
-from visprune.export.formats.original_config import check, image_processor, translate, video_processor
+from visprune.export.formats.original_config import check, translate
+from visprune.export.formats.original_images import image_processor, video_processor
 from visprune.export.formats.original_names import known_name
 from visprune.export.formats.vision_towers import VisionTower, find_tower, used_tensors
 
