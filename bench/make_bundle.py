@@ -100,8 +100,7 @@ def part_options(source: Source) -> dict[str, Any]:
     An adapter that lies beside the model's own weights needs none, and neither does a vision tower whose
     directory the checkpoint names. Such an adapter has the model's name and revision. An adapter in another
     directory of that name has them too, but two such directories are never both in the working directory.
-    Pickles are read where there is nothing else, because only files with the bundle's hash are accepted, and
-    those were read for it.
+    Pickles are read if they were read for the bundle.
 
     Args:
         source: Of the bundle.
@@ -113,7 +112,7 @@ def part_options(source: Source) -> dict[str, Any]:
         "vision_tower": next(
             (part.name for part in others if part.role == "vision tower" and _is_found(part.name)), None
         ),
-        "pickled_weights": True,
+        "pickled_weights": source.pickled_weights,
     }
 
 

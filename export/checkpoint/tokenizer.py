@@ -27,14 +27,9 @@ from visprune.export.checkpoint.converted_tokenizer import (
     parse,
     sentencepiece_encoder,
 )
-from visprune.export.files.small_files import (
-    file_exists,
-    read_text,
-)
+from visprune.export.files.small_files import added_tokens, file_exists, read_text
 
 __all__ = ["CheckpointTokenizer", "read_tokenizer", "role_token"]
-
-_DIGITS = 10  # an id with more would not fit into 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +112,10 @@ def _add_tokens(
     for content, index in listed.items():
         if isinstance(index, int):
             wanted[index] = tokenizers.AddedToken(content, special=True, normalized=False)
-    decoder = settings.get("added_tokens_decoder")
-    for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        if (
-            key.isdecimal()
-            and len(key) < _DIGITS
-            and isinstance(entry, dict)
-            and isinstance(entry.get("content"), str)
-        ):
-            flags = {
-                name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word")
-            }
-            special = bool(entry.get("special"))
-            wanted[int(key)] = tokenizers.AddedToken(entry["content"], special=special, **flags)
+    for index, entry in added_tokens(settings).items():
+        flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word")}
+        special = bool(entry.get("special"))
+        wanted[index] = tokenizers.AddedToken(entry["content"], special=special, **flags)
     added = False
     for index, token in sorted(wanted.items()):
         got = backend.token_to_id(token.content)

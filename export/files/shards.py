@@ -16,9 +16,9 @@ from visprune.errors import CheckpointError
 from visprune.export.files.foreign import no_weights_error
 from visprune.export.files.pickles import read_pickle
 from visprune.export.files.small_files import check_not_lfs_pointer, file_exists
-from visprune.export.files.stored import BYTES, ComputedTensor, StoredTensor, TensorSource, check_dtype
+from visprune.export.files.stored import BYTES, StoredTensor, check_dtype
 
-__all__ = ["ComputedTensor", "StoredTensor", "TensorSource", "find_files", "read_headers"]
+__all__ = ["find_files", "read_headers"]
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # as transformers writes them
 _AGAIN = "Download it again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ __all__ = [
     "IMAGE_PROCESSOR",
     "PROCESSOR_CONFIG",
     "VIDEO_PROCESSOR",
+    "added_tokens",
     "check_not_lfs_pointer",
     "file_exists",
     "read_json_object",
@@ -27,6 +29,7 @@ VIDEO_PROCESSOR = "video_preprocessor_config.json"
 """Settings of the video processor, in older checkpoints and in bundles."""
 
 _POINTER = b"version https://git-lfs"
+_DIGITS = 10  # an id of a token with more would not fit into 32 bits
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -95,6 +98,23 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} is not a JSON object.", "Take the file from the checkpoint's source.")
     return found
+
+
+def added_tokens(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the entries of `added_tokens_decoder` that have an id and a text as `content`, by their ids.
+
+    Args:
+        settings: Content of tokenizer_config.json.
+    """
+    decoder = settings.get("added_tokens_decoder")
+    return {
+        int(key): entry
+        for key, entry in (decoder.items() if isinstance(decoder, dict) else ())
+        if key.isdecimal()
+        and len(key) < _DIGITS
+        and isinstance(entry, dict)
+        and isinstance(entry.get("content"), str)
+    }
 
 
 def shown(value: object) -> str:

@@ -12,6 +12,7 @@ from visprune.export.files.small_files import (
     IMAGE_PROCESSOR,
     PROCESSOR_CONFIG,
     VIDEO_PROCESSOR,
+    added_tokens,
     read_json_object,
 )
 from visprune.export.files.stored import TensorSource
@@ -25,7 +26,6 @@ from visprune.export.formats.vision_towers import VisionTower, find_tower, used_
 __all__ = ["Translated", "translated"]
 
 _IMAGE, _VIDEO = "<image>", "<video>"
-_DIGITS = 10  # an id with more would not fit into 32 bits
 _MORE = 64  # tokens that a tokenizer may have behind the table, such as a <pad> that was never trained
 
 
@@ -75,16 +75,17 @@ def translated(
         UsageError: A tower is given for a LLaVA-HR, which has its own.
     """
     check(where, config)
-    if stored is not None:
-        stored = _unwrapped(stored)
-        _check_tensors(where, config, stored)
-    tower = find_tower(where, config, stored, vision_tower, pickles=pickles, download=download)
+    weights = _unwrapped(stored or {})
+    _check_tensors(where, config, weights)
+    tower = find_tower(
+        where, config, None if stored is None else weights, vision_tower, pickles=pickles, download=download
+    )
     listed = _listed_tokens(where, config.get("vocab_size", 0))
     free = max([config.get("vocab_size", 0), *(index + 1 for index in listed.values())])
     image = listed.get(_IMAGE, free)
     video = listed.get(_VIDEO, max(free, image + 1))
     known = translate(where, config, tower, image, video)
-    _check_width(where, config, known, stored or {}, tower)
+    _check_width(where, config, known, weights, tower)
     placeholders = {_IMAGE: image}
     files: dict[str, dict[str, Any]] = {
         "config.json": known,
@@ -95,12 +96,11 @@ def translated(
     if (settings := video_processor(config, known, tower)) is not None:
         placeholders[_VIDEO] = video
         files[VIDEO_PROCESSOR] = settings
-    stored = stored or {}
     if llava_hr.is_llava_hr(config):
-        stored = llava_hr.tensors(stored, known["vision_config"])
+        weights = llava_hr.tensors(weights, known["vision_config"])
     # Buffers that older versions stored are in the model already, and their dtype is not that of the weights.
     buffers = ("rotary_emb.inv_freq", "position_ids")
-    tensors = {known_name(name): place for name, place in stored.items() if not name.endswith(buffers)}
+    tensors = {known_name(name): place for name, place in weights.items() if not name.endswith(buffers)}
     tensors |= used_tensors(tower, known["vision_config"])
     return Translated(known, tensors, files, placeholders, frozenset(listed), tower)
 
@@ -140,10 +140,8 @@ def _listed_tokens(where: Path, rows: int) -> dict[str, int]:
     for entry in added if isinstance(added, list) else []:
         if isinstance(entry, dict):
             found[str(entry.get("content"))] = entry.get("id")
-    decoder = read_json_object(where / "tokenizer_config.json").get("added_tokens_decoder")
-    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(entry, dict) and key.isdecimal() and len(key) < _DIGITS:
-            found[str(entry.get("content"))] = int(key)
+    for index, entry in added_tokens(read_json_object(where / "tokenizer_config.json")).items():
+        found[entry["content"]] = index
     found |= read_json_object(where / "added_tokens.json")
     return {text: index for text, index in found.items() if type(index) is int and 0 <= index < rows + _MORE}
 
