@@ -20,6 +20,7 @@ from visprune.export.checkpoint.find import find
 from visprune.export.graph import weightless
 
 __all__ = [
+    "LINEAR",
     "edit_settings",
     "load",
     "loaded",
@@ -31,6 +32,7 @@ __all__ = [
     "rename",
 ]
 
+LINEAR = ("q_proj", "v_proj", "up_proj", "fc1", "linear_2")
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOWER = ("out_proj", "fc1", "fc2", "patch_embedding")
 PROJECTOR = ("linear_1", "linear_2")

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 import adapters
-from adapters import loaded, opened, refused
+from adapters import LINEAR, loaded, opened, refused
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -37,29 +37,11 @@ FAMILIES = {
     "llava_next": {"family": "llava_next", "text": "mistral", "lively": True},
     "llava_onevision": {"family": "llava_onevision", **SIGLIP, "tied": True, "lively": True},
 }
-LINEAR = ["q_proj", "v_proj", "up_proj", "fc1", "linear_2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _silent():
     loading.silence_transformers()
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint):
-    return checkpoint(checkpoint.Tiny(lively=True))
-
-
-@pytest.fixture(scope="module")
-def ordinary(base, tmp_path_factory):
-    path = tmp_path_factory.mktemp("adapter") / "lora"
-    return adapters.make(path, base, r=2, lora_alpha=3, target_modules=LINEAR)
-
-
-@pytest.fixture
-def adapter(ordinary, tmp_path):
-    """Make a copy of an ordinary adapter of `base`."""
-    return lambda name="lora": shutil.copytree(ordinary, tmp_path / name)
 
 
 def assert_same(model, want, tolerance=1e-5):
@@ -102,9 +84,12 @@ def path_is_tied(path):
         {"target_modules": ["embed_tokens", "lm_head", "patch_embedding"], "use_dora": True, "r": 3},
         {"target_modules": ["fc1", "linear_1", "linear_2"], "lora_bias": True, "bias": "none"},
         {"target_modules": "all-linear", "layers_to_transform": None, "use_rslora": True},
-        {"target_modules": LINEAR, "modules_to_save": ["multi_modal_projector.linear_1", "lm_head", "norm"]},
-        {"target_modules": LINEAR, "bias": "all", "modules_to_save": ["linear_1"]},
-        {"target_modules": LINEAR, "fan_in_fan_out": True},
+        {
+            "target_modules": list(LINEAR),
+            "modules_to_save": ["multi_modal_projector.linear_1", "lm_head", "norm"],
+        },
+        {"target_modules": list(LINEAR), "bias": "all", "modules_to_save": ["linear_1"]},
+        {"target_modules": list(LINEAR), "fan_in_fan_out": True},
     ],
     ids=[
         *("dora", "dora of tables", "lora bias", "all linear layers", "saved modules", "all biases"),
@@ -123,7 +108,7 @@ def test_matrices_of_gpt2_are_transposed(checkpoint, tmp_path):
 
 
 def test_several_are_merged_in_order(base, tmp_path):
-    first = adapters.make(tmp_path / "first", base, 1, r=4, target_modules=LINEAR, use_rslora=True)
+    first = adapters.make(tmp_path / "first", base, 1, r=4, target_modules=list(LINEAR), use_rslora=True)
     second = adapters.make(tmp_path / "second", base, 2, r=2, target_modules=["q_proj", "fc2"], use_dora=True)
     one, other = loaded(base, first, second), loaded(base, second, first)
     assert_same(one, adapters.merged(base, first, second))

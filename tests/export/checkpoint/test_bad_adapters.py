@@ -22,29 +22,10 @@ from visprune.export.files.located import Located
 from visprune.export.formats.adapters import check_base, read_adapter
 from visprune.pruning.recipe import CONVENTION, Recipe, write_recipe
 
-LINEAR = ["q_proj", "v_proj", "up_proj", "fc1", "linear_2"]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _silent():
     loading.silence_transformers()
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint):
-    return checkpoint(checkpoint.Tiny(lively=True))
-
-
-@pytest.fixture(scope="module")
-def ordinary(base, tmp_path_factory):
-    path = tmp_path_factory.mktemp("adapter") / "lora"
-    return adapters.make(path, base, r=2, lora_alpha=3, target_modules=LINEAR)
-
-
-@pytest.fixture
-def adapter(ordinary, tmp_path):
-    """Make a copy of an ordinary adapter of `base`."""
-    return lambda name="lora": shutil.copytree(ordinary, tmp_path / name)
 
 
 @pytest.mark.parametrize(
