@@ -91,7 +91,7 @@ def _registered(name: str) -> Method:
             part = slice(start, start + _BATCH)
             constants = {n: torch.from_numpy(a) for n, a in pruner.constants(layout).items()}
             known = {n: data.signals[n][part] for n in pruner.signals} | constants
-            parts.append(pruner.select(tokens[part], known, keep, layout))
+            parts.append(cast(torch.Tensor, pruner.select(tokens[part], known, keep, layout)))
         indices: Indices = torch.cat(parts).numpy()
         return indices
 

@@ -57,6 +57,9 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         always_kept=features.always_kept,
         positions=pruner.positions,
         projects_all=bool(getattr(pruner, "projected", False)),
+        needs_text=bool(getattr(pruner, "needs_text", False)),
+        merges=bool(getattr(pruner, "merges", False)),
+        resizes=bool(getattr(pruner, "resizes", False)),
     )
 
 
@@ -152,9 +155,10 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
             f"{name} cannot tell the padding of a tile from the image: its `select` takes no `valid`.",
             "Add that argument to the method (see `visprune.pruning.base`), or use another method.",
         )
-    if features.resamples and any(SIGNALS[s].matrix for s in pruner.signals):
+    if features.resamples and not all(SIGNALS[s].per_token for s in pruner.signals):
         raise UnsupportedError(
-            f"{name} scores pairs of patches, and this model mixes patches of large images or of videos.",
+            f"{name} compares patches with each other, and this model mixes patches of large images or of "
+            "videos.",
             "Use fopru-rank, which scores single patches, or divprune.",
         )
     if scope == "global" and not getattr(pruner, "across_tiles", False):

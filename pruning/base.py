@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from visprune.budget import Budget, LayerBudget
 from visprune.errors import UnsupportedError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["LayerPruner", "Layout", "TokenMethod", "VisionPruner", "need_cls"]
+__all__ = ["LayerPruner", "Layout", "Merged", "TokenMethod", "VisionPruner", "need_cls", "square_side"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,28 @@ class Layout:
         visual_tokens: N, the number of visual tokens.
         grid: Rows and columns of patches; None if the tokens are not a whole grid.
         has_cls: Whether the vision tower has a CLS token.
+        drops_cls: Whether that token reaches the LLM only if a method puts it among the tokens. False where
+            it is kept anyway, and where an image is several tiles, between whose rows it has no place.
     """
 
     visual_tokens: int
     grid: tuple[int, int] | None
     has_cls: bool = True
+    drops_cls: bool = False
+
+
+class Merged(NamedTuple):
+    """The tokens that a merging method makes.
+
+    Attributes:
+        tokens: [T, K, Dv], in the order in which the LLM gets them.
+        indices: [T, K] int64, in [0, N), the patch that each token stands for; -1 for the CLS token.
+        weights: [T, K, N] float32, the weight of each patch in each token; the row of the CLS token is zeros.
+    """
+
+    tokens: Tensor
+    indices: Tensor
+    weights: Tensor
 
 
 def need_cls(layout: Layout, method: str) -> None:
@@ -50,11 +67,26 @@ def need_cls(layout: Layout, method: str) -> None:
         )
 
 
+def square_side(layout: Layout, method: str) -> int:
+    """Return the side of a square grid of patches.
+
+    Raises:
+        UnsupportedError: The visual tokens are not a square grid.
+    """
+    if layout.grid is None or layout.grid[0] != layout.grid[1]:
+        raise UnsupportedError(
+            f"{method} needs a square grid of patches, which this model's {layout.visual_tokens} visual "
+            "tokens are not.",
+            "Use fopru-rank, which keeps single tokens.",
+        )
+    return layout.grid[0]
+
+
 @runtime_checkable
 class VisionPruner(Protocol):
     """Protocol of a pruning method before the LLM. Implement it as a frozen dataclass of knobs.
 
-    Three class variables are optional. They are not members here, because a method without them keeps the
+    Some class variables are optional. They are not members here, because a method without them keeps the
     protocol.
 
     - `projected = True`: all tokens go through the projector before the method selects, and it sees them
@@ -63,6 +95,11 @@ class VisionPruner(Protocol):
       The self-check then allows larger differences between kept sets.
     - `across_tiles = True`: the method scores single tokens, alike in every tile, so it can choose among all
       tiles of a picture at once.
+    - `needs_text = True`: the choice depends on the question. `signals["question_embeds"]` then has the LLM's
+      embeddings of the question's tokens, [S, D] float32, with S >= 1 symbolic.
+    - `merges = True`: tokens are made out of several. `select` then returns `Merged` instead of indices. With
+      K = N it returns all tokens unchanged.
+    - `resizes = True`: the image is made smaller before the vision tower, so that its patches are K.
 
     Attributes:
         place: Where the method prunes, for people.
@@ -95,19 +132,19 @@ class VisionPruner(Protocol):
         keep_tokens: int,
         layout: Layout,
         valid: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | Merged:
         """Choose the tokens to keep. It is traced into the graph, so `keep_tokens` may be symbolic.
 
         Args:
             features: [T, N, Dv], the visual tokens without any CLS; [T, N, D] for a `projected` method.
-            signals: Each [T, N], or [T, N, N] for a matrix, in float32; constants in their own shape.
+            signals: Each [T, ...] in its own shape, float32; constants in theirs.
             keep_tokens: K, the number of tokens to keep.
             layout: Meaning of the N tokens.
             valid: [T, N] bool, False where a tile shows only the padding around a picture; None if nothing is
                 padded. Padding is kept only in a tile with fewer than K tokens, and is removed afterwards.
 
         Returns:
-            [T, K] int64, ascending, distinct, in [0, N).
+            [T, K] int64, ascending, distinct, in [0, N); for a merging method `Merged`.
         """
 
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.budget import Budget
-from visprune.errors import UnsupportedError, UsageError
-from visprune.pruning.base import Layout, TokenMethod
+from visprune.errors import UsageError
+from visprune.pruning.base import Layout, TokenMethod, square_side
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -111,13 +111,7 @@ class FoPruRow(_FoPru):
         Raises:
             UnsupportedError: The visual tokens are not a square grid.
         """
-        if layout.grid is None or layout.grid[0] != layout.grid[1]:
-            raise UnsupportedError(
-                f"fopru-row needs a square grid of patches, which this model's {layout.visual_tokens} visual "
-                "tokens are not.",
-                "Use fopru-rank, which keeps single tokens.",
-            )
-        return Budget(layout.visual_tokens, unit="row", unit_tokens=layout.grid[1])
+        return Budget(layout.visual_tokens, unit="row", unit_tokens=square_side(layout, "fopru-row"))
 
     def select(
         self,

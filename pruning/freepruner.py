@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout, TokenMethod
-from visprune.pruning.select import last, part, ranks, top_indices
+from visprune.pruning.select import fence, last, part, ranks, top_indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ class FreePruner(TokenMethod):
         if self.mode == "mass":
             return signals["attention_received"]
         late = signals["attention_map"]  # [T, N, N]
-        return (late > _fence(late)).float().sum(dim=1)
+        return (late > fence(late)).float().sum(dim=1)
 
     def select(
         self,
@@ -107,7 +107,7 @@ class FreePruner(TokenMethod):
             The kept indices of each tile, int64, ascending.
         """
         degree = self.degree(signals)
-        pivots = (degree > _fence(degree)) | (ranks(degree) < 1)
+        pivots = (degree > fence(degree)) | (ranks(degree) < 1)
         final = self._final(pivots, signals)
         counts = pivots.sum(dim=-1).clamp(min=keep_tokens).tolist()
         return [top_indices(row.unsqueeze(0), count)[0] for row, count in zip(final, counts, strict=True)]
@@ -118,18 +118,3 @@ class FreePruner(TokenMethod):
         early = signals[f"attention_map_{self.early}"]  # [T, N, N]
         looked_at = (mask.unsqueeze(1) @ early).squeeze(1)  # [T, N], at most N
         return looked_at * (1 - mask) + mask * 2 * mask.shape[-1]
-
-
-def _fence(values: Tensor) -> Tensor:
-    """Return Q3 + 1.5 (Q3 - Q1) of the last axis, quartiles interpolated linearly: [..., N] -> [..., 1]."""
-    last = values.shape[-1] - 1
-    falling = values.topk(last + 1, dim=-1).values
-
-    def quartile(below: int) -> Tensor:
-        # This is the value at below / 4 of the way down. Its place is static, so two slices find it.
-        place, rest = divmod(below * last, 4)
-        upper = falling[..., place : place + 1]
-        return upper if not rest else upper + (falling[..., place + 1 : place + 2] - upper) * (rest / 4)
-
-    third, first = quartile(1), quartile(3)
-    return third + 1.5 * (third - first)

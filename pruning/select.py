@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ascending", "gather_tokens", "last", "part", "ranks", "repeat", "top_indices"]
+__all__ = ["ascending", "fence", "gather_tokens", "last", "part", "ranks", "repeat", "top_indices"]
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -130,3 +130,18 @@ def gather_tokens(features: Tensor, indices: Tensor, always_kept: int) -> Tensor
     start = torch.arange(tiles).unsqueeze(1) * length  # [T, 1]
     flat: Tensor = features.reshape(tiles * length, width)
     return flat.index_select(0, (index + start).reshape(-1))
+
+
+def fence(values: Tensor) -> Tensor:
+    """Return Q3 + 1.5 (Q3 - Q1) of the last axis, quartiles interpolated linearly: [..., N] -> [..., 1]."""
+    largest = values.shape[-1] - 1
+    falling = values.topk(largest + 1, dim=-1).values
+
+    def quartile(below: int) -> Tensor:
+        # This is the value at below / 4 of the way down. Its place is static, so two slices find it.
+        place, rest = divmod(below * largest, 4)
+        upper = falling[..., place : place + 1]
+        return upper if not rest else upper + (falling[..., place + 1 : place + 2] - upper) * (rest / 4)
+
+    third, first = quartile(1), quartile(3)
+    return third + 1.5 * (third - first)

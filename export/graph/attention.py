@@ -33,15 +33,17 @@ class Recorder:
     """A request to record the attention of one call of an attention layer, and the recorded tensor.
 
     Attributes:
-        rows: Which queries are recorded.
+        rows: Which queries are recorded; None for no attention.
         maximum: Whether the maximum of the heads' probabilities is recorded, [B, rows, P + S] float32,
             instead of the logits of each head, [B, H, rows, P + S] float32.
-        value: The recorded tensor; set by the call.
+        value: The recorded attention; set by the call.
+        key: The keys of the call, [B, Hkv, P + S, Dh], unless only the maximum is recorded.
     """
 
-    rows: Literal["all", "first", "last"] = "all"
+    rows: Literal["all", "first", "last"] | None = "all"
     maximum: bool = False
     value: Tensor = field(init=False)
+    key: Tensor = field(init=False)
 
 
 # This is no argument, because some layers of transformers do not pass on arguments that they do not know.
@@ -67,7 +69,9 @@ def _native(
         return _primitive(module, query, key, value, attention_mask, **kwargs)
     scale = _scale(query, kwargs)
     if recorder is not None:
-        recorder.value = _row_logits(query, key, scale, recorder.rows)
+        recorder.key = key
+        if recorder.rows is not None:
+            recorder.value = _row_logits(query, key, scale, recorder.rows)
     out, *_ = torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=scale)
     return out.transpose(1, 2), None  # [B, S, H, Dh]
 
@@ -83,7 +87,10 @@ def _primitive(
         return out.transpose(1, 2), None
     logits = _logits(query * scale, key, attention_mask)  # [B, H, S, P + S]
     if recorder is not None:
-        recorder.value = logits if recorder.rows == "all" else _row_logits(query, key, scale, recorder.rows)
+        recorder.key = key
+        if recorder.rows is not None:
+            every = recorder.rows == "all"
+            recorder.value = logits if every else _row_logits(query, key, scale, recorder.rows)
     return _weighted_values(logits.softmax(dim=-1), value).transpose(1, 2), None  # [B, S, H, Dh]
 
 

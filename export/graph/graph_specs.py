@@ -2,7 +2,7 @@
 
 Dimensions have the names of the glossary: T tiles, N visual tokens of a tile, K kept tokens of a tile, M kept
 tokens of the whole prompt, B batch, S new positions, P past positions, D hidden size, V vocabulary, R
-newlines of an image, J tokens from which one token is resampled.
+newlines of an image, J tokens from which one token is resampled, Q tokens of a question, H and W pixels.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from visprune.export.graph.tiles import TilePruner
 from visprune.export.graph.trace import GraphInput
 from visprune.export.models.parts import Features, Parts, cache_shape
 from visprune.pruning.base import LayerPruner, VisionPruner
-from visprune.pruning.signals import SIGNALS
+from visprune.pruning.signals import SIGNALS, SignalSizes
 
 __all__ = ["Cuts", "GraphSpec", "graph_specs", "pruner_module"]
 
 # Example sizes of the dynamic dimensions. None is 0 or 1, which the tracer would treat as constants.
-_T, _S, _P, _M, _R, _J = 2, 5, 3, 7, 3, 4
+_T, _S, _P, _M, _R, _J, _Q = 2, 5, 3, 7, 3, 4, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +85,35 @@ def graph_specs(
     signals = pruner.signals
     count = features.layout.visual_tokens
     width = vision.hidden_size * len(features.layer_counts)
-    size = features.image_size
-    pixels = GraphInput("pixel_values", (_T, features.channels, size, size), dtype, {0: "T"})
-    tokens = GraphInput("vision_features", (_T, features.always_kept + count, width), dtype, {0: "T"})
+    pixels, tokens = _image_inputs(features, pruner, width, dtype)
+    heads = vision.num_attention_heads
+    sizes = SignalSizes(count, width, heads, vision.hidden_size // heads)
     scores = [
-        GraphInput(name, (_T, *SIGNALS[name].shape(count)), torch.float32, {0: "T"}) for name in signals
+        GraphInput(name, (_T, *SIGNALS[name].shape(sizes)), torch.float32, {0: "T"}) for name in signals
     ]
-    across = features.tiling is not None and scope == "image"
+    chosen = {1: "K"} if features.tiling is not None and scope == "image" else {0: "T", 1: "K"}
+    weights = {"merge_weights": {0: "T", 1: "K"}} if getattr(pruner, "merges", False) else {}
+    asked = GraphInput("question_embeds", (1, _Q, text.hidden_size), dtype, {1: "Q"})
+    question = [asked] if getattr(pruner, "needs_text", False) else []
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
     return [
         GraphSpec(
             "vision_encoder",
             lambda parts: graphs.VisionEncoder(parts, tower, features, signals),
             [pixels],
-            {"image_features": {0: "T"}, **{name: {0: "T"} for name in signals}},
+            {"image_features": tokens.dims, **{name: {0: "T"} for name in signals}},
         ),
         GraphSpec(
             "token_pruner",
             partial(pruner_module, features=features, pruner=pruner, scope=scope),
-            [tokens, GraphInput("keep_tokens", (), torch.int64, {}), *_tile_inputs(features), scores],
-            {"image_features": {0: "M"}, "keep_indices": {1: "K"} if across else {0: "T", 1: "K"}},
+            [
+                tokens,
+                GraphInput("keep_tokens", (), torch.int64, {}),
+                *_tile_inputs(features, pruner),
+                [*question],
+                scores,
+            ],
+            {"image_features": {0: "M"}, "keep_indices": chosen, **weights},
         ),
         GraphSpec(
             "embedding",
@@ -125,17 +134,35 @@ def pruner_module(
     return TilePruner(parts, features, pruner, scope)
 
 
-def _tile_inputs(features: Features) -> list[GraphInput | list[GraphInput]]:
+def _image_inputs(
+    features: Features, pruner: VisionPruner, width: int, dtype: torch.dtype
+) -> tuple[GraphInput, GraphInput]:
+    """Return the pixels that the vision encoder takes, and the features that the pruner takes."""
+    side, edge, tokens = features.side, features.image_size, features.always_kept
+    pixel_dims, token_dims = {0: "T"}, {0: "T"}
+    if getattr(pruner, "resizes", False):
+        # The example is smaller than the tower's own size, so that the tracer does not take that for granted.
+        side, edge = max(2, side // 2), max(2, side // 2) * (edge // side)
+        pixel_dims, token_dims = {0: "T", 2: "H", 3: "W"}, {0: "T", 1: "N"}
+    count = side * side - features.skipped_patches
+    pixels = GraphInput("pixel_values", (_T, features.channels, edge, edge), dtype, pixel_dims)
+    return pixels, GraphInput("vision_features", (_T, tokens + count, width), dtype, token_dims)
+
+
+def _tile_inputs(features: Features, pruner: VisionPruner) -> list[GraphInput | list[GraphInput]]:
     """Return the pruner's additional inputs for tiled images."""
     if features.tiling is None:
         return []
-    slots = (_T, features.layout.visual_tokens)
+    slots, dims = (_T, features.layout.visual_tokens), {0: "T"}
+    if pruner.budget(features.layout).unit == "square":
+        side = max(2, features.side // 2)
+        slots, dims = (_T, side * side), {0: "T", 1: "N" if getattr(pruner, "resizes", False) else "K"}
     resampling = [
-        GraphInput("token_sources", (*slots, _J), torch.int64, {0: "T", 2: "J"}),
-        GraphInput("token_weights", (*slots, _J), torch.float32, {0: "T", 2: "J"}),
+        GraphInput("token_sources", (*slots, _J), torch.int64, {**dims, 2: "J"}),
+        GraphInput("token_weights", (*slots, _J), torch.float32, {**dims, 2: "J"}),
     ]
     return [
-        GraphInput("token_places", slots, torch.int64, {0: "T"}),
+        GraphInput("token_places", slots, torch.int64, dims),
         GraphInput("newline_places", (_R,), torch.int64, {0: "R"}),
         GraphInput("image_tokens", (), torch.int64, {}),
         resampling if features.resamples else [],

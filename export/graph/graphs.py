@@ -6,7 +6,7 @@ is the source of the graph's weights, which have the same names, and the referen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Literal, cast
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from visprune.export.graph.attention import Recorder, recording
 from visprune.export.graph.layers import GraphCache, causal_mask
 from visprune.export.models.parts import Features, Parts
-from visprune.pruning.base import VisionPruner
+from visprune.pruning.base import Merged, VisionPruner
 from visprune.pruning.select import gather_tokens
-from visprune.pruning.signals import SIGNALS, LayerAttention
+from visprune.pruning.signals import SIGNALS, LayerAttention, Signal
 
 __all__ = ["Decoder", "Embedding", "Pruner", "TokenPruner", "VisionEncoder", "symbolic_size"]
 
@@ -38,10 +38,7 @@ class VisionEncoder(nn.Module):
         self.tower = parts.tower
         self.family = tower
         self.features = features
-        self.signals = [(SIGNALS[name], SIGNALS[name].layer(self.depth)) for name in signals]
-        self.rows: dict[int, Literal["all", "first"]] = {}
-        for signal, index in self.signals:
-            self.rows[index] = signal.rows if self.rows.get(index, "first") == "first" else "all"
+        self.signals = {name: SIGNALS[name] for name in signals}
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Run the tower and compute the signals."""
@@ -49,24 +46,57 @@ class VisionEncoder(nn.Module):
         # A tower gives each of its layers one more thing than the tokens: a mask, or features that it adds.
         hidden, given = self.family.embed(self.tower, pixel_values)
         states = [hidden]
-        attention = {}
+        computed: dict[str, list[Tensor]] = {name: [] for name in self.signals}
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
-            recorder = Recorder(rows=self.rows[index]) if index in self.rows else None
+            wanted = self._read_from(index)
+            recorder = Recorder(rows=_rows(wanted)) if wanted else None
             with recording(recorder):
                 hidden = layer(hidden, given)
             states.append(hidden)
             if recorder is not None:
-                before, skipped = self.features.prefix_tokens, self.features.skipped_patches
-                attention[index] = LayerAttention(recorder.value, before, skipped)
-        chosen = [states[count][:, self.features.dropped_tokens :] for count in self.features.layer_counts]
-        image_features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
-        return (image_features, *(signal.compute(attention[index]) for signal, index in self.signals))
+                logits = None if recorder.rows is None else recorder.value
+                record = self._record(logits=logits, keys=recorder.key)
+                for name, signal in wanted.items():
+                    computed[name].append(signal.compute(record))
+        chosen = [states[count] for count in self.features.layer_counts]
+        encoded = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+        signals = []
+        for name, signal in self.signals.items():
+            if signal.reads == "cls_feature":
+                signals.append(signal.compute(self._record(cls_feature=encoded[:, 0])))
+            elif signal.combine is None:
+                signals.append(computed[name][0])
+            else:
+                signals.append(signal.combine(torch.stack(computed[name])))
+        return (encoded[:, self.features.dropped_tokens :], *signals)
+
+    def _read_from(self, index: int) -> dict[str, Signal]:
+        """Return the signals that read the attention or the keys of a layer."""
+        return {
+            name: signal
+            for name, signal in self.signals.items()
+            if signal.reads != "cls_feature" and index in signal.layers(self.depth)
+        }
+
+    def _record(
+        self, logits: Tensor | None = None, keys: Tensor | None = None, cls_feature: Tensor | None = None
+    ) -> LayerAttention:
+        features = self.features
+        return LayerAttention(logits, features.prefix_tokens, features.skipped_patches, keys, cls_feature)
+
+
+def _rows(signals: Mapping[str, Signal]) -> Literal["all", "first"] | None:
+    """Return the queries whose attention some signals of one layer read."""
+    reads = {signal.reads for signal in signals.values()}
+    return "all" if "all" in reads else "first" if "first" in reads else None
 
 
 class Pruner(nn.Module):
     """Base of the pruners before the LLM: the projector, and a method with its constants.
 
-    If the method compares projected tokens, all tokens are projected before it chooses.
+    If the method compares projected tokens, all tokens are projected before it chooses. If it needs the
+    question, the embeddings of the question's tokens are an input, question_embeds [B, Q, D]. If it merges
+    tokens, the last output is merge_weights [T, K, N] float32.
     """
 
     def __init__(self, parts: Parts, features: Features, pruner: VisionPruner) -> None:
@@ -74,36 +104,45 @@ class Pruner(nn.Module):
         self.projector = parts.projector
         self.pruner = pruner
         self.projects_first = bool(getattr(pruner, "projected", False))
+        self.needs_text = bool(getattr(pruner, "needs_text", False))
+        self.merges = bool(getattr(pruner, "merges", False))
         self.features = features
         constants = pruner.constants(features.layout)
         self.constant_names = list(constants)
         for name, array in constants.items():
             self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
 
-    def method_inputs(self, signals: list[Tensor]) -> dict[str, Tensor]:
-        """Return the signals and constants that the method reads, by name."""
+    def method_inputs(self, question: list[Tensor], signals: list[Tensor]) -> dict[str, Tensor]:
+        """Return the signals, the question and the constants that the method reads, by name."""
         known = dict(zip(self.pruner.signals, signals, strict=True))
+        if question:
+            known["question_embeds"] = question[0][0].float()
         return known | {name: self.get_buffer(f"constant_{name}") for name in self.constant_names}
 
 
 class TokenPruner(Pruner):
     """The pruner of images of one tile: it selects and gathers before it projects the kept tokens only.
 
-    vision_features [T, A + N, Dv], keep_tokens [] int64, signals [T, N] or [T, N, N] ->
+    vision_features [T, A + N, Dv], keep_tokens [] int64, the question, signals [T, ...] ->
     image_features [T * (A + K), D], keep_indices [T, K]
     """
 
     def forward(
-        self, vision_features: Tensor, keep_tokens: Tensor, signals: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+        self, vision_features: Tensor, keep_tokens: Tensor, question: list[Tensor], signals: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         """Prune and project."""
         layout, always_kept = self.features.layout, self.features.always_kept
         count = symbolic_size(keep_tokens, layout.visual_tokens)
         tokens = self.projector(vision_features) if self.projects_first else vision_features
-        known = self.method_inputs(signals)
-        indices = self.pruner.select(tokens[:, always_kept:], known, count, layout)  # [T, K]
-        kept = gather_tokens(tokens, indices, always_kept)  # [T * (A + K), Dv or D]
-        return (kept if self.projects_first else self.projector(kept)), indices
+        known = self.method_inputs(question, signals)
+        selected = self.pruner.select(tokens[:, always_kept:], known, count, layout)
+        found: tuple[Tensor, ...]
+        if isinstance(selected, Merged):
+            made = torch.cat([tokens[:, :always_kept], selected.tokens.to(tokens.dtype)], dim=1)
+            kept, found = made.flatten(0, 1), (selected.indices, selected.weights)
+        else:
+            kept, found = gather_tokens(tokens, selected, always_kept), (selected,)
+        return (kept if self.projects_first else self.projector(kept)), *found  # [T * (A + K), D], [T, K]
 
 
 def symbolic_size(tensor: Tensor, most: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from visprune.manifest import Stage
+from visprune.manifest import EMPTY, Stage
 
 if TYPE_CHECKING:
     from visprune.manifest import Graph, LayerPruning
@@ -20,8 +20,10 @@ def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[S
     """Return the stages of a bundle: every graph once, in order, and the segment pruner at each prune point.
 
     Values have the names of the tensors, with these exceptions: the features before the pruner are
-    `vision_features`; the output of segment k is `last_hidden_state.{k}`; and after prune point k the values
-    that pass on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and `is_visual.{k + 1}`.
+    `vision_features`; the embeddings of the question's tokens, which the embedding graph makes before the
+    pruner runs, are `question_embeds`; the output of segment k is `last_hidden_state.{k}`; and after prune
+    point k the values that pass on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and
+    `is_visual.{k + 1}`.
 
     Args:
         graphs: The bundle's graphs by name, in the order in which they run.
@@ -34,6 +36,8 @@ def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[S
         if name == "segment_pruner":
             continue
         if not name.startswith("decoder"):
+            if any(spec.name == "question_embeds" for spec in graph.inputs):
+                stages.append(_question(graphs["embedding"]))
             stages.append(_before_the_decoder(name, graph))
             continue
         outputs = {spec.name: spec.name for spec in graph.outputs}
@@ -48,6 +52,13 @@ def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[S
             flow = _prune(stages, graphs["segment_pruner"], flow, point, inside)
             point += 1
     return tuple(stages)
+
+
+def _question(graph: Graph) -> Stage:
+    """Return the stage that embeds the question of one image, without visual tokens."""
+    values = {"input_ids": "question_ids", "image_features": EMPTY}
+    inputs = {spec.name: values[spec.name] for spec in graph.inputs}
+    return Stage("embedding", "image", inputs, {"inputs_embeds": "question_embeds"})
 
 
 def _before_the_decoder(name: str, graph: Graph) -> Stage:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visprune.export.graph.graphs import Pruner, symbolic_size
 from visprune.export.models.parts import Features, Parts
-from visprune.pruning.base import VisionPruner
+from visprune.pruning.base import Merged, VisionPruner
 
 __all__ = ["TilePruner"]
 
@@ -27,8 +27,11 @@ class TilePruner(Pruner):
 
     vision_features [T, N, Dv], keep_tokens [] int64, token_places [T, N] int64, newline_places [R] int64,
     image_tokens [] int64, token_sources [T, N, J] int64 and token_weights [T, N, J] float32 where tokens are
-    resampled, signals [T, N] or [T, N, N] ->
+    resampled, the question, signals [T, ...] ->
     image_features [image_tokens, D], keep_indices [T, K]
+
+    A method that makes the grid of every tile smaller leaves K tokens of each tile, in order. The maps are
+    then those of an image whose tiles have so many slots: K takes the place of N.
 
     Args:
         parts: The model's modules.
@@ -45,6 +48,7 @@ class TilePruner(Pruner):
         super().__init__(parts, features, pruner)
         self.image_newline: Any = parts.image_newline
         self.scope = scope
+        self.shrinks = pruner.budget(features.layout).unit == "square"
         self.resampling = ("token_sources", "token_weights") if features.resamples else ()
 
     def forward(
@@ -55,10 +59,14 @@ class TilePruner(Pruner):
         newline_places: Tensor,
         image_tokens: Tensor,
         resampling: list[Tensor],
+        question: list[Tensor],
         signals: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Prune, project and reorder the tokens of one image."""
         tiles, count = token_places.shape
+        found: tuple[Tensor, ...] = ()
+        if self.shrinks:
+            vision_features, found = self._shrunk(vision_features, count)
         encoded = vision_features.reshape(tiles * count, -1)
         sources, weights = self._flat_resampling(resampling)  # [T * N, J]
         if sources is not None and weights is not None:
@@ -68,14 +76,26 @@ class TilePruner(Pruner):
             if self.features.pools_features:
                 encoded = _weighted_sums(encoded, sources, weights)
                 sources = weights = None  # from here on, as without resampling
+        places = token_places.reshape(-1)
+        if self.shrinks:
+            kept = self.projector(encoded)
+            if sources is not None and weights is not None:
+                kept = _weighted_sums(kept, sources, weights)
+            return self._ordered(kept, places, newline_places, image_tokens), *found
         tokens = self.projector(encoded) if self.projects_first else encoded
         if sources is not None and weights is not None:
             tokens = _weighted_sums(tokens, sources, weights)
-        known = self.method_inputs(signals)
-        indices = self._select(tokens.reshape(tiles, count, -1), known, keep_tokens, token_places >= 0)
+        known = self.method_inputs(question, signals)
+        selected = self._select(tokens.reshape(tiles, count, -1), known, keep_tokens, token_places >= 0)
+        indices = selected.indices if isinstance(selected, Merged) else selected
         chosen = indices if self.scope == "image" else indices + torch.arange(tiles).unsqueeze(1) * count
         chosen = chosen.reshape(-1)  # [T * K]
-        if self.projects_first:
+        found = (indices,)
+        if isinstance(selected, Merged):
+            kept = selected.tokens.flatten(0, 1).to(tokens.dtype)
+            kept = kept if self.projects_first else self.projector(kept)
+            found = (indices, selected.weights)
+        elif self.projects_first:
             kept = tokens.index_select(0, chosen)
         elif sources is None or weights is None:
             kept = self.projector(encoded.index_select(0, chosen))
@@ -85,9 +105,14 @@ class TilePruner(Pruner):
             rows = self.projector(encoded.index_select(0, picked.reshape(-1)))
             shares = weights.index_select(0, chosen).unsqueeze(-1).to(rows.dtype)
             kept = (rows.reshape(*picked.shape, -1) * shares).sum(dim=1)
-        return self._ordered(
-            kept, token_places.reshape(-1).index_select(0, chosen), newline_places, image_tokens
-        ), indices
+        return self._ordered(kept, places.index_select(0, chosen), newline_places, image_tokens), *found
+
+    def _shrunk(self, features: Tensor, count: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the tokens of the smaller grids [T, K, Dv], and what the method says of them."""
+        selected = self.pruner.select(features, self.method_inputs([], []), count, self.features.layout)
+        if isinstance(selected, Merged):
+            return selected.tokens.to(features.dtype), (selected.indices, selected.weights)
+        return features, (selected,)
 
     def _flat_resampling(self, resampling: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Return token_sources and token_weights as [T * N, J], or None for both."""
@@ -96,8 +121,10 @@ class TilePruner(Pruner):
         sources, weights = resampling
         return sources.flatten(0, 1), weights.flatten(0, 1)
 
-    def _select(self, tokens: Tensor, known: dict[str, Tensor], keep_tokens: Tensor, valid: Tensor) -> Tensor:
-        """Return the selected indices, ascending: [T, K], or [1, K] if they are among all tiles' tokens."""
+    def _select(
+        self, tokens: Tensor, known: dict[str, Tensor], keep_tokens: Tensor, valid: Tensor
+    ) -> Tensor | Merged:
+        """Return what the method selects: indices [T, K], or [1, K] if they are among all tiles' tokens."""
         layout = self.features.layout
         if self.scope == "image":
             tokens, valid = tokens.reshape(1, -1, tokens.shape[-1]), valid.reshape(1, -1)

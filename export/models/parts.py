@@ -81,7 +81,8 @@ class Features:
         """The layout of the visual tokens of one image, or of one tile."""
         count = self.side * self.side - self.skipped_patches
         grid = None if self.skipped_patches else (self.side, self.side)
-        return Layout(count, grid, has_cls=self.prefix_tokens > 0)
+        drops_cls = self.tiling is None and 0 < self.prefix_tokens <= self.dropped_tokens
+        return Layout(count, grid, has_cls=self.prefix_tokens > 0, drops_cls=drops_cls)
 
 
 def cache_shape(text_config: Any) -> tuple[int, int]:

@@ -272,11 +272,12 @@ def _select(
     """Return the indices that the pruner in PyTorch selects from features and signals: [T, K] or [1, K]."""
     given = {name: torch.tensor(array) for name, array in feeds.items()}
     features, *signals = encoded
+    question = [given["question_embeds"]] if wrapper.needs_text else []
     if isinstance(wrapper, TilePruner):
         maps = [given[name] for name in ("token_places", "newline_places", "image_tokens")]
         resampling = [given[name] for name in wrapper.resampling]
-        _, indices = wrapper(features, given["keep_tokens"], *maps, resampling, signals)
+        _, indices, *_ = wrapper(features, given["keep_tokens"], *maps, resampling, question, signals)
     else:
-        _, indices = wrapper(features, given["keep_tokens"], signals)
+        _, indices, *_ = wrapper(features, given["keep_tokens"], question, signals)
     chosen: NDArray[np.int64] = indices.numpy()
     return chosen

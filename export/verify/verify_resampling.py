@@ -19,7 +19,6 @@ from visprune.export.models.parts import Features, Parts
 from visprune.export.verify.compare import Arrays, Check
 from visprune.export.verify.verify_pictures import VerifySample
 from visprune.manifest import Manifest
-from visprune.pruning.signals import SIGNALS
 from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
@@ -58,7 +57,7 @@ def resampled_case(
     feeds = sample.pruner_feeds(manifest.pruning, Keep(manifest.pruning.keep_tokens))
     feeds["vision_features"] = random.standard_normal((arrangement.tiles, count, width), np.float32)
     for name in signals:
-        feeds[name] = random.random((arrangement.tiles, *SIGNALS[name].shape(count)), np.float32)
+        feeds[name] = random.random((arrangement.tiles, count), np.float32)  # no other signal is allowed
     return ResampledCase(sample, feeds)
 
 

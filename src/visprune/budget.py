@@ -2,7 +2,8 @@
 
 A ratio is the fraction KEPT. `Budget` counts before the LLM: for one tile (an image that is not tiled is one
 tile) and in whole units, which are tokens or rows of the patch grid. `units = floor(total_units * ratio)`, at
-least `minimum`. Units are never rounded up otherwise, so a budget is never exceeded. `LayerBudget` counts
+least `minimum`. Units are never rounded up otherwise, so a budget is never exceeded. A method that makes the
+square grid of patches smaller counts its side: `side = floor(whole_side * sqrt(ratio))`. `LayerBudget` counts
 inside the LLM, over all visual tokens of a prompt. This module knows no method by name.
 """
 
@@ -55,7 +56,7 @@ class Budget:
 
     Attributes:
         visual_tokens: N, the visual tokens of one tile before pruning.
-        unit: Unit that is kept or dropped as a whole.
+        unit: Unit that is kept or dropped as a whole; "square" if the tokens left are a smaller square grid.
         unit_tokens: Visual tokens in one unit.
         prunable: False for a method that keeps everything.
         minimum: The fewest units that are kept.
@@ -64,11 +65,11 @@ class Budget:
             "tile" if each tile keeps K.
 
     Raises:
-        UsageError: The numbers do not describe whole units.
+        UsageError: The numbers do not describe whole units, or the tokens no square.
     """
 
     visual_tokens: int
-    unit: Literal["token", "row"] = "token"
+    unit: Literal["token", "row", "square"] = "token"
     unit_tokens: int = 1
     prunable: bool = True
     minimum: int = 1
@@ -83,6 +84,10 @@ class Budget:
                 f"with at least {self.minimum} kept.",
                 "Give a multiple of the unit, and a minimum within it.",
             )
+        if self.unit == "square" and math.isqrt(self.visual_tokens) ** 2 != self.visual_tokens:
+            raise UsageError(
+                f"{self.visual_tokens} visual tokens are no square grid.", "Count single tokens."
+            )
 
     def from_ratio(self, ratio: float) -> int:
         """Return K, the visual tokens kept of one tile, for a fraction kept in (0, 1].
@@ -91,6 +96,9 @@ class Budget:
             UsageError: The ratio is outside (0, 1], or below 1 for a method that keeps everything.
         """
         check_ratio(ratio)
+        if self.unit == "square":
+            side = math.floor(math.isqrt(self.visual_tokens) * math.sqrt(ratio) + 1e-9)
+            return max(self.minimum, side * side)
         units = self.visual_tokens // self.unit_tokens
         # 0.29 * 100 is 28.999...: a product that should be whole counts as whole.
         kept = max(self.minimum, math.floor(units * ratio + 1e-9))
@@ -100,12 +108,18 @@ class Budget:
         """Return K for an explicit count, which must be reachable exactly.
 
         Raises:
-            UsageError: The count is below the minimum, above N, or not a whole number of units.
+            UsageError: The count is below the minimum, above N, or not a whole number of units or a square.
         """
         if not self.minimum * self.unit_tokens <= keep_tokens <= self.visual_tokens:
             raise UsageError(
                 f"Cannot keep {keep_tokens} of {self.visual_tokens} visual tokens.",
                 f"Give a count from {self.minimum * self.unit_tokens} to {self.visual_tokens}.",
+            )
+        side = math.isqrt(keep_tokens)
+        if self.unit == "square" and side * side != keep_tokens:
+            raise UsageError(
+                f"This method keeps a square grid of tokens, and {keep_tokens} is not the square of a side.",
+                f"Keep {side**2} or {(side + 1) ** 2} tokens.",
             )
         if keep_tokens % self.unit_tokens:
             below = keep_tokens - keep_tokens % self.unit_tokens

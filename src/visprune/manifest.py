@@ -11,7 +11,8 @@ supplies these values and knows nothing else about the model:
     position_ids              [B, S]  int64
     past_key_values.{i}.key   [B, Hkv, P, Dh] and .value; P is 0 at first
 
-It takes `logits` [B, 1, V], `keep_indices` [T, K] of each image, and `present.{i}.key` / `.value`, which are
+It takes `logits` [B, 1, V], `keep_indices` [T, K] of each image and, if tokens are merged, `merge_weights`
+[T, K, N], and `present.{i}.key` / `.value`, which are
 the next step's `past_key_values`. A stage marked `image` runs once for each new image, before all other
 stages; the values that it assigns are joined along the first axis for them. A stage marked `visual` runs once
 if there are new images. If there are none, the values that such stages would assign are those that their
@@ -24,6 +25,12 @@ If an image becomes several tiles, the runtime also supplies, for each image (se
     image_tokens              []  int64       tokens of the image that are left, newlines included
     token_sources             [T, N, J] int64 if tokens are resampled: the tokens that each is mixed from
     token_weights             [T, N, J]       and their weights
+
+If the method before the LLM reads the question, the runtime also supplies, for each image,
+
+    question_ids              [1, Q]  int64   tokens of the text that the image came with
+
+and `empty`, which has no elements (its symbolic dimensions are 0).
 
 If tokens are pruned inside the LLM, at points k = 0, 1, ..., the runtime also supplies
 
@@ -49,6 +56,7 @@ from visprune.tiling import Tiling
 from visprune.work import Shapes
 
 __all__ = [
+    "EMPTY",
     "MANIFEST",
     "SCHEMA_VERSION",
     "SUPPLIED",
@@ -77,9 +85,13 @@ Scope = Literal["whole", "layers"]
 """Part of the LLM that a self-check compares at a time."""
 
 MANIFEST = "visprune.json"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+
+EMPTY = "empty"
+"""The value without elements."""
 
 SUPPLIED = (
+    EMPTY,
     "pixel_values",
     "keep_tokens",
     "input_ids",
@@ -89,6 +101,7 @@ SUPPLIED = (
     "image_tokens",
     "token_sources",
     "token_weights",
+    "question_ids",
 )
 """Values that the runtime supplies besides the cache; no stage may assign them."""
 

@@ -27,6 +27,11 @@ class Pruning:
             strategy keeps). Inside the LLM they are visual tokens like the others.
         positions: How kept tokens are numbered for the LLM.
         projects_all: Whether all tokens go through the projector, and not only the kept ones.
+        needs_text: Whether the choice depends on the text that comes with the image, so that the same image
+            with another question keeps other tokens.
+        merges: Whether a kept token may be made of several.
+        resizes: Whether the image is made smaller before the vision tower, so that its features depend on
+            how many tokens are kept.
     """
 
     method: str
@@ -38,6 +43,9 @@ class Pruning:
     always_kept: int
     positions: Literal["contiguous"]
     projects_all: bool = False
+    needs_text: bool = False
+    merges: bool = False
+    resizes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.random_draw import Random
 from visprune.pruning.registry import BUILTIN, load_method
 from visprune.pruning.select import part, ranks
-from visprune.pruning.signals import SIGNALS, LayerAttention
+from visprune.pruning.signals import SIGNALS, LayerAttention, SignalSizes
 from visprune.pruning.vispruner import VisPruner
 
 SIDE = 6
@@ -48,7 +48,7 @@ def signals(pruner, late, early=None, prefix=1):
     for name in pruner.signals:
         signal = SIGNALS[name]
         logits = torch.from_numpy(late if signal.depth == 1 else early)
-        rows = logits if signal.rows == "all" else logits[:, :, :1]
+        rows = logits if signal.reads == "all" else logits[:, :, :1]
         known[name] = signal.compute(LayerAttention(rows, prefix, 0))
     return known
 
@@ -326,9 +326,12 @@ def test_a_map_holds_the_visual_tokens_alone():
 def test_early_layers_are_counted_up_to_the_feature_layer():
     names = ("attention_map", "attention_map_half", "attention_map_third", "attention_map_quarter")
     for layers, want in ((23, [22, 10, 6, 4]), (3, [2, 0, 0, 0]), (1, [0, 0, 0, 0])):
-        assert [SIGNALS[name].layer(layers) for name in names] == want
-    assert SIGNALS["attention_map"].shape(N) == (N, N)
-    assert SIGNALS["cls_attention"].shape(N) == (N,)
+        assert [list(SIGNALS[name].layers(layers)) for name in names] == [[layer] for layer in want]
+    sizes = SignalSizes(N, 20, 4, 5)
+    assert SIGNALS["attention_map"].shape(sizes) == (N, N)
+    assert SIGNALS["cls_attention"].shape(sizes) == (N,)
+    assert SIGNALS["cls_feature"].shape(sizes) == (20,)
+    assert [SIGNALS[name].shape(sizes) for name in ("keys", "mean_keys")] == [(N, 20), (N, 5)]
 
 
 @pytest.mark.parametrize("share", [0.01, 1 / 3, 0.5, 0.75, 1.0])

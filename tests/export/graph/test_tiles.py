@@ -216,7 +216,7 @@ REFUSED = {
     "fopru-row cannot": (NEXT, {"method": "fopru-row", "anyres_scope": "global"}, UnsupportedError),
     "none cannot": (NEXT, {"method": "none", "anyres_scope": "global"}, UnsupportedError),
     "takes no `valid`": (NEXT, {"method": Unaware()}, UnsupportedError),
-    "pairs of patches": (ONEVISION, {"method": "freepruner"}, UnsupportedError),
+    "compares patches with each other": (ONEVISION, {"method": "freepruner"}, UnsupportedError),
     "or of videos": (NEXT_VIDEO, {"method": "freepruner"}, UnsupportedError),
     "CLS": (ONEVISION, {"method": "fastervlm"}, UnsupportedError),
     "'full' of this model": (NEXT | {"strategy": "full"}, {"method": "none"}, UnsupportedError),
