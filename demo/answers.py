@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,20 +26,12 @@ from visprune.evaluation.evaluator import evaluate
 from visprune.evaluation.metrics import exact_match
 from visprune.evaluation.summary import Evaluation, EvaluationRow
 from visprune.evaluation.workers import Workers
-from visprune.runtime import Generation, Pipeline
+from visprune.runtime import Pipeline
 from visprune.terminal import bars
 
-__all__ = ["generations", "main", "right_answers"]
+__all__ = ["ANSWER_TOKENS", "main", "right_answers"]
 
-_ANSWER_TOKENS = 8  # a right answer has three at most, its end included
-
-
-def generations(
-    pipeline: Pipeline, images: NDArray[np.uint8], asked: Sequence[SceneQuestion]
-) -> Iterator[Generation]:
-    """Yield a bundle's answer to each question about its image [S, S, 3], greedily and one by one."""
-    for image, question in zip(images, asked, strict=True):
-        yield pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=_ANSWER_TOKENS)
+ANSWER_TOKENS = 8  # a right answer has three at most, its end included
 
 
 def right_answers(
@@ -52,10 +44,11 @@ def right_answers(
         images: From `held_out`, [B, S, S, 3].
         asked: From `held_out`, one question about each image.
     """
-    answers = generations(pipeline, images, asked)
-    return [
-        exact_match(answer.text, (question.answer,)) for answer, question in zip(answers, asked, strict=True)
-    ]
+    right = []
+    for image, question in zip(images, asked, strict=True):
+        answer = pipeline.generate(Image.fromarray(image), question.text, max_new_tokens=ANSWER_TOKENS)
+        right.append(exact_match(answer.text, (question.answer,)))
+    return right
 
 
 def _line(found: Evaluation, row: EvaluationRow) -> str:
@@ -82,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = evaluate(
                 options.bundles,
                 held_out_questions(options.questions),
-                settings=AnswerSettings(_ANSWER_TOKENS),
+                settings=AnswerSettings(ANSWER_TOKENS),
                 workers=Workers(options.processes),
                 progress=progress,
             )

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from visprune.demo import IMAGE, MODEL_DIR, QUESTIONS
 from visprune.demo.checkpoint import PATCH
-from visprune.demo.evaluate import METHODS, HeldOut, encode
+from visprune.demo.evaluate import look
 from visprune.demo.language import answered
 from visprune.demo.scenes import SceneQuestion, questions, scene
+from visprune.demo.table_methods import METHODS, Chosen
 from visprune.demo.tower import encode_images
 
 __all__ = ["main"]
 
 _FINE = 4
 _GAP = 12
+_KEPT = 36  # tokens of 144 in the picture of the methods
 
 
 def _sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -39,18 +41,31 @@ def _sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def _dimmed(picture: Image.Image, keep: NDArray[np.int64], title: str) -> Image.Image:
-    """Return the image under a title, with all patches faded except the kept ones."""
-    side = picture.width // (PATCH * 2)
-    kept = np.zeros(side * side, bool)
-    kept[keep] = True
-    mask = np.kron(kept.reshape(side, side), np.ones((PATCH * 2, PATCH * 2), bool))[..., None]
-    image = np.asarray(picture)
-    faded = np.where(mask, image, image // 5 + 196).astype(np.uint8)
+def _titled(picture: Image.Image, title: str) -> Image.Image:
     framed = Image.new("RGB", (picture.width, picture.height + 22), "white")
-    framed.paste(Image.fromarray(faded), (0, 22))
+    framed.paste(picture, (0, 22))
     ImageDraw.Draw(framed).text((2, 2), title, fill="black", font=ImageFont.load_default(14))
     return framed
+
+
+def _dimmed(picture: Image.Image, chosen: Chosen) -> Image.Image:
+    """Return the image with its patches faded: not at all if kept, half if merged into another token."""
+    size = PATCH * 2
+    side = picture.width // size
+    strength = np.full(side * side, 0.2)
+    if chosen.weights is not None:
+        strength[chosen.weights[0].any(dim=0).numpy()] = 0.5
+    indices = chosen.indices[0]
+    strength[indices[indices >= 0].numpy()] = 1.0
+    mask = np.kron(strength.reshape(side, side), np.ones((size, size)))[..., None]
+    faded = np.asarray(picture) * mask + 245 * (1 - mask)
+    return Image.fromarray(faded.astype(np.uint8))
+
+
+def _shrunk(picture: Image.Image, count: int) -> Image.Image:
+    """Return the image as the vision tower sees it after `resize`, as large as before."""
+    small = picture.resize((math.isqrt(count) * PATCH,) * 2, Image.Resampling.BICUBIC)
+    return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
 def _ask(
@@ -88,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.docs / "demo-scenes.png", optimize=True
     )
 
-    drawn = scene(options.seed)
-    image = np.asarray(drawn.image)[None]
-    data = HeldOut(image, *encode(model, image), [SceneQuestion("", "", drawn.things[0])])
-    shown = []
-    for method, select in METHODS.items():
-        keep = select(data, 0.25, np.random.default_rng(0))[0]
-        shown.append(_dimmed(scene(options.seed, 2).image, keep, method.split(" (")[0]))
+    drawn, large = scene(options.seed), scene(options.seed, 2).image
+    data = look(model, tokenizer, np.asarray(drawn.image)[None], right[:1])
+    rng = np.random.default_rng(0)
+    shown = [
+        _titled(_dimmed(large, METHODS[name](data, _KEPT, rng)), name.split(" (")[0]) for name in METHODS
+    ]
+    shown.append(_titled(_shrunk(large, _KEPT), "resize"))
     _sheet(shown, 5).save(options.docs / "demo-kept.png", optimize=True)
 
 

@@ -1,95 +1,93 @@
-"""Exact match of methods inside the LLM, measured on exported bundles in the runtime that users run."""
+"""The methods of the demo's table that run as exported bundles, in the runtime that users run.
+
+These are the methods inside the LLM, one composition of two methods, and the methods that make the image
+smaller before the vision tower.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from visprune.demo.answers import generations
-from visprune.demo.scenes import SceneQuestion
+from visprune.bundle import Bundle
+from visprune.demo.answers import ANSWER_TOKENS
+from visprune.demo.result import Result
 from visprune.errors import UnsupportedError
 from visprune.estimate.flops import savings
+from visprune.evaluation.answering import AnswerJob, AnswerSettings, Candidate, identity
 from visprune.evaluation.metrics import exact_match
+from visprune.evaluation.questions import Questions
+from visprune.evaluation.workers import Workers, open_workers
 from visprune.export import export
+from visprune.pruning.registry import BUILTIN, load_method
 from visprune.runtime import load
+from visprune.work import LayerWork
 
-__all__ = ["Result", "evaluate_inside"]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Exact match of one method at one ratio.
-
-    Attributes:
-        method: Name of the method.
-        ratio: The ratio that was asked for.
-        kept: Visual tokens kept. For a method inside the LLM: those that enter each layer.
-        work: Share of the decoder's work on visual tokens that is left (F3).
-        right: Questions answered right.
-        of: Number of questions.
-    """
-
-    method: str
-    ratio: float
-    kept: str
-    work: float
-    right: int
-    of: int
+__all__ = ["evaluate_bundles"]
 
 
-def evaluate_inside(
-    checkpoint: Path, images: NDArray[np.uint8], asked: Sequence[SceneQuestion], ratios: Sequence[float]
-) -> list[Result]:
-    """Measure every method inside the LLM, and one composition of two methods, at every ratio.
+def evaluate_bundles(
+    checkpoint: Path, questions: Questions, counts: Sequence[int], tokens: int, work: LayerWork
+) -> Iterator[Result]:
+    """Measure every such method at the ratio that belongs to each count.
 
-    For fastv and pyramiddrop a ratio is the share of tokens left after the last prune point, for fitprune the
-    share of visual work left. In the composition it is the ratio of the first method, and fastv then keeps
-    half. A ratio that no recipe reaches has no result.
+    For a method inside the LLM the ratio is the share of tokens left in the end; for fitprune it is the share
+    of the visual work that is left if that count of tokens enters the LLM. In the composition it is the ratio
+    of the first method, and fastv then keeps half. A ratio that no recipe reaches has no result.
 
     Args:
         checkpoint: Directory of the demo model.
-        images: [B, S, S, 3].
-        asked: One question about each image.
-        ratios: The ratios.
+        questions: The questions, with their images.
+        counts: The counts of tokens.
+        tokens: Visual tokens of an image before pruning.
+        work: The work of a decoder layer.
     """
-    results = []
-    for ratio in ratios:
-        for name, options in (
-            ("fastv", {"method": "fastv", "ratio": ratio}),
-            ("pyramiddrop", {"method": "pyramiddrop", "ratio": ratio}),
-            ("fitprune", {"method": "fitprune", "ratio": ratio}),
-            ("fopru-rank, then fastv", {"method": "fopru-rank", "ratio": ratio, "then": "fastv:0.5"}),
-        ):
+    for name, options in _rows().items():
+        for count in counts:
+            by_work = name == "fitprune"
+            ratio = work.layer(count) / work.layer(tokens) if by_work else count / tokens
             try:
-                results.append(_run(checkpoint, name, options, images, asked))
+                yield _run(checkpoint, name, count, options | {"ratio": ratio}, questions)
             except UnsupportedError as error:
-                print(f"{name} {ratio:g}: {error.what}")
-    return sorted(results, key=lambda result: result.method)
+                print(f"{name}, {count} tokens: {error.what}")
 
 
-def _run(
-    checkpoint: Path,
-    name: str,
-    options: dict[str, Any],
-    images: NDArray[np.uint8],
-    asked: Sequence[SceneQuestion],
-) -> Result:
-    """Export a bundle with these options, ask it, and count the right answers."""
+def _rows() -> dict[str, dict[str, Any]]:
+    """Return the options of the export by name in the table."""
+    places = {name: load_method(name).place for name in sorted(BUILTIN)}
+    rows: dict[str, dict[str, Any]] = {
+        name: {"method": name} for name, place in places.items() if place != "before the LLM"
+    }
+    return rows | {"fopru-rank, then fastv": {"method": "fopru-rank", "then": "fastv:0.5"}}
+
+
+def _run(checkpoint: Path, name: str, count: int, options: dict[str, Any], questions: Questions) -> Result:
+    """Export a bundle with these options, ask it, and judge the answers."""
+    started = time.perf_counter()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = export(checkpoint, output=folder / "bundle", verify=False, **options)
-        pipeline = stack.enter_context(load(bundle.path))
-        right = 0
-        for answer, question in zip(generations(pipeline, images, asked), asked, strict=True):
-            right += exact_match(answer.text, (question.answer,))
         found = savings(bundle.manifest)
         work = found.visual.pruned / found.visual.unpruned if found else float("nan")
-        kept = " > ".join(map(str, answer.layer_tokens))
-        return Result(name, options["ratio"], kept, work, right, len(asked))
+        kept = _tokens_of_layers(bundle, questions)
+        candidate = Candidate(bundle.path)
+        settings = AnswerSettings(ANSWER_TOKENS)
+        job = AnswerJob(candidate, identity(bundle, candidate), questions.instruction, settings)
+        size = sum(file.size for file in bundle.manifest.files.values())
+        ask = stack.enter_context(open_workers(Workers(), [job], len(questions.usable), size))
+        texts = {answer.key: answer.text for answer in ask(job, questions.usable)}
+    right = tuple(exact_match(texts[question.key], question.answers) for question in questions.usable)
+    return Result(name, count, kept, work, right, time.perf_counter() - started)
+
+
+def _tokens_of_layers(bundle: Bundle, questions: Questions) -> str:
+    """Return the visual tokens that enter each layer, or one number if it is the same for all."""
+    question = questions.usable[0]
+    with load(bundle.path) as pipeline:
+        answer = pipeline.generate(question.image, question.text, max_new_tokens=1)
+    layers = answer.layer_tokens
+    return " > ".join(map(str, layers)) if len(set(layers)) > 1 else str(answer.tokens_kept)

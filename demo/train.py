@@ -91,13 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         features = encode_images(tower, images[:_ENCODED])
         say(f"features of {len(features)} images, {features.nbytes / 1e6:.0f} MB")
 
-        held_out = hold_out(model, 500)
-
         settings = LanguageSettings()
 
         def report(step: int, text: str) -> None:
             if step % 200 == 0 or step == settings.steps:
-                text += f"; held out: {summary(model, tokenizer, held_out)}"
+                text += f"; held out: {summary(model, tokenizer, hold_out(model, tokenizer, 500))}"
             say(f"step {step}: {text}")
 
         say(f"stage 2, projector and language model: {settings}")

@@ -152,12 +152,13 @@ def _degree(layer: LayerAttention) -> Tensor:
     Returns:
         [T, N] float32.
     """
-    import torch
-
-    patches = layer.over_patches(layer.probabilities())  # [T, patches, patches]
-    position = torch.arange(patches.shape[-1])
-    others = (position.unsqueeze(0) != position.unsqueeze(1)).float()  # 0 on the diagonal
-    return layer.visual((patches * others).sum(dim=1))
+    # Columns are summed before heads are averaged, so that no head's matrix is written a second time.
+    probabilities = layer.probabilities()  # [T, H, n, n]
+    received = probabilities.sum(dim=2)  # [T, H, n]
+    if layer.prefix_tokens:
+        received = received - probabilities[:, :, : layer.prefix_tokens].sum(dim=2)
+    own = probabilities.flatten(2)[..., :: probabilities.shape[-1] + 1]  # the diagonals
+    return layer.visual((received - own).mean(dim=1)[:, layer.prefix_tokens :])
 
 
 def _relative_degree(layer: LayerAttention) -> Tensor:

@@ -33,14 +33,15 @@ def test_fewer_questions_are_the_first_of_more():
 def test_a_bundle_answers_what_pytorch_answers(right):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from visprune.demo import evaluate
+    from visprune.demo.evaluate import hold_out
     from visprune.demo.language import answered
+    from visprune.demo.table_methods import METHODS
 
     model = transformers.LlavaForConditionalGeneration.from_pretrained(MODEL_DIR, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
-    data = evaluate.hold_out(model, COUNT, FIRST_TEST_SCENE)
-    kept = evaluate._pruned(data, "uniform", 0.11, np.random.default_rng(0))
-    assert right == answered(model, tokenizer, kept, data.asked).tolist()
+    data = hold_out(model, tokenizer, COUNT, FIRST_TEST_SCENE)
+    kept = METHODS["uniform"](data, 15, np.random.default_rng(0))
+    assert right == answered(model, tokenizer, kept.features, data.asked).tolist()
     assert 0 < sum(right) < COUNT
 
 
