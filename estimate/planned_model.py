@@ -126,7 +126,7 @@ class PrunedModel:
         layers, keep = self.sizes.shapes.num_layers, self.pruning.keep_tokens
         found = count_tokens(layers, self.pruning, self.inside, self.tiling, keep=keep, size=size)
         schedule = found.schedule.plus(text_tokens)
-        return TokenCounts(found.tiles, found.projected, found.entering + text_tokens, schedule)
+        return replace(found, entering=found.entering + text_tokens, schedule=schedule)
 
 
 def bundle_model(

@@ -42,6 +42,11 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
             "This model takes the patch embeddings as features: there is no attention layer to score with.",
             "Use a method without scores: uniform or random.",
         )
+    if getattr(pruner, "resizes", False) and not features.resizable:
+        raise UnsupportedError(
+            f"{asked.name} makes images smaller, and this vision tower takes one size only.",
+            "Use downsample, which makes the grid of its features smaller.",
+        )
     budget = budget_for(methods, features, scope)
     if asked.keep_tokens is not None:
         keep = count_for(budget, asked.keep_tokens, features.tiling)
@@ -75,7 +80,7 @@ def check_room(pruning: Pruning, features: Features, room: int, window: int | No
     Raises:
         UnsupportedError: The smallest image leaves no room for a question.
     """
-    tiling = features.tiling
+    tiling = pruning.arranged(features.tiling, pruning.keep_tokens)
     smallest = arrange((tiling.tile_size, tiling.tile_size), tiling) if tiling else None
     tokens = Keep(pruning.keep_tokens).sequence_length(pruning, smallest)
     if tokens + _QUESTION > room:

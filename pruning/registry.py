@@ -31,6 +31,7 @@ BUILTIN = {
     "none": "visprune.pruning.keep_all:KeepAll",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
+    "resize": "visprune.pruning.resize:Resize",
     "uniform": "visprune.pruning.uniform:Uniform",
     "vispruner": "visprune.pruning.vispruner:VisPruner",
 }

@@ -30,8 +30,10 @@ _RUNTIME_VALUES: dict[str, tuple[bool, tuple[int | None, ...]]] = {
     "image_tokens": (False, ()),
     "token_sources": (False, (None, None, None)),
     "token_weights": (True, (None, None, None)),
+    "question_ids": (False, (1, None)),
     "logits": (True, (1, 1, None)),
     "keep_indices": (False, (None, None)),
+    "merge_weights": (True, (None, None, None)),
 }
 _PRUNE_POINT_VALUES = {"keep_tokens": (), "position_ids": (1, None), "keep_indices": (1, None)}
 

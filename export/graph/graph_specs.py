@@ -82,7 +82,7 @@ def graph_specs(
     """
     text, vision = config.text_config, config.vision_config
     tower = models.tower(vision.model_type)
-    signals = pruner.signals
+    signals, resizes = pruner.signals, bool(getattr(pruner, "resizes", False))
     count = features.layout.visual_tokens
     width = vision.hidden_size * len(features.layer_counts)
     pixels, tokens = _image_inputs(features, pruner, width, dtype)
@@ -99,7 +99,7 @@ def graph_specs(
     return [
         GraphSpec(
             "vision_encoder",
-            lambda parts: graphs.VisionEncoder(parts, tower, features, signals),
+            lambda parts: graphs.VisionEncoder(parts, tower, features, signals, resizes=resizes),
             [pixels],
             {"image_features": tokens.dims, **{name: {0: "T"} for name in signals}},
         ),

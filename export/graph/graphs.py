@@ -29,14 +29,23 @@ class VisionEncoder(nn.Module):
     pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then each signal, [T, N] or [T, N, N].
 
     Layers after the last one that the projector takes are left out. A layer's attention is recorded only if a
-    signal reads it, and only the rows that the signals read.
+    signal reads it, and only the rows that the signals read. If `resizes`, images have any size.
     """
 
-    def __init__(self, parts: Parts, tower: ModuleType, features: Features, signals: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        tower: ModuleType,
+        features: Features,
+        signals: Sequence[str],
+        *,
+        resizes: bool = False,
+    ) -> None:
         super().__init__()
         self.depth = max(features.layer_counts)
         self.tower = parts.tower
         self.family = tower
+        self.embed = tower.embed_resized if resizes else tower.embed
         self.features = features
         self.signals = {name: SIGNALS[name] for name in signals}
 
@@ -44,7 +53,7 @@ class VisionEncoder(nn.Module):
         """Run the tower and compute the signals."""
         hidden: Tensor
         # A tower gives each of its layers one more thing than the tokens: a mask, or features that it adds.
-        hidden, given = self.family.embed(self.tower, pixel_values)
+        hidden, given = self.embed(self.tower, pixel_values)
         states = [hidden]
         computed: dict[str, list[Tensor]] = {name: [] for name in self.signals}
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):

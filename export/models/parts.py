@@ -46,6 +46,7 @@ class Features:
         image_size: Number of pixels along a side.
         channels: Number of channels of the image.
         tiling: How an image is split into several such square images; None if it is not split.
+        resizable: Whether the tower can take smaller images.
     """
 
     layer_counts: tuple[int, ...]
@@ -55,6 +56,7 @@ class Features:
     image_size: int
     channels: int
     tiling: Tiling | None = None
+    resizable: bool = True
 
     @property
     def resamples(self) -> bool:

@@ -26,7 +26,12 @@ _WIDEST = 4  # times the height; a longer strip is scaled down to that
 _GAP = 16
 
 
-def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[int, int]) -> Image.Image:
+def overlay(
+    pixels: Image.Image,
+    keep_indices: NDArray[np.int64],
+    grid: tuple[int, int],
+    merged: NDArray[np.int64] | None = None,
+) -> Image.Image:
     """Draw which patches of an image were kept.
 
     Dropped patches are dimmed and lose their colour. A thin line surrounds the kept regions. Pixels beyond
@@ -84,6 +89,7 @@ def overlay_tiled(
     keep_indices: NDArray[np.int64],
     *,
     tiled: bool = True,
+    merged: NDArray[np.int64] | None = None,
 ) -> Image.Image:
     """Draw which patches of a tiled image were kept: left in the whole image, right in its tiles.
 

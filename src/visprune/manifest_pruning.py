@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from visprune.budget import Budget, LayerBudget
 from visprune.errors import UsageError
+from visprune.tiling import Tiling
 
 __all__ = ["LayerPruning", "Pruning"]
 
@@ -46,6 +48,17 @@ class Pruning:
     needs_text: bool = False
     merges: bool = False
     resizes: bool = False
+
+    def smaller_side(self, keep_tokens: int) -> int | None:
+        """Return the side of a smaller grid of tokens, if the method makes one for a number of tokens."""
+        if self.budget.unit != "square" or keep_tokens == self.budget.visual_tokens:
+            return None
+        return math.isqrt(keep_tokens)
+
+    def arranged(self, tiling: Tiling | None, keep_tokens: int) -> Tiling | None:
+        """Return the tiling by which the tokens of an image are arranged if so many are kept of each tile."""
+        side = self.smaller_side(keep_tokens)
+        return tiling if tiling is None or side is None else tiling.with_side(side)
 
 
 @dataclass(frozen=True, slots=True)
