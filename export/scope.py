@@ -14,6 +14,7 @@ from visprune.errors import UnsupportedError, UsageError
 from visprune.export.export_options import MethodRequest, Methods
 from visprune.export.models.parts import Features
 from visprune.manifest import LayerPruning, Pruning
+from visprune.manifest_pruning import Resizing
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.signals import SIGNALS
 from visprune.runtime.vision.arrangement import arrange
@@ -52,6 +53,9 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         keep = count_for(budget, asked.keep_tokens, features.tiling)
     else:
         keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
+    resizing = None
+    if getattr(pruner, "resizes", False):
+        resizing = Resizing(features.image_size, features.patch_size)
     return Pruning(
         method=asked.name,
         options=_knobs(pruner),
@@ -64,7 +68,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         projects_all=bool(getattr(pruner, "projected", False)),
         needs_text=bool(getattr(pruner, "needs_text", False)),
         merges=bool(getattr(pruner, "merges", False)),
-        resizes=bool(getattr(pruner, "resizes", False)),
+        resizing=resizing,
     )
 
 

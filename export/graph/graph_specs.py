@@ -142,7 +142,7 @@ def _image_inputs(
     pixel_dims, token_dims = {0: "T"}, {0: "T"}
     if getattr(pruner, "resizes", False):
         # The example is smaller than the tower's own size, so that the tracer does not take that for granted.
-        side, edge = max(2, side // 2), max(2, side // 2) * (edge // side)
+        side, edge = max(2, side // 2), max(2, side // 2) * features.patch_size
         pixel_dims, token_dims = {0: "T", 2: "H", 3: "W"}, {0: "T", 1: "N"}
     count = side * side - features.skipped_patches
     pixels = GraphInput("pixel_values", (_T, features.channels, edge, edge), dtype, pixel_dims)

@@ -83,6 +83,7 @@ def features_for(config: Any, strategy: str) -> Features:
         dropped_tokens=1 if strategy == "default" else 0,
         side=size // patch,
         image_size=size,
+        patch_size=patch,
         channels=vision.num_channels,
         resizable=hasattr(tower, "embed_resized"),
     )

@@ -74,10 +74,8 @@ def verify_samples(features: Features, pruning: Pruning, keep_tokens: int) -> li
         pruning: What the method before the LLM does.
         keep_tokens: Tokens that it keeps of a tile.
     """
-    edge = seen = features.image_size
-    side = pruning.smaller_side(keep_tokens)
-    if pruning.resizes and side is not None:
-        seen = edge // features.side * side
+    edge = features.image_size
+    seen = pruning.smaller_image(keep_tokens) or edge
     tiling = pruning.arranged(features.tiling, keep_tokens)
     if tiling is None:
         return [VerifySample(Picture(_pixels(features, seen, 1, seed)), None) for seed in range(2)]

@@ -8,7 +8,6 @@ makes the grid of tokens smaller, it also depends on how many tokens are kept.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,11 +86,8 @@ class PictureMaker:
             pruning: The manifest's `pruning`.
             keep_tokens: K.
         """
-        side, whole = pruning.smaller_side(keep_tokens), math.isqrt(pruning.budget.visual_tokens)
-        if side is None:
-            return self
-        edge = side * (self.processor.output_size[0] // whole) if pruning.resizes else None
-        return replace(self, arranged=pruning.arranged(self.tiling, keep_tokens), edge=edge)
+        arranged, edge = pruning.arranged(self.tiling, keep_tokens), pruning.smaller_image(keep_tokens)
+        return replace(self, arranged=arranged, edge=edge)
 
     def tiles(self, images: int) -> bool:
         """Return whether a picture becomes several tiles if a prompt has this number of images."""
