@@ -80,7 +80,8 @@ def _methods(manifest: Manifest) -> list[str]:
         words += ["--keep-tokens", str(before.keep_tokens)]
     if inside is not None and inside.budget.is_recipe:
         words += ["--then", inside.method] if before.budget.prunable else []
-        words += ["--recipe", inside.options.get("recipe") or "BUNDLE/recipe.json"]
+        published = inside.options.get("recipe")
+        words += ["--recipe", published if isinstance(published, str) else "BUNDLE/recipe.json"]
     elif inside is not None:
         ratio = f"{inside.budget.ratio:g}"
         words += ["--then", f"{inside.method}:{ratio}"] if before.budget.prunable else ["--ratio", ratio]
