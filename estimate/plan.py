@@ -177,7 +177,7 @@ def make_plan(model: PrunedModel, device: PlannedDevice, precision: str, prompt:
         usable=device.usable,
         stages=tuple(stages),
         findings=_findings(stages, device, precision),
-        sources=device.sources,
+        sources=(*model.notes, *device.sources),
     )
 
 

@@ -144,12 +144,31 @@ def test_options_of_fitprune_with_another_method(refused, model, name, options, 
         ({"method": FitPrune((4, 0, 0, 0), 16, 0.5), "recipe": "x.json"}, "so --recipe cannot"),
         ({"method": "fitprune", "recipe": "x.json", "ratio": 0.5}, "so --ratio cannot"),
         ({"method": "fitprune", "recipe": "x.json", "calibration": "y"}, "so --data cannot"),
+        ({"method": "fitprune", "recipe": "x.json"}, "x.json cannot be read"),
+        ({"method": "fitprune", "recipe": "published:x"}, "no published recipe 'x'"),
+        ({"method": "fitprune", "recipe": "published:"}, "published: names no recipe"),
         ({"method": "fitprune", "ratio": 0.5, "max_prune_points": 0}, "0 prune points"),
         ({"method": "fitprune", "ratio": 1.5}, "outside"),
     ],
 )
 def test_fitprune_takes_its_scheme_from_one_place(refused, model, options, what):
     refused(UsageError, what, model, **options)
+
+
+@pytest.mark.parametrize("recipe", ["published:llava-1.5-7b-60", "x.json"])
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"max_prune_points": 3}, "--max-prune-points"),
+        ({"ratio": 0.5}, "--ratio"),
+        ({"calibration": "x.jsonl"}, "--data"),
+        ({"method": "uniform", "then": "fitprune:0.5"}, "the ratio of --then"),
+    ],
+)
+def test_a_recipe_that_exists_is_not_fitted_again(refused, model, recipe, options, option):
+    hint = f"Leave {option} out, or fit another recipe: visprune fit MODEL --ratio R --max-prune-points G."
+    options = {"method": "fitprune", "recipe": recipe} | options
+    refused(UsageError, f"is fitted already, so {option} cannot change it", model, hint, **options)
 
 
 @pytest.mark.parametrize(
