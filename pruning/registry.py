@@ -22,6 +22,7 @@ GROUP = "visprune.pruning_methods"
 
 BUILTIN = {
     "divprune": "visprune.pruning.divprune:DivPrune",
+    "downsample": "visprune.pruning.downsample:Downsample",
     "fastervlm": "visprune.pruning.fastervlm:FasterVLM",
     "fastv": "visprune.pruning.fastv:FastV",
     "fitprune": "visprune.pruning.fitprune:FitPrune",
@@ -29,9 +30,11 @@ BUILTIN = {
     "fopru-row": "visprune.pruning.fopru:FoPruRow",
     "freepruner": "visprune.pruning.freepruner:FreePruner",
     "none": "visprune.pruning.keep_all:KeepAll",
+    "prumerge+": "visprune.pruning.prumerge:PruMergePlus",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
     "uniform": "visprune.pruning.uniform:Uniform",
+    "visionzip": "visprune.pruning.visionzip:VisionZip",
     "vispruner": "visprune.pruning.vispruner:VisPruner",
 }
 

@@ -23,7 +23,17 @@ from visprune.export.graph import graph_specs
 from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.registry import BUILTIN
 
-BEFORE = ("divprune", "fastervlm", "fopru-row", "freepruner", "random", "uniform")
+BEFORE = (
+    "divprune",
+    "downsample",
+    "fastervlm",
+    "fopru-row",
+    "freepruner",
+    "prumerge+",
+    "random",
+    "uniform",
+    "visionzip",
+)
 ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
 NEXT_VIDEO = {"family": "llava_next_video"}
