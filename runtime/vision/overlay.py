@@ -1,4 +1,4 @@
-"""Drawing of the patches of an image that pruning kept.
+"""Drawing of the patches of an image that pruning kept, and of those that it merged into kept tokens.
 
 An overlay shows the image that the model saw, without the parts that were cropped away. For a tiled image
 it is two images side by side: the whole image, and the tiles put together.
@@ -20,28 +20,60 @@ __all__ = ["overlay", "overlay_tiled"]
 _LONGER_SIDE = 480
 _COLOUR = (255, 176, 0)
 _DIMMED = 0.35
+_MERGED_COLOUR = (70, 160, 255)
+_MERGED_TINT = np.array([0.34, 0.50, 0.70], dtype=np.float32)  # shares of the brightness, by channel
 
 _TALLEST = 1536
 _WIDEST = 4  # times the height; a longer strip is scaled down to that
 _GAP = 16
 
 
-def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[int, int]) -> Image.Image:
-    """Draw which patches of an image were kept.
+def overlay(
+    pixels: Image.Image,
+    keep_indices: NDArray[np.int64],
+    grid: tuple[int, int],
+    merged: NDArray[np.float32] | None = None,
+) -> Image.Image:
+    """Draw which patches of an image were kept, and which were merged into tokens of other patches.
 
-    Dropped patches are dimmed and lose their colour. A thin line surrounds the kept regions. Pixels beyond
-    the last whole patch, which the vision tower does not see, count as dropped.
+    Dropped patches are dimmed and lose their colour. Merged ones are less dark, and blue. A thin line
+    surrounds the kept regions, and one of another colour the merged regions. Pixels beyond the last whole
+    patch, which the vision tower does not see, count as dropped.
 
     Args:
         pixels: The image that the model saw, RGB, as `ImageProcessor.crop` gives it.
-        keep_indices: Kept patches [K], int64, row-major in the grid, in any order.
+        keep_indices: The patches that the tokens stand for [K], int64, row-major in the grid, in any order.
+            With `merged`, -1 stands for no patch.
         grid: Rows and columns of patches.
+        merged: Weight of each patch in each token [K, rows * columns]; None if nothing is merged.
 
     Returns:
         RGB image, enlarged by a whole factor so that its longer side has at least 480 pixels.
 
     Raises:
-        UsageError: The grid does not fit the image, or an index lies outside the grid.
+        UsageError: The grid does not fit the image, an index lies outside the grid, or the weights are not
+            those of its patches.
+    """
+    cells = grid[0] * grid[1]
+    if merged is not None:
+        _check_weights(merged, (keep_indices.size, cells))
+    least = 0 if merged is None else -1
+    if keep_indices.size and not (keep_indices.min() >= least and keep_indices.max() < cells):
+        raise UsageError(
+            f"A kept patch has an index outside a grid of {grid[0]} x {grid[1]} patches.",
+            "Pass the keep_indices of one image.",
+        )
+    passed_on = np.array([], dtype=np.int64) if merged is None else np.flatnonzero((merged > 0).any(axis=0))
+    return _drawn(pixels, keep_indices[keep_indices >= 0], passed_on, grid)
+
+
+def _drawn(
+    pixels: Image.Image, kept: NDArray[np.int64], merged: NDArray[np.int64], grid: tuple[int, int]
+) -> Image.Image:
+    """Draw kept patches and merged ones; a patch that is both is drawn as kept.
+
+    Raises:
+        UsageError: The grid does not fit the image.
     """
     rows, columns = grid
     patch_height, patch_width = (pixels.height // rows, pixels.width // columns) if min(grid) > 0 else (0, 0)
@@ -51,30 +83,35 @@ def overlay(pixels: Image.Image, keep_indices: NDArray[np.int64], grid: tuple[in
             f"{pixels.height} x {pixels.width} pixels.",
             "Pass the grid of the vision tower that saw this picture.",
         )
-    if keep_indices.size and not (keep_indices.min() >= 0 and keep_indices.max() < rows * columns):
-        raise UsageError(
-            f"A kept patch has an index outside a grid of {rows} x {columns} patches.",
-            "Pass the keep_indices of one image.",
-        )
     scale = -(-_LONGER_SIDE // max(pixels.size))  # ceiling; at least 1
     shown = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
-
-    patches = np.zeros(rows * columns, dtype=bool)
-    patches[keep_indices] = True
-    kept = np.zeros((shown.height, shown.width), dtype=bool)
-    block = patches.reshape(rows, columns).repeat(patch_height * scale, 0).repeat(patch_width * scale, 1)
-    kept[: block.shape[0], : block.shape[1]] = block
-
     line = max(1, min(max(shown.size) // 300, min(patch_height, patch_width) * scale // 6))
-    framed = np.pad(kept, line)  # nothing is kept beyond the image, so the line also follows the border
+
+    def region(patches: NDArray[np.int64]) -> NDArray[np.bool_]:
+        chosen = np.zeros(rows * columns, dtype=bool)
+        chosen[patches] = True
+        block = chosen.reshape(grid).repeat(patch_height * scale, 0).repeat(patch_width * scale, 1)
+        return np.pad(block, ((0, shown.height - block.shape[0]), (0, shown.width - block.shape[1])))
+
+    is_kept = region(kept)
+    is_merged = region(merged) & ~is_kept
+    colour = np.array(shown)  # [H, W, 3]
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None]  # [H, W, 1]
+    dropped = ~is_kept & ~is_merged
+    colour[dropped] = np.repeat((grey * _DIMMED).astype(np.uint8), 3, axis=2)[dropped]
+    colour[is_merged] = (grey * _MERGED_TINT).astype(np.uint8)[is_merged]
+    colour[is_merged & _border(is_kept | is_merged, line)] = _MERGED_COLOUR
+    colour[is_kept & _border(is_kept, line)] = _COLOUR
+    return Image.fromarray(colour)
+
+
+def _border(region: NDArray[np.bool_], line: int) -> NDArray[np.bool_]:
+    """Return the pixels near the outside of a region; the image's own border is outside too."""
+    framed = np.pad(region, line)
     inner = framed[: -2 * line, line:-line] & framed[2 * line :, line:-line]
     inner &= framed[line:-line, : -2 * line] & framed[line:-line, 2 * line :]
-
-    colour = np.array(shown)  # [H, W, 3]
-    grey = np.asarray(shown.convert("L"), dtype=np.float32) * _DIMMED
-    colour[~kept] = grey.astype(np.uint8)[~kept, None]
-    colour[kept & ~inner] = _COLOUR
-    return Image.fromarray(colour)
+    border: NDArray[np.bool_] = region & ~inner
+    return border
 
 
 def overlay_tiled(
@@ -82,10 +119,11 @@ def overlay_tiled(
     tiling: Tiling,
     processor: ImageProcessor,
     keep_indices: NDArray[np.int64],
+    merged: NDArray[np.float32] | None = None,
     *,
     tiled: bool = True,
 ) -> Image.Image:
-    """Draw which patches of a tiled image were kept: left in the whole image, right in its tiles.
+    """Draw which patches of a tiled image were kept or merged: left in the whole image, right in its tiles.
 
     The tiles are put together, without their padding and without the pixels beyond their last whole patch. If
     their features were resampled, the patches of the smaller grid are drawn.
@@ -95,6 +133,7 @@ def overlay_tiled(
         tiling: Tiling of the model.
         processor: Image processor of the model.
         keep_indices: Kept tokens [K], int64, as tile * N + slot of an `Arrangement`, in any order.
+        merged: Weight of each slot of the token's own tile in each token [K, N]; None if nothing is merged.
         tiled: As for `arrange`.
 
     Returns:
@@ -104,25 +143,47 @@ def overlay_tiled(
     Raises:
         InputError: As for `views`.
         UnsupportedError: As for `views`.
-        UsageError: An index belongs to no visual token of this image.
+        UsageError: An index belongs to no visual token of this image, or the weights are not those of its
+            slots.
     """
     arrangement = arrange((image.height, image.width), tiling, tiled=tiled)
     slots = arrangement.places.reshape(-1)
     inside = keep_indices[(keep_indices >= 0) & (keep_indices < slots.size)]
-    places, end = slots[inside], tiling.side**2
-    if len(inside) < len(keep_indices) or (places < 0).any():
+    if len(inside) < len(keep_indices) or (slots[inside] < 0).any():
         raise UsageError(
             f"A kept index stands for none of the {arrangement.visual_tokens} visual tokens of a picture of "
             f"{image.width} x {image.height} pixels.",
             "Pass the keep_indices of this picture.",
         )
+    count = arrangement.places.shape[1]
+    passed_on = np.array([], dtype=np.int64)
+    if merged is not None:
+        _check_weights(merged, (keep_indices.size, count))
+        tokens, patches = np.nonzero(merged > 0)
+        passed_on = keep_indices[tokens] // count * count + patches
+    end = tiling.side**2
     whole, *tiles = views(image, tiling, processor, tiled=tiled)
-    drawn = overlay(whole, places[places < end], (tiling.side, tiling.side))
+    kept, mixed = slots[keep_indices], slots[passed_on]
+    drawn = _drawn(whole, kept[kept < end], mixed[(mixed >= 0) & (mixed < end)], (tiling.side, tiling.side))
     if 0 in arrangement.grid:
         return drawn
-    row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a row ends in a newline
+
+    def in_tiles(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a newline ends a row
+        cells: NDArray[np.int64] = row * arrangement.grid[1] + column
+        return cells
+
     canvas = _canvas(tiles, (image.height, image.width), tiling, arrangement.grid)
-    return _side_by_side(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
+    return _side_by_side(drawn, _drawn(canvas, in_tiles(kept), in_tiles(mixed), arrangement.grid))
+
+
+def _check_weights(merged: NDArray[np.float32], shape: tuple[int, int]) -> None:
+    """Refuse merge weights that do not belong to these tokens and patches."""
+    if merged.shape != shape:
+        raise UsageError(
+            f"Weights of shape {list(merged.shape)} do not fit {shape[0]} tokens and {shape[1]} patches.",
+            "Pass the merge weights of one image together with its keep_indices.",
+        )
 
 
 def _canvas(
