@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+import merging_oracles as oracles
 
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning.base import Layout
@@ -57,91 +58,24 @@ def select(pruner, tiles, keep, layout=TILED, valid=None):
     return pruner.select(features[:, 1:], known, keep, layout, mask)
 
 
-# Oracles: each definition in float64, with loops and sorting, sharing no code with the product. Each returns
-# the tokens that it makes of one tile, as (patch, token [Dv], weights [N]), for patches that are no padding.
-
-
-def best(scores, count, among):
-    """Return the indices of the `count` largest, and check that they are clearly larger than the others."""
-    order = sorted(among, key=lambda j: -scores[j])
-    if 0 < count < len(order):
-        assert scores[order[count - 1]] - scores[order[count]] > 1e-7
-    return sorted(order[: max(0, count)])
-
-
 def cls_attention(one):
     rows = [np.exp(head[0].astype(np.float64)) for head in one.logits]
     return np.mean([row / row.sum() for row in rows], axis=0)[1:]
 
 
-def rounded(share, count):
-    return min(count, max(1, math.floor(share * count + Fraction(1, 2))))
-
-
-def cosine(a, b):
-    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-
-
-def token(one, patch, shares):
-    """Return a patch with shares of others."""
-    weights = np.zeros(N)
-    weights[patch] = 1.0
-    for other, share in shares.items():
-        weights[other] += share
-    made = sum(
-        (share * one.features[1 + j].astype(np.float64) for j, share in shares.items()), np.zeros(WIDTH)
-    )
-    return patch, one.features[1 + patch] + made, weights
-
-
-def visionzip(one, keep, tokens=ALL, share=Fraction(27, 32), layout=TILED):
-    if keep == N:
-        return [token(one, j, {}) for j in ALL]
-    dominant = rounded(share, keep)
-    chosen = best(cls_attention(one), dominant - layout.drops_cls, tokens)
-    rest = [j for j in tokens if j not in chosen]
-    contextual = keep - dominant
-    targets = rest[:: max(1, len(rest) // contextual)][:contextual] if contextual else []
+def visionzip(one, keep, layout=TILED, tokens=None, **knobs):
     keys = one.keys.astype(np.float64).mean(axis=0)[1:]
-    joined = {target: [] for target in targets}
-    for j in rest:
-        if targets and j not in targets:
-            joined[best({t: cosine(keys[j], keys[t]) for t in targets}, 1, targets)[0]].append(j)
-    made = [(-1, one.features[0], np.zeros(N))] if layout.drops_cls else []
-    made += [token(one, j, {}) for j in chosen]
-    return made + [token(one, t, dict.fromkeys(js, 1 / max(1, len(js)))) for t, js in joined.items()]
+    cls = one.features[0] if layout.drops_cls else None
+    return oracles.visionzip(one.features[1:], cls_attention(one), keys, keep, tokens, cls=cls, **knobs)
 
 
-def prumerge(one, keep, tokens=ALL, share=Fraction(1, 4), neighbours=32, layout=TILED):
-    if keep == N:
-        return [token(one, j, {}) for j in ALL]
-    attention = cls_attention(one)
-    chosen = best(attention, rounded(share, keep), tokens)
-    rest = [j for j in tokens if j not in chosen]
-    spaced = min(keep - rounded(share, keep), len(rest))
-    chosen += [rest[(2 * i + 1) * len(rest) // (2 * spaced)] for i in range(spaced)]
-    keys = one.keys.astype(np.float64).transpose(1, 0, 2).reshape(N + 1, -1)[1:]
-    made = []
-    for patch in sorted(chosen):
-        others = [j for j in tokens if j != patch]
-        nearest = best({j: cosine(keys[patch], keys[j]) for j in others}, neighbours, others)
-        made.append(token(one, patch, {j: attention[j] for j in nearest}))
-    return made
+def prumerge(one, keep, layout=TILED, tokens=None, **knobs):
+    keys = one.keys.transpose(1, 0, 2).reshape(N + 1, -1)[1:]
+    return oracles.prumerge(one.features[1:], cls_attention(one), keys, keep, tokens, **knobs)
 
 
-def downsample(one, keep, tokens=ALL, layout=TILED):
-    side = math.isqrt(keep)
-    grid = torch.from_numpy(one.features[1:].astype(np.float64)).reshape(SIDE, SIDE, WIDTH).permute(2, 0, 1)
-    pooled = torch.nn.AdaptiveAvgPool2d(side)(grid).permute(1, 2, 0).reshape(keep, WIDTH).numpy()
-    bins = [range(i * SIDE // side, -(-(i + 1) * SIDE // side)) for i in range(side)]
-    made = []
-    for row in range(side):
-        for column in range(side):
-            weights = np.zeros((SIDE, SIDE))
-            weights[np.ix_(bins[row], bins[column])] = 1 / len(bins[row]) / len(bins[column])
-            middle = int((row + 0.5) * SIDE / side) * SIDE + int((column + 0.5) * SIDE / side)
-            made.append((middle, pooled[len(made)], weights.ravel()))
-    return made
+def downsample(one, keep, layout=TILED):
+    return oracles.downsample(one.features[1:], keep)
 
 
 ORACLES = {"downsample": downsample, "prumerge+": prumerge, "visionzip": visionzip}
@@ -149,7 +83,7 @@ ORACLES = {"downsample": downsample, "prumerge+": prumerge, "visionzip": visionz
 
 def check(got, want):
     """Compare the tokens that were made of one tile, and check that the weights say how."""
-    indices, tokens, weights = (np.asarray(part) for part in zip(*want, strict=True))
+    indices, tokens, weights = want
     assert got.indices.tolist() == indices.tolist()
     np.testing.assert_allclose(got.tokens, tokens, atol=1e-5)
     np.testing.assert_allclose(got.weights, weights, atol=1e-6)
@@ -165,7 +99,7 @@ def agrees(pruner, oracle, keep, seed=0, layout=TILED, **knobs):
     assert got.indices.dtype == torch.int64
     assert got.tokens.dtype == got.weights.dtype == torch.float32
     for index, one in enumerate(tiles):
-        check(of_tile(got, index), oracle(one, keep, layout=layout, **knobs))
+        check(of_tile(got, index), oracle(one, keep, layout, **knobs))
 
 
 def test_every_method_that_merges_has_an_oracle():
@@ -284,7 +218,7 @@ def test_padding_changes_no_token(name, keep):
         tokens = tuple(np.flatnonzero(mask).tolist())
         kept = mask[row]
         assert kept.sum() == min(keep, len(tokens))
-        check(of_tile(got, index, torch.from_numpy(kept)), ORACLES[name](one, keep, tokens))
+        check(of_tile(got, index, torch.from_numpy(kept)), ORACLES[name](one, keep, tokens=tokens))
 
 
 def test_tokens_of_half_precision_are_summed_in_float32():
