@@ -21,6 +21,8 @@ __all__ = ["BUILTIN", "load_method", "method_name", "method_names"]
 GROUP = "visprune.pruning_methods"
 
 BUILTIN = {
+    "cdpruner": "visprune.pruning.cdpruner:CDPruner",
+    "dart": "visprune.pruning.dart:Dart",
     "divprune": "visprune.pruning.divprune:DivPrune",
     "downsample": "visprune.pruning.downsample:Downsample",
     "fastervlm": "visprune.pruning.fastervlm:FasterVLM",
@@ -29,6 +31,7 @@ BUILTIN = {
     "fopru-rank": "visprune.pruning.fopru:FoPruRank",
     "fopru-row": "visprune.pruning.fopru:FoPruRow",
     "freepruner": "visprune.pruning.freepruner:FreePruner",
+    "holov": "visprune.pruning.holov:HoloV",
     "none": "visprune.pruning.keep_all:KeepAll",
     "prumerge+": "visprune.pruning.prumerge:PruMergePlus",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from visprune.pruning.base import Merged
 
@@ -28,6 +28,8 @@ __all__ = [
     "top_indices",
     "unless_all",
 ]
+
+State = TypeVar("State")
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -120,15 +122,13 @@ def part(count: int, share: float) -> Tensor:
     return rounded.clamp(min=1.0).minimum(whole)
 
 
-def repeat(
-    step: Callable[[Tensor], tuple[Tensor, Tensor]], state: Tensor, times: int
-) -> tuple[Tensor, Tensor]:
+def repeat(step: Callable[[State], tuple[State, Tensor]], state: State, times: int) -> tuple[State, Tensor]:
     """Apply a step a number of times. In an exported graph this is one Scan, whatever the number.
 
     Args:
-        step: Maps a state to the next state, of the same shape, and an output.
-        state: The state before the first step.
-        times: Number of steps; at least 1, and static.
+        step: Maps a state to the next state, of the same shapes, and an output.
+        state: The state before the first step: a tensor, or a tuple of tensors.
+        times: Number of steps; at least 1; may be symbolic.
 
     Returns:
         The last state, and the outputs [times, ...].
@@ -138,6 +138,7 @@ def repeat(
     if torch.compiler.is_exporting():
         from torch._higher_order_ops.scan import scan
 
+        last: State
         last, outputs = scan(lambda carry, _: step(carry), state, torch.zeros(times))
         return last, outputs
     collected = []

@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import method_oracles
+
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning.base import Layout, VisionPruner
 from visprune.pruning.divprune import DivPrune
@@ -38,6 +40,9 @@ def vision_features(seed, tiles=2):
     return np.random.default_rng(100 + seed).normal(size=(tiles, N, 8)).astype(np.float32)
 
 
+QUESTION = np.random.default_rng(200).normal(size=(7, 8)).astype(np.float32)
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -46,6 +51,8 @@ def softmax(x):
 def signals(pruner, late, early=None, prefix=1):
     """Return the signals that an encoder puts out, from logits of the feature layer and of an earlier one."""
     known = {name: torch.from_numpy(value) for name, value in pruner.constants(LAYOUT).items()}
+    if getattr(pruner, "needs_text", False):
+        known["question_embeds"] = torch.from_numpy(QUESTION)
     for name in pruner.signals:
         signal = SIGNALS[name]
         logits = torch.from_numpy(late if signal.depth == 1 else early)
@@ -160,12 +167,27 @@ def divprune(late, early, features, keep, tokens=ALL):
     return sorted(picked)
 
 
+def dart(late, early, features, keep, tokens=ALL, **knobs):
+    return method_oracles.dart(features, QUESTION, keep, tokens, **knobs)
+
+
+def holov(late, early, features, keep, tokens=ALL, **knobs):
+    return method_oracles.holov(features, np.array(cls_attention(late)), keep, tokens, **knobs)
+
+
+def cdpruner(late, early, features, keep, tokens=ALL, **knobs):
+    return method_oracles.cdpruner(features, QUESTION, keep, tokens, **knobs)
+
+
 ORACLES = {
+    "cdpruner": cdpruner,
+    "dart": dart,
     "divprune": divprune,
     "fastervlm": fastervlm,
     "fopru-rank": fopru_rank,
     "fopru-row": fopru_row,
     "freepruner": freepruner,
+    "holov": holov,
     "none": none,
     "random": random,
     "uniform": uniform,
@@ -294,12 +316,13 @@ def test_divprune_breaks_ties_by_position():
     assert pruner.select(torch.ones(3, 1, 8), {}, 1, Layout(1, (1, 1))).tolist() == [[0]] * 3
 
 
-def test_divprune_sees_projected_tokens():
-    assert DivPrune.projected
-    assert not any(getattr(load_method(name), "projected", False) for name in METHODS if name != "divprune")
+def test_methods_that_compare_tokens_of_the_llm_see_them_projected():
+    found = {name for name in METHODS if getattr(load_method(name), "projected", False)}
+    assert found >= {"cdpruner", "dart", "divprune"}
+    assert not found & {"fastervlm", "fopru-rank", "freepruner", "holov", "random", "uniform", "vispruner"}
 
 
-@pytest.mark.parametrize("name", ["fastervlm", "vispruner"])
+@pytest.mark.parametrize("name", ["fastervlm", "holov", "vispruner"])
 def test_methods_that_need_a_cls_say_what_to_use_instead(name):
     with pytest.raises(UnsupportedError, match=f"{name} scores with the CLS token") as caught:
         load_method(name)().budget(Layout(N, (SIDE, SIDE), has_cls=False))

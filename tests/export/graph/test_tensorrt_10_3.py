@@ -24,11 +24,14 @@ from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.registry import BUILTIN
 
 BEFORE = (
+    "cdpruner",
+    "dart",
     "divprune",
     "downsample",
     "fastervlm",
     "fopru-row",
     "freepruner",
+    "holov",
     "prumerge+",
     "random",
     "uniform",
