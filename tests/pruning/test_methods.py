@@ -26,7 +26,9 @@ SIDE = 6
 N = SIDE * SIDE
 ALL = range(N)
 LAYOUT = Layout(N, (SIDE, SIDE))
-METHODS = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
+BEFORE = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
+ELSEWHERE = ("merges", "resizes")  # see test_merging, and tests/export/test_resize
+METHODS = [name for name in BEFORE if not any(getattr(load_method(name), what, False) for what in ELSEWHERE)]
 
 
 def attention_logits(seed, tiles=2, heads=3, prefix=1):

@@ -27,12 +27,15 @@ BEFORE = (
     "cdpruner",
     "dart",
     "divprune",
+    "downsample",
     "fastervlm",
     "fopru-row",
     "freepruner",
     "holov",
+    "prumerge+",
     "random",
     "uniform",
+    "visionzip",
 )
 ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
