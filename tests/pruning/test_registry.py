@@ -60,7 +60,7 @@ def test_every_built_in_method_keeps_the_protocol(name):
     method = load_method(name)()
     assert isinstance(method, VisionPruner) != isinstance(method, LayerPruner)
     if isinstance(method, VisionPruner):
-        assert method.place == "before the LLM"
+        assert method.place == ("before the encoder" if name == "resize" else "before the LLM")
         assert method.budget(Layout(144, (12, 12))).from_ratio(1.0) == 144
         assert method.positions == "contiguous"
     else:
