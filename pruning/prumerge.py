@@ -18,7 +18,7 @@ rest is our choice.
   a quarter of the centres is chosen by attention. Here Ka = round(attention_share K), 0.25 by default, and
   Ks = K - Ka.
 - Published code appends one more token, the weighted sum of all patches that were not kept. Here it is left
-  out, as in the paper, and the count stays K.
+  out, and the count stays K.
 - Published code reads queries and keys of the last layer, as one head. Here they are of the feature layer,
   behind which no layer is computed, and a[j] is the mean over heads of the softmax probabilities.
 - If K = N, all tokens stay as they are. Equal scores rank by position.

@@ -32,6 +32,12 @@ def test_every_graph_builds(case, tmp_path):
     check(bundle, bundle.manifest.graphs)
 
 
+@pytest.mark.parametrize("method", ["downsample", "prumerge+", "visionzip"])
+def test_methods_that_merge_build(method, tmp_path):
+    bundle = export(output=tmp_path / "bundle", target="rtx", verify=False, method=method)
+    check(bundle, ["vision_encoder", "token_pruner"])
+
+
 @pytest.mark.parametrize("method", ["fastv", FitPrune((6, 0, 0), 16, 0.7)], ids=["last-row", "all-rows"])
 def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
@@ -55,6 +61,7 @@ FAMILIES = {
     "llava-next-row": (NEXT, {"method": "fopru-row"}),
     "llava-next-global": (NEXT, {"method": "fastervlm", "anyres_scope": "global"}),
     "llava-next-vispruner": (NEXT, {"method": "vispruner"}),
+    "llava-next-visionzip": (NEXT, {"method": "visionzip"}),
     "llava-next-freepruner": (NEXT, {"method": "freepruner"}),
     "llava-next-video-rank": (NEXT_VIDEO, {"method": "fopru-rank"}),
     "llava-next-video-divprune": (NEXT_VIDEO, {"method": "divprune"}),
