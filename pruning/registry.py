@@ -31,6 +31,7 @@ BUILTIN = {
     "none": "visprune.pruning.keep_all:KeepAll",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
+    "sparsevlm": "visprune.pruning.sparsevlm:SparseVLM",
     "uniform": "visprune.pruning.uniform:Uniform",
     "vispruner": "visprune.pruning.vispruner:VisPruner",
 }
