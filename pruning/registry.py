@@ -37,6 +37,7 @@ BUILTIN = {
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
     "resize": "visprune.pruning.resize:Resize",
+    "sparsevlm": "visprune.pruning.sparsevlm:SparseVLM",
     "uniform": "visprune.pruning.uniform:Uniform",
     "visionzip": "visprune.pruning.visionzip:VisionZip",
     "vispruner": "visprune.pruning.vispruner:VisPruner",

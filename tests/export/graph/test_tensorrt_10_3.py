@@ -75,15 +75,18 @@ def test_methods_before_the_llm(method, found):
 
 @pytest.mark.parametrize(
     ("method", "graphs"),
-    [("fastv", ("segment_pruner", "decoder_segment_0")), ("pyramiddrop", ("segment_pruner",))],
+    [
+        ("fastv", ("segment_pruner", "decoder_segment_0")),
+        ("pyramiddrop", ("segment_pruner",)),  # scores as fastv does
+        ("sparsevlm", ("embedding", "segment_pruner", "decoder_segment_0")),
+    ],
 )
 def test_methods_inside_the_llm(method, graphs, found):
-    """The two score alike."""
     assert not found({"layers": 3}, *graphs, method=method)
 
 
 def test_no_method_is_forgotten():
-    assert {*BEFORE, "fastv", "pyramiddrop"} | ELSEWHERE == set(BUILTIN)
+    assert {*BEFORE, "fastv", "pyramiddrop", "sparsevlm"} | ELSEWHERE == set(BUILTIN)
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,16 @@ def test_methods_that_merge_build(method, tmp_path):
     check(bundle, ["vision_encoder", "token_pruner"])
 
 
-@pytest.mark.parametrize("method", ["fastv", FitPrune((6, 0, 0), 16, 0.7)], ids=["last-row", "all-rows"])
+@pytest.mark.parametrize(
+    "method",
+    ["fastv", FitPrune((6, 0, 0), 16, 0.7), "sparsevlm"],
+    ids=["last-row", "all-rows", "rows-of-raters"],
+)
 def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
     bundle = export(path, method=method, output=tmp_path / "bundle", target="rtx", verify=False)
-    check(bundle, [name for name in bundle.manifest.graphs if name.startswith(("decoder", "segment"))])
+    wanted = ("decoder", "segment", "embedding")
+    check(bundle, [name for name in bundle.manifest.graphs if name.startswith(wanted)])
 
 
 NEXT = {"family": "llava_next", "text": "mistral"}
