@@ -68,7 +68,7 @@ def found(checkpoint, tmp_path, monkeypatch):
     return find
 
 
-@pytest.mark.parametrize("method", [*BEFORE, FreePruner(mode="count")], ids=str)
+@pytest.mark.parametrize("method", [*BEFORE, FreePruner(combine="votes")], ids=str)
 def test_methods_before_the_llm(method, found):
     assert not found({}, "token_pruner", method=method)
 

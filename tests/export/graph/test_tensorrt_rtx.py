@@ -21,7 +21,7 @@ CASES = {
     "fastv-after-fastervlm": {"method": "fastervlm", "then": "fastv"},
     "pyramiddrop-after-vispruner": {"method": "vispruner", "then": "pyramiddrop"},
     "fitprune-after-divprune": {"method": "divprune", "then": FitPrune((60, 0, 0), 144, 0.7)},
-    "segments-after-freepruner": {"method": FreePruner(mode="count"), "segments": 2},
+    "segments-after-freepruner": {"method": FreePruner(combine="votes"), "segments": 2},
     "merged-after-freepruner": {"method": "freepruner"},
 }
 
