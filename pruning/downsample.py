@@ -6,8 +6,8 @@ In each direction token i is the mean over the patches
     floor(i S / s) .. ceil((i + 1) S / s) - 1,      i = 0 .. s - 1
 
 so that neighbouring tokens share patches where s does not divide S. A token stands for the patch in its
-middle, floor((i + 1/2) S / s). With s = S all tokens stay as they are. The benchmark shows that pooling beats
-many methods; which pooling it takes is not fixed there, and this one is our choice.
+middle, floor((i + 1/2) S / s). With s = S all tokens stay as they are. The definition is
+average pooling of the grid to a smaller one; these bins and the patch in the middle are our choice.
 """
 
 from __future__ import annotations
