@@ -72,8 +72,8 @@ def _observations(row: Row, report: BenchReport, item_size: int) -> list[Observa
         ],
         "decode": [one.per_token for one in row.repetitions],
     }
-    if model.tiling is not None:
-        del spent["vision"]  # how many tiles the pictures had is not in the report
+    if model.tiling is not None or model.pruning.resizes:
+        del spent["vision"]  # how many tiles or patches the tower saw is not in the report
     found = stage_works(model.sizes, tokens, row.new_tokens, row.precision, item_size)
     done: dict[str, StageWork] = {work.stage: work for work in found}
     return [Observation(done[stage], statistics.median(ms) / 1e3) for stage, ms in spent.items()]

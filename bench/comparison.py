@@ -1,4 +1,4 @@
-"""A comparison of bundles: latency, memory and work, beside an unpruned row and rows of random tokens."""
+"""A comparison of bundles: latency, memory and work, beside an unpruned row and the rows of baselines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visprune.bench.lineup import Entry, LineUp, line_up
+from visprune.bench.entries import Entry, LineUp
+from visprune.bench.lineup import line_up
 from visprune.bench.make_bundle import chat_template, checkpoint_of, export_variant
 from visprune.bench.measure.measure import measure
 from visprune.bench.measure.protocol import Contender
@@ -52,8 +53,9 @@ def compare(
 ) -> Comparison:
     """Measure bundles in one run of several rounds, each bundle in its own process.
 
-    An unpruned row, and rows of random tokens at the same budgets, are added if none is given. Bundles that
-    are missing for this are exported into a temporary directory, if their checkpoint can be found.
+    An unpruned row, and rows of random tokens and of smaller pictures at the same budgets, are added if none
+    is given. Bundles that are missing for this are exported into a temporary directory, if their checkpoint
+    can be found.
 
     Args:
         bundles: Their directories. The same one may come twice.

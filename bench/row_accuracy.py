@@ -11,14 +11,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from visprune.bench.lineup import Entry
+from visprune.bench.baselines import baseline_pairs
+from visprune.bench.entries import Entry
 from visprune.bench.report.report import Accuracy, Workload
 from visprune.cores import total_memory, usable_cores
 from visprune.evaluation import evaluate
 from visprune.evaluation.answering import AnswerSettings, Candidate
-from visprune.evaluation.evaluator import answers_depend_on
+from visprune.evaluation.evaluator import AddedRows, answers_depend_on
 from visprune.evaluation.questions import Questions
-from visprune.evaluation.summary import EvaluationRow
+from visprune.evaluation.summary import EvaluationRow, losses
 from visprune.evaluation.workers import Workers
 from visprune.progress import Progress
 
@@ -39,15 +40,16 @@ def row_accuracies(
         progress: Called after each answer.
 
     Returns:
-        The accuracy of each row, and notes about answers that were cut off or missing.
+        The accuracy of each row, and notes: answers that were cut off or missing, and rows that lose to
+        random tokens or to a smaller picture.
 
     Raises:
         VispruneError: As for `visprune.evaluation.evaluate`.
     """
     settings, workers = _settings(entries, work)
-    candidates = [
-        Candidate(Path(one.contender.path), one.contender.ratio, one.contender.keep_tokens) for one in entries
-    ]
+    rows = [one.contender for one in entries]
+    candidates = [Candidate(Path(one.path), one.ratio, one.keep_tokens, one.name) for one in rows]
+    pairs = tuple(baseline_pairs(entries))
     folder.mkdir(exist_ok=True)
     bound_to = json.dumps(answers_depend_on(questions, settings), sort_keys=True)
     name = hashlib.sha256(bound_to.encode()).hexdigest()[:16]
@@ -64,13 +66,14 @@ def row_accuracies(
         workers=workers,
         output=folder / f"{name}.jsonl",
         common=True,
+        baselines=lambda *_: AddedRows(pairs=pairs),
         progress=one_bar,
     )
-    names = [one.contender.name for one in entries]
     about = f"{found.data}, {found.rows[0].figures[0].name}"
     about += "" if work.system is None else f", after the system prompt “{work.system}”"
-    notes = _notes(dict(zip(names, found.rows, strict=True)), questions, settings)
+    notes = _notes(found.rows, questions, settings)
     notes += found.skipped[len(questions.skipped) :]  # those that some row could not be asked
+    notes += losses(found.rows)
     return [_accuracy(row, about) for row in found.rows], notes
 
 
@@ -101,13 +104,13 @@ def _accuracy(row: EvaluationRow, about: str) -> Accuracy:
     )
 
 
-def _notes(rows: dict[str, EvaluationRow], questions: Questions, settings: AnswerSettings) -> list[str]:
+def _notes(rows: Sequence[EvaluationRow], questions: Questions, settings: AnswerSettings) -> list[str]:
     notes = []
     if questions.skipped:
         notes.append(
             f"{len(questions.skipped)} questions could not be used; the first: {questions.skipped[0]}"
         )
-    cut = [f"{name} ({row.cut})" for name, row in rows.items() if row.cut]
+    cut = [f"{row.asked.name} ({row.cut})" for row in rows if row.cut]
     if cut:
         notes.append(f"Answers were cut off at {settings.max_new_tokens} tokens: {', '.join(cut)}.")
     return notes

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from visprune.bench.lineup import Entry, LineUp, method_of, precision_of
+from visprune.bench.entries import Entry, LineUp, method_of, precision_of
 from visprune.bench.measure.measure import Measured, Timed
 from visprune.bench.measure.protocol import Contender, Done
 from visprune.bench.report.report import SCHEMA_VERSION, BenchReport, Flops, Machine, Row, Workload

@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from visprune.bench.baselines import random_tokens, reachable
 from visprune.bench.comparison import Comparison, check_work, measure_rows, pytorch_entries
-from visprune.bench.lineup import Entry, LineUp, entry, random_tokens
-from visprune.bench.report.report import NotMade, Role, Workload
+from visprune.bench.entries import Entry, LineUp, entry
+from visprune.bench.report.report import BASELINES, NotMade, Role, Workload
 from visprune.bench.row_accuracy import row_accuracies
 from visprune.bench.sweep_bundles import FLOATS, SweepBundles, is_fitted
 from visprune.budget import check_ratio
@@ -45,7 +46,7 @@ from visprune.targets import target
 __all__ = ["SweepPlan", "sweep"]
 
 _MARKER = "sweep.json"
-_ALWAYS = ("none", "random")
+_ALWAYS = ("none", *BASELINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class SweepPlan:
     """The combinations of a sweep.
 
     Attributes:
-        methods: Pruning methods. `none` (nothing pruned) and `random` always have rows.
+        methods: Pruning methods. `none` (nothing pruned), `random` and `resize` always have rows.
         ratios: Fractions kept, in (0, 1]; for fitprune fractions of the visual work. 1 is the same row for
             all methods.
         precisions: Any of fp32, fp16, int8, int8-dynamic, fp8, int4.
@@ -230,14 +231,26 @@ def _add_rows(rows: LineUp, bundles: SweepBundles, plan: SweepPlan, precision: s
             pruned += _try(rows, bundles, wanted)
     if not plan.pruned:
         return
-    wanted = _Wanted(f"random, {precision}", "random", precision, "random", plan.pruned[0])
+    equal = {random_tokens(one.manifest, one.keep) for one in pruned}
+    for method in BASELINES:
+        if equal or method in plan.methods:
+            _add_baseline(
+                rows, bundles, plan, _Wanted(f"{method}, {precision}", method, precision, method), equal
+            )
+
+
+def _add_baseline(
+    rows: LineUp, bundles: SweepBundles, plan: SweepPlan, wanted: _Wanted, equal: Set[int]
+) -> None:
+    """Add the rows of a baseline, at the budgets `equal` of other rows; if asked for, at all ratios too."""
     for one in _try(rows, bundles, wanted):
         rows.entries.remove(one)
         budget = one.manifest.pruning.budget
-        asked = [budget.from_ratio(ratio) for ratio in plan.pruned] if "random" in plan.methods else []
-        counts = {*asked, *(random_tokens(other.manifest, other.keep) for other in pruned)}
+        asked = plan.pruned if wanted.method in plan.methods else ()
+        counts = {reachable(budget, count) for count in equal} | {budget.from_ratio(r) for r in asked}
         for count in sorted(counts, reverse=True):
-            name = f"random {100 * count / budget.visual_tokens:.3g}%, {precision}"
+            share = f"{100 * count / budget.visual_tokens:.3g}%"
+            name = f"{wanted.method} {share}, {wanted.precision}"
             contender = replace(one.contender, name=name, keep_tokens=count, ratio=None)
             rows.entries.append(replace(one, contender=contender))
 

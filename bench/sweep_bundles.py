@@ -59,7 +59,7 @@ class SweepBundles:
         if is_fitted(method):
             name = f"{method}-{ratio:g}"
         else:  # serves any ratio, but a method inside the LLM must be exported with one that prunes
-            inside = load_method(method).place != "before the LLM"
+            inside = load_method(method).place == "inside the LLM"
             name, ratio = method, self.pruned[0] if inside else 1.0
         if precision in FLOATS:
             return self._once(name, precision, lambda place: self._export(place, method, precision, ratio))

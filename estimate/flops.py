@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from visprune.errors import UsageError
-from visprune.estimate.token_schedule import Schedule, count_tokens
+from visprune.estimate.token_schedule import Schedule, TokenCounts, count_tokens
 from visprune.units import ITEM_SIZE
 from visprune.work import Convention, LayerWork, Shapes
 
@@ -170,10 +170,12 @@ def savings(
     full, schedule = all_of_it.schedule, found.schedule
     convention = convention or shapes.convention
     layer = LayerWork(shapes.hidden_size, shapes.intermediate_size, convention)
-    around = found.tiles * (patch_embedding_macs(shapes) + tower_macs(shapes)) + head_macs(shapes)
 
-    def model(schedule: Schedule, projected: int) -> int:
-        return around + projector_macs(shapes, projected) + schedule.plus(text_tokens).macs(layer)
+    def model(counts: TokenCounts) -> int:
+        seen = shapes.with_patches(counts.patches)
+        tower = counts.tiles * (patch_embedding_macs(seen) + tower_macs(seen))
+        decoder = counts.schedule.plus(text_tokens).macs(layer) + head_macs(shapes)
+        return tower + projector_macs(shapes, counts.projected) + decoder
 
     def counted(unpruned: int, pruned: int) -> Saving:
         return Saving(in_unit(unpruned, unit), in_unit(pruned, unit))
@@ -188,6 +190,6 @@ def savings(
         text_tokens=text_tokens,
         visual=counted(full.macs(layer), schedule.macs(layer)),
         sequence=counted(full.plus(text_tokens).macs(layer), schedule.plus(text_tokens).macs(layer)),
-        model=counted(model(full, all_of_it.projected), model(schedule, found.projected)),
+        model=counted(model(all_of_it), model(found)),
         cache_bytes=Saving(full.cache_bytes(*cache), schedule.cache_bytes(*cache)),
     )

@@ -63,7 +63,7 @@ def footprint(
     sizes: ModelSizes, tokens: TokenCounts, new_tokens: int, precision: str, item_size: int
 ) -> Footprint:
     """Compute the memory of a model with its prompt and answer; arguments as of `roofline.stage_works`."""
-    shapes, per_weight = sizes.shapes, weight_bytes(precision, item_size)
+    shapes, per_weight = sizes.shapes.with_patches(tokens.patches), weight_bytes(precision, item_size)
     patches = shapes.patch_values * shapes.vision_hidden_size
     stages = (  # rows, width, width of the MLP
         (tokens.tiles * shapes.vision_tokens, shapes.vision_hidden_size, shapes.vision_intermediate_size),

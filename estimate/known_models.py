@@ -77,7 +77,7 @@ def _known(name: str, tower: _Tower, llm: _Llm, tiling: Tiling | None = None) ->
     )
     return UnprunedModel(
         ModelSizes(name, shapes, llm.kv_heads, llm.head_dim, llm.context),
-        Features((tower.layers,), tower.prefix, tower.prefix, side, tower.size, 3, tiling),
+        Features((tower.layers,), tower.prefix, tower.prefix, side, tower.size, _PATCH, 3, tiling),
     )
 
 

@@ -177,14 +177,17 @@ def make_plan(model: PrunedModel, device: PlannedDevice, precision: str, prompt:
         usable=device.usable,
         stages=tuple(stages),
         findings=_findings(stages, device, precision),
-        sources=device.sources,
+        sources=(*model.notes, *device.sources),
     )
 
 
 def _findings(stages: Sequence[StagePlan], device: PlannedDevice, precision: str) -> tuple[str, ...]:
     vision, projector, prefill, token = stages
     share = vision.expected_ms / (vision.expected_ms + projector.expected_ms + prefill.expected_ms)
-    found = [f"The vision tower is {share:.0%} of the time to the first token; pruning does not shorten it."]
+    found = [
+        f"The vision tower is {share:.0%} of the time to the first token; of all methods, resize alone "
+        "shortens it."
+    ]
     if prefill.binds == "FLOPs":
         found.append("The prefill is compute-bound: fewer visual tokens shorten it.")
     else:

@@ -15,7 +15,7 @@ from visprune.export.models.parts import Features
 from visprune.export.scope import layer_pruning_for, pruning_for
 from visprune.manifest import LayerPruning, Manifest, Pruning
 from visprune.pruning.fitprune import FitPrune
-from visprune.pruning.recipe import read_recipe
+from visprune.pruning.published import PublishedRecipe, open_recipe
 from visprune.runtime.vision.kept_tokens import Keep, keep_for
 from visprune.targets import WIDTHS
 from visprune.tiling import Tiling
@@ -85,6 +85,7 @@ class PrunedModel:
         pruning: Pruning before the LLM.
         inside: Pruning inside the LLM; None if there is none.
         precision: Precision of a bundle, where all its parts have the same; None where it is to be chosen.
+        notes: What is assumed about the pruning.
     """
 
     sizes: ModelSizes
@@ -92,6 +93,7 @@ class PrunedModel:
     pruning: Pruning
     inside: LayerPruning | None
     precision: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def kept(self) -> str:
@@ -126,7 +128,7 @@ class PrunedModel:
         layers, keep = self.sizes.shapes.num_layers, self.pruning.keep_tokens
         found = count_tokens(layers, self.pruning, self.inside, self.tiling, keep=keep, size=size)
         schedule = found.schedule.plus(text_tokens)
-        return TokenCounts(found.tiles, found.projected, found.entering + text_tokens, schedule)
+        return replace(found, entering=found.entering + text_tokens, schedule=schedule)
 
 
 def bundle_model(
@@ -177,17 +179,20 @@ def prune(model: UnprunedModel, options: ExportOptions) -> PrunedModel:
     methods, sizes = options.methods(), model.sizes
     pruning = pruning_for(methods, model.features)
     inside = None
+    notes: list[str] = []
     if methods.inside is not None and methods.inside_asked is not None:
         layers, pruner = sizes.shapes.num_layers, methods.inside
+        entering = pruning.keep_tokens + pruning.always_kept
         if isinstance(pruner, FitPrune) and not pruner.scheme:
             if options.recipe is None:
                 raise UsageError(
                     "How many tokens fitprune deletes at each layer is in its recipe, and none is given.",
                     "Fit one with `visprune fit`, and give it with --recipe.",
                 )
-            recipe = read_recipe(options.recipe)
-            recipe.check_model(weights_sha256=recipe.weights_sha256, num_layers=layers, name=sizes.name)
-            pruner = FitPrune(recipe.scheme, recipe.visual_tokens, recipe.exported_ratio(recipe.scheme))
-        entering = pruning.keep_tokens + pruning.always_kept
+            recipe = open_recipe(options.recipe)
+            recipe.check_layers(layers, sizes.name)
+            if isinstance(recipe, PublishedRecipe):
+                notes.append(recipe.note(sizes.name, entering if model.features.tiling is None else None))
+            pruner = recipe.pruner()
         inside = layer_pruning_for(pruner, methods.inside_asked, layers, entering)
-    return PrunedModel(sizes, model.features.tiling, pruning, inside)
+    return PrunedModel(sizes, model.features.tiling, pruning, inside, notes=tuple(notes))

@@ -125,8 +125,9 @@ def stage_works(
     """
     shapes, schedule = sizes.shapes, tokens.schedule
     width, per_weight = shapes.hidden_size, weight_bytes(precision, item_size)
-    seen = tokens.tiles * 2 * shapes.vision_layers * shapes.vision_tokens**2 * shapes.vision_hidden_size
-    encoded = tokens.tiles * (patch_embedding_macs(shapes) + tower_macs(shapes)) - seen
+    tower = shapes.with_patches(tokens.patches)
+    seen = tokens.tiles * 2 * tower.vision_layers * tower.vision_tokens**2 * tower.vision_hidden_size
+    encoded = tokens.tiles * (patch_embedding_macs(tower) + tower_macs(tower)) - seen
 
     layer, head = sizes.layer_weights, head_macs(shapes)
     before = width * (width + 2 * sizes.num_kv_heads * sizes.head_dim)  # queries, keys and values

@@ -120,12 +120,14 @@ class TokenCounts:
         projected: Tokens that go through the projector.
         entering: Tokens that enter the LLM.
         schedule: Tokens that each layer of the LLM works on.
+        patches: Patches of a tile in the vision tower, if images are made smaller before it; None: its own.
     """
 
     tiles: int
     projected: int
     entering: int
     schedule: Schedule
+    patches: int | None = None
 
 
 def count_tokens(
@@ -156,7 +158,8 @@ def count_tokens(
         InputError: An image is too elongated for the model.
         UsageError: A ratio is asked of a recipe, or is outside (0, 1].
     """
-    shown = None if tiling is None else arrange(size or largest_size(tiling), tiling)
+    arranged = before.arranged(tiling, keep)
+    shown = None if arranged is None else arrange(size or largest_size(arranged), arranged)
     entering = images * Keep(keep).sequence_length(before, shown)
     newlines = images * (0 if shown is None else len(shown.newline_places))
     whole = images * Keep(before.budget.visual_tokens).sequence_length(before, shown)
@@ -169,4 +172,5 @@ def count_tokens(
         projected=(whole if before.projects_all else entering) - newlines,
         entering=entering,
         schedule=schedule,
+        patches=keep if before.resizes else None,
     )

@@ -12,7 +12,8 @@ ledger          the file of answers, from which an interrupted run continues
 answer_text     normal forms of a text, and the letter or the yes or no in it
 metrics         whether an answer is right
 intervals       95% intervals
-summary         the figures of all bundles
+figures         figures with their intervals, from judged answers
+summary         the results of all bundles, compared
 evaluator       the evaluation as a whole
 """
 

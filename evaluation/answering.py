@@ -32,11 +32,13 @@ class Candidate:
         path: Directory of the bundle.
         ratio: Fraction of visual tokens to keep, as in `Pipeline.generate`.
         keep_tokens: Visual tokens of one tile to keep, as in `Pipeline.generate`.
+        label: The name in tables, for a bundle that no user named.
     """
 
     path: Path
     ratio: float | None = None
     keep_tokens: int | None = None
+    label: str | None = None
 
     @classmethod
     def parse(cls, text: str | Path) -> Candidate:
@@ -51,7 +53,9 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The name in tables: the path as the user gave it, with the ratio or the number of tokens."""
+        """The name in tables: the label, or else the path as given, with the ratio or the count."""
+        if self.label is not None:
+            return self.label
         if self.keep_tokens is not None:
             return f"{self.path}, {self.keep_tokens} tokens"
         return str(self.path) if self.ratio is None else f"{self.path}@{self.ratio:g}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
 from visprune.evaluation.answering import Answer, AnswerJob, AnswerSettings, Candidate, identity
+from visprune.evaluation.asking import Ask
 from visprune.evaluation.formats import read_questions
 from visprune.evaluation.ledger import Ledger
 from visprune.evaluation.questions import Question, Questions, check
@@ -21,10 +22,30 @@ from visprune.runtime.reading import check_texts
 from visprune.verified import verify
 from visprune.version import __version__
 
-__all__ = ["answers_depend_on", "asked_of_all", "evaluate"]
+__all__ = ["AddedRows", "Baselines", "answers_depend_on", "asked_of_all", "evaluate"]
 
 _DEFAULTS = AnswerSettings()
 _AS_MANY_AS_FIT = Workers()
+
+
+@dataclass(frozen=True, slots=True)
+class AddedRows:
+    """Candidates that are asked beside those of a user, and which of all are compared at equal counts.
+
+    Attributes:
+        candidates: The added ones; each has a label.
+        pairs: Positions of a candidate and of a baseline with as many tokens, among the given candidates
+            followed by the added ones.
+        notes: Sentences about candidates that were added, or that could not be.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Baselines = Callable[[Sequence[Candidate], Sequence[Bundle]], AddedRows]
+"""Adds baselines to the given candidates, whose opened bundles it takes too."""
 
 
 def evaluate(  # noqa: PLR0913 - the options of a run
@@ -37,6 +58,8 @@ def evaluate(  # noqa: PLR0913 - the options of a run
     strict: bool = False,
     common: bool = False,
     force: bool = False,
+    baselines: Baselines | None = None,
+    announce: Callable[[Mapping[str, int]], None] | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Ask bundles questions with known answers.
@@ -54,6 +77,10 @@ def evaluate(  # noqa: PLR0913 - the options of a run
         strict: Whether to stop at the first question that cannot be used or asked.
         common: Whether all bundles are judged by the questions that each of them could be asked.
         force: Whether to start the file of answers anew.
+        baselines: Adds candidates to compare with. It is called when everything else has been checked,
+            because making bundles may take long.
+        announce: Called before the first question with the number of questions that each candidate, by its
+            name, will be asked.
         progress: Called after each answer, with the name of the bundle.
 
     Raises:
@@ -71,40 +98,80 @@ def evaluate(  # noqa: PLR0913 - the options of a run
     candidates = [one if isinstance(one, Candidate) else Candidate.parse(one) for one in bundles]
     if not candidates:
         raise UsageError("There is no bundle to evaluate.", "Name at least one directory.")
+    asked = _prepared(candidates, questions, settings)
+    with Ledger(output, answers_depend_on(questions, settings), force=force) as ledger:
+        for one in asked:
+            ledger.begin(one.candidate.name, one.job.identity)
+        added = baselines(candidates, [one.bundle for one in asked]) if baselines else AddedRows()
+        for one in _prepared(added.candidates, questions, settings):
+            # Such a bundle is made anew for each run, so another one of that name is no mistake.
+            ledger.begin(f"{one.candidate.name}, bundle {one.job.identity[:12]}", one.job.identity)
+            asked.append(one)
+        missing = {
+            one.job.identity: len(_to_ask(questions, ledger.answers(one.job.identity), strict=strict))
+            for one in asked
+        }
+        if any(missing.values()):
+            if announce:
+                names = {one.job.identity: one.candidate.name for one in reversed(asked)}
+                announce({names[key]: count for key, count in missing.items()})
+            largest = max(sum(file.size for file in one.bundle.manifest.files.values()) for one in asked)
+            with open_workers(workers, [one.job for one in asked], max(missing.values()), largest) as ask:
+                for one in asked:
+                    _ask(ask, one, questions, ledger, strict=strict, progress=progress)
+        answers = [ledger.answers(one.job.identity) for one in asked]
+        found = summarise(
+            asked_of_all(questions, answers) if common else questions,
+            [_evaluated(one.candidate, one.bundle) for one in asked],
+            answers,
+            added.pairs,
+        )
+        return replace(found, notes=(*found.notes, *added.notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A candidate with its opened bundle and the job of its workers."""
+
+    candidate: Candidate
+    bundle: Bundle
+    job: AnswerJob
+
+
+def _prepared(
+    candidates: Sequence[Candidate], questions: Questions, settings: AnswerSettings
+) -> list[_Asked]:
+    """Open the bundles of candidates, and check them.
+
+    Raises:
+        BundleError, InputError, UsageError: As for `evaluate`.
+    """
     opened = [Bundle.open(one.path) for one in candidates]
     for bundle in opened:
         check_texts(bundle, system=settings.system)
-    jobs = [
-        AnswerJob(
-            replace(one, path=one.path.resolve()), identity(bundle, one), questions.instruction, settings
-        )
-        for one, bundle in zip(candidates, opened, strict=True)
-    ]
+    found = []
+    for one, bundle in zip(candidates, opened, strict=True):
+        placed = replace(one, path=one.path.resolve())
+        job = AnswerJob(placed, identity(bundle, one), questions.instruction, settings)
+        found.append(_Asked(one, bundle, job))
     for bundle in opened:
         verify(bundle)  # once, and not by every worker
-    with Ledger(output, answers_depend_on(questions, settings), force=force) as ledger:
-        for one, job in zip(candidates, jobs, strict=True):
-            ledger.begin(one.name, job.identity)
-        most = max(len(_to_ask(questions, ledger.answers(job.identity), strict=strict)) for job in jobs)
-        if most:
-            largest = max(sum(file.size for file in bundle.manifest.files.values()) for bundle in opened)
-            with open_workers(workers, jobs, most, largest) as ask:
-                for one, job in zip(candidates, jobs, strict=True):
-                    # Two candidates may be the same bundle: then only the first is asked.
-                    missing = _to_ask(questions, ledger.answers(job.identity), strict=strict)
-                    total = len(questions.usable)
-                    progress(one.name, total - len(missing), total)
-                    for done, found in enumerate(ask(job, missing), total - len(missing) + 1):
-                        if strict and found.error is not None:
-                            raise _cannot_be_asked(questions, found)
-                        ledger.add(job.identity, found)
-                        progress(one.name, done, total)
-        answers = [ledger.answers(job.identity) for job in jobs]
-        return summarise(
-            asked_of_all(questions, answers) if common else questions,
-            [_evaluated(one, bundle) for one, bundle in zip(candidates, opened, strict=True)],
-            answers,
-        )
+    return found
+
+
+def _ask(
+    ask: Ask, one: _Asked, questions: Questions, ledger: Ledger, *, strict: bool, progress: Progress
+) -> None:
+    """Ask one candidate the questions that it has not answered, and keep its answers."""
+    name, total = one.candidate.name, len(questions.usable)
+    # Two candidates may be the same bundle: then only the first is asked.
+    missing = _to_ask(questions, ledger.answers(one.job.identity), strict=strict)
+    progress(name, total - len(missing), total)
+    for done, found in enumerate(ask(one.job, missing), total - len(missing) + 1):
+        if strict and found.error is not None:
+            raise _cannot_be_asked(questions, found)
+        ledger.add(one.job.identity, found)
+        progress(name, done, total)
 
 
 def answers_depend_on(questions: Questions, settings: AnswerSettings) -> dict[str, Any]:

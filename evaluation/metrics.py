@@ -1,6 +1,6 @@
 """Metrics: how an answer is judged.
 
-A metric is one function and one line in `METRICS`; the figures of all answers are in `summary`.
+A metric is one function and one line in `METRICS`; the figures of all answers are in `figures`.
 
 Every metric judges the text of an answer alone. Why generation ended is not asked: an answer that the limit
 of new tokens cut off right after the correct text counts as right. The scripts of VQA and POPE judge so too,

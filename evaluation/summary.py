@@ -1,41 +1,17 @@
-"""The figures of an evaluation with their 95% intervals, and each bundle compared with a baseline."""
+"""The results of an evaluation: figures of each bundle, compared with the unpruned one and with baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
 from visprune.errors import InputError
-from visprune.evaluation.answer_text import plain
 from visprune.evaluation.answering import Answer
-from visprune.evaluation.intervals import bootstrap, paired, wilson
-from visprune.evaluation.metrics import Judgement, Metric, metric_named
-from visprune.evaluation.questions import Question, Questions
+from visprune.evaluation.figures import Figure, Judgements, agreement, difference, figures_of
+from visprune.evaluation.metrics import Metric, metric_named
+from visprune.evaluation.questions import Questions
 
-__all__ = ["EvaluatedBundle", "Evaluation", "EvaluationRow", "Figure", "summarise"]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A share between 0 and 1, or a difference of two, with its interval.
-
-    Attributes:
-        name: Name of the figure.
-        value: The share or the difference.
-        low: Lower end of its 95% interval.
-        high: Upper end of its 95% interval.
-        interval: Method by which the interval was computed; see `intervals`.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    interval: Literal["wilson", "bonett-price", "bootstrap"]
+__all__ = ["EqualCount", "EvaluatedBundle", "Evaluation", "EvaluationRow", "losses", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +30,22 @@ class EvaluatedBundle:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualCount:
+    """A bundle compared with a baseline that keeps as many tokens, or gives the LLM as much work.
+
+    Attributes:
+        name: Name of the baseline's row.
+        difference: The first figure of the bundle minus that of the baseline, over the questions that both
+            answered.
+        loses: Whether the whole interval of the difference is below 0.
+    """
+
+    name: str
+    difference: Figure
+    loses: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRow:
     """The results of one bundle.
 
@@ -67,6 +59,7 @@ class EvaluationRow:
         agreement: Share of these questions that both answered alike, right or wrong. None for the baseline.
         cut: Number of answers that the limit of new tokens cut off.
         errors: For each question that could not be asked, its place and the reason.
+        equal_counts: Comparisons with baselines that keep as many tokens.
     """
 
     asked: EvaluatedBundle
@@ -77,6 +70,7 @@ class EvaluationRow:
     agreement: Figure | None
     cut: int
     errors: tuple[str, ...]
+    equal_counts: tuple[EqualCount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +97,13 @@ class Evaluation:
 
 
 Answers = Mapping[str, Answer]
-Judgements = dict[str, Judgement]
 
 
 def summarise(
-    questions: Questions, asked: Sequence[EvaluatedBundle], answers: Sequence[Answers]
+    questions: Questions,
+    asked: Sequence[EvaluatedBundle],
+    answers: Sequence[Answers],
+    pairs: Sequence[tuple[int, int]] = (),
 ) -> Evaluation:
     """Judge the answers of each bundle, and compute the figures.
 
@@ -115,6 +111,7 @@ def summarise(
         questions: The questions.
         asked: The bundles.
         answers: For each bundle its answers, by the keys of the questions.
+        pairs: Positions of a bundle and of a baseline that keeps as many tokens, to compare them too.
 
     Raises:
         InputError: A bundle could not be asked any question.
@@ -126,6 +123,10 @@ def summarise(
         _row(questions, metric, one, found, mine, None if index == first else judged[first])
         for index, (one, found, mine) in enumerate(zip(asked, answers, judged, strict=True))
     ]
+    for index, other in pairs:
+        if (found := difference(metric, judged[index], judged[other])) is not None:
+            equal = EqualCount(asked[other].name, found, loses=found.high < 0)
+            rows[index] = replace(rows[index], equal_counts=(*rows[index].equal_counts, equal))
     return Evaluation(
         questions.name,
         metric.name,
@@ -133,8 +134,22 @@ def summarise(
         questions.skipped,
         asked[first].name,
         tuple(rows),
-        _notes(asked, first),
+        (*_notes(asked, first), *losses(rows)),
     )
+
+
+def losses(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Return a sentence for each bundle that a baseline with as many tokens beats."""
+    found = []
+    for row in rows:
+        for other in row.equal_counts:
+            if other.loses:
+                by = other.difference
+                found.append(
+                    f"{row.asked.name} loses to {other.name}: {row.figures[0].name} differs by "
+                    f"{by.value:+.3f} ({by.low:+.3f} to {by.high:+.3f})."
+                )
+    return found
 
 
 def _judged(questions: Questions, metric: Metric, asked: EvaluatedBundle, answers: Answers) -> Judgements:
@@ -161,78 +176,18 @@ def _row(
     baseline: Judgements | None,
 ) -> EvaluationRow:
     usable = [question for question in questions.usable if question.key in judged]
-    scores = [judged[question.key].score for question in usable]
-    figures = [_mean(metric, scores), *(_yes_no_figures(usable, judged) if metric.name == "yes-no" else ())]
     found = [answers[question.key] for question in usable]
     seen = sum(answer.visual_tokens for answer in found)
-    difference, agreement = _compared(metric, judged, baseline) if baseline else (None, None)
     return EvaluationRow(
         asked,
         len(usable),
         sum(answer.tokens_kept for answer in found) / max(1, seen),
-        tuple(figures),
-        difference,
-        agreement,
+        figures_of(metric, usable, judged),
+        difference(metric, judged, baseline) if baseline else None,
+        agreement(judged, baseline) if baseline else None,
         sum(answer.finish_reason == "length" for answer in found),
         tuple(f"{q.where}: {answers[q.key].error}" for q in questions.usable if q.key not in judged),
     )
-
-
-def _mean(metric: Metric, scores: Sequence[float]) -> Figure:
-    if metric.binary:
-        return _share(metric.title, int(sum(scores)), len(scores))
-    return Figure(
-        metric.title, float(np.mean(scores)), *bootstrap([round(s, 6) for s in scores], _means), "bootstrap"
-    )
-
-
-def _share(name: str, right: int, of: int) -> Figure:
-    return Figure(name, right / of, *wilson(right, of), "wilson")
-
-
-def _means(kinds: list[float], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = drawn @ np.array(kinds) / drawn.sum(axis=1)
-    return means
-
-
-def _compared(
-    metric: Metric, judged: Judgements, baseline: Judgements
-) -> tuple[Figure | None, Figure | None]:
-    both = [key for key in judged if key in baseline]
-    if not both:
-        return None, None
-    changes = [judged[key].score - baseline[key].score for key in both]
-    mean = float(np.mean(changes))
-    if metric.binary:
-        ends = paired(changes.count(1.0), changes.count(-1.0), len(changes))
-        difference = Figure("difference", mean, *ends, "bonett-price")
-    else:
-        ends = bootstrap([round(change, 6) for change in changes], _means)
-        difference = Figure("difference", mean, *ends, "bootstrap")
-    same = sum(judged[key].said == baseline[key].said for key in both)
-    return difference, _share("agreement", same, len(both))
-
-
-def _yes_no_figures(usable: Sequence[Question], judged: Judgements) -> list[Figure]:
-    """Return precision, recall and F1 of "yes", and the share of "yes" (Li et al., POPE, EMNLP 2023)."""
-    pairs = [(plain(question.answers[0]), judged[question.key].said) for question in usable]
-    hit, false, missed = (pairs.count(pair) for pair in (("yes", "yes"), ("no", "yes"), ("yes", "no")))
-    figures = []
-    if hit + false:
-        figures.append(_share("precision", hit, hit + false))
-    if hit + missed:
-        figures.append(_share("recall", hit, hit + missed))
-    if hit + false + missed:
-        value = 2 * hit / (2 * hit + false + missed)
-        figures.append(Figure("F1", value, *bootstrap(pairs, _f1), "bootstrap"))
-    return [*figures, _share("yes ratio", hit + false, len(pairs))]
-
-
-def _f1(kinds: list[tuple[str, str]], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    hits = drawn @ np.array([kind == ("yes", "yes") for kind in kinds], dtype=np.int64)
-    wrong = drawn @ np.array([kind[0] != kind[1] for kind in kinds], dtype=np.int64)
-    f1: NDArray[np.float64] = 2 * hits / np.maximum(1, 2 * hits + wrong)
-    return f1
 
 
 def _notes(asked: Sequence[EvaluatedBundle], first: int) -> tuple[str, ...]:

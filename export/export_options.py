@@ -14,6 +14,7 @@ from visprune.options import Option, documented
 from visprune.pruning.base import LayerPruner, VisionPruner
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.keep_all import KeepAll
+from visprune.pruning.published import open_recipe
 from visprune.pruning.registry import load_method, method_name
 from visprune.targets import DTYPES, TARGETS
 
@@ -69,7 +70,11 @@ class ExportOptions(CheckpointOptions):
         Option("A method inside the LLM after one before it: fastv:0.5.", metavar="NAME[:RATIO]"),
     ] = None
     recipe: Annotated[
-        str | Path | None, Option("For fitprune: what `visprune fit` wrote.", metavar="FILE")
+        str | Path | None,
+        Option(
+            "For fitprune: what `visprune fit` wrote, or published:NAME, see `visprune methods --recipes`.",
+            metavar="FILE",
+        ),
     ] = None
     calibration: FitSamples = None
     max_prune_points: MaxPrunePoints = None
@@ -171,13 +176,16 @@ class ExportOptions(CheckpointOptions):
             clash += ["--ratio" if self.then is None else "the ratio of --then"] if asked.ratio else []
             if clash:
                 raise UsageError(
-                    f"A recipe is fitted already, so {clash[0]} cannot change it.",
-                    "Leave that out, or fit another recipe with `visprune fit`.",
+                    f"A recipe that exists is fitted already, so {clash[0]} cannot change it.",
+                    f"Leave {clash[0]} out, or fit another recipe: "
+                    "visprune fit MODEL --ratio R --max-prune-points G.",
                 )
+            if self.recipe is not None:
+                open_recipe(self.recipe)  # refused before a model is looked for
         elif asked.ratio is None:
             raise UsageError(
                 "fitprune needs a recipe, or a ratio to fit one for.",
-                "Give --recipe FILE from `visprune fit`, or "
+                "Give --recipe FILE from `visprune fit`, --recipe published:NAME, or "
                 + ("--ratio R." if self.then is None else "write --then fitprune:R."),
             )
 

@@ -145,8 +145,10 @@ def prepare(
         scope = check_resources(checkpoint, dtype, destination, settings.verify, text.model_type)
         if announce is not None:
             announce(expected(checkpoint, scope, fits=settings.needs_fit(methods)))
-    tokens = keep + features.always_kept
-    inside = decide(methods, settings, checkpoint, config, tokens, None if dry else progress)
+    inside = decide(methods, settings, checkpoint, config, features, keep, None if dry else progress)
+    if not dry:
+        for said in inside.notes:
+            _log.warning(said)
     job = ExportJob(
         checkpoint=checkpoint,
         config=config,

@@ -22,6 +22,7 @@ from visprune.export.export_options import ExportOptions
 from visprune.export.exporter import prepare
 from visprune.manifest import Scope
 from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.pruning.recipe import Recipe
 from visprune.runtime.vision.kept_tokens import Keep
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def _notes(job: ExportJob) -> list[str]:
             "The recipe is fitted when the weights are read: it decides how many tokens stay after which "
             "layers, and so how many segments the decoder is cut into. Their sizes add up to the one given."
         )
-    if job.inside.recipe is not None:
+    notes += job.inside.notes
+    if isinstance(job.inside.recipe, Recipe):
         notes.append("Whether the recipe was fitted on these weights shows when they are read.")
     return notes
 

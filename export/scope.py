@@ -14,6 +14,7 @@ from visprune.errors import UnsupportedError, UsageError
 from visprune.export.export_options import MethodRequest, Methods
 from visprune.export.models.parts import Features
 from visprune.manifest import LayerPruning, Pruning
+from visprune.manifest_pruning import Resizing
 from visprune.pruning.base import LayerPruner
 from visprune.pruning.signals import SIGNALS
 from visprune.runtime.vision.arrangement import arrange
@@ -42,11 +43,19 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
             "This model takes the patch embeddings as features: there is no attention layer to score with.",
             "Use a method without scores: uniform or random.",
         )
+    if getattr(pruner, "resizes", False) and not features.resizable:
+        raise UnsupportedError(
+            f"{asked.name} makes images smaller, and this vision tower takes one size only.",
+            "Use downsample, which makes the grid of its features smaller.",
+        )
     budget = budget_for(methods, features, scope)
     if asked.keep_tokens is not None:
         keep = count_for(budget, asked.keep_tokens, features.tiling)
     else:
         keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
+    resizing = None
+    if getattr(pruner, "resizes", False):
+        resizing = Resizing(features.image_size, features.patch_size)
     return Pruning(
         method=asked.name,
         options=_knobs(pruner),
@@ -59,7 +68,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         projects_all=bool(getattr(pruner, "projected", False)),
         needs_text=bool(getattr(pruner, "needs_text", False)),
         merges=bool(getattr(pruner, "merges", False)),
-        resizes=bool(getattr(pruner, "resizes", False)),
+        resizing=resizing,
     )
 
 
@@ -75,7 +84,7 @@ def check_room(pruning: Pruning, features: Features, room: int, window: int | No
     Raises:
         UnsupportedError: The smallest image leaves no room for a question.
     """
-    tiling = features.tiling
+    tiling = pruning.arranged(features.tiling, pruning.keep_tokens)
     smallest = arrange((tiling.tile_size, tiling.tile_size), tiling) if tiling else None
     tokens = Keep(pruning.keep_tokens).sequence_length(pruning, smallest)
     if tokens + _QUESTION > room:

@@ -9,9 +9,9 @@ the picks make the smallest distance within the kept set large, greedily:
     first pick   argmax over j of min over i != j of d(i, j)
     next pick    argmax over j not picked of min over picked p of d(p, j)      K - 1 times
 
-The order of the picks does not depend on K. A graph computes the whole order, N steps of O(N), and keeps the
-first K picks. Among equal distances the first token in reading order wins. Two tokens that are each other's
-nearest tie by definition, so distances are made exactly symmetric.
+A graph makes the picks in a loop of K steps, each of O(N). Among equal distances the first token in reading
+order wins. Two tokens that are each other's nearest tie by definition, so distances are made exactly
+symmetric.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ class DivPrune(TokenMethod):
             return nearest.minimum(rows.index_select(0, index + start)), index.float()
 
         # This runs one step more than needed, which saves a special case for a single token.
-        _, rest = repeat(
-            pick, rows.index_select(0, first + start), count
-        )  # [N, T] float32, as a Scan wants it
-        order = torch.cat([first.unsqueeze(0), rest.long()]).transpose(0, 1)  # [T, N + 1]
+        nearest = rows.index_select(0, first + start)  # [T, N]
+        _, rest = repeat(pick, nearest, keep_tokens)  # [K, T] float32, as a Scan wants it
+        order = torch.cat([first.unsqueeze(0), rest.long()]).transpose(0, 1)  # [T, K + 1]
         return ascending(order[:, :keep_tokens])

@@ -28,7 +28,7 @@ __all__ = ["FastV"]
 
 @dataclass(frozen=True, slots=True)
 class FastV:
-    """Drop the visual tokens that the last prompt token attends to least, early in the LLM.
+    """Drop once, early, what the last prompt token attends to least.
 
     Attributes:
         first_pruned_layer: K, the first layer that sees only the kept tokens.

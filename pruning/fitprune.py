@@ -32,12 +32,14 @@ __all__ = ["FitPrune"]
 
 @dataclass(frozen=True, slots=True)
 class FitPrune:
-    """Delete at each layer as many visual tokens as a fitted recipe says.
+    """Delete at each layer as many tokens as a recipe says.
 
     Attributes:
         scheme: Number of tokens that each layer deletes, for a prompt with `visual_tokens` visual tokens.
         visual_tokens: Visual tokens of the samples that the recipe was fitted on.
         work: Fraction of the visual work that is left.
+        recipe: A published recipe, as `published:NAME`; None for any other scheme.
+        source: Where that recipe was published.
     """
 
     place: ClassVar[str] = "inside the LLM"
@@ -50,6 +52,8 @@ class FitPrune:
     scheme: tuple[int, ...] = ()
     visual_tokens: int = 0
     work: float = 1.0
+    recipe: str | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.scheme and (min(self.scheme) < 0 or sum(self.scheme) >= self.visual_tokens):

@@ -103,7 +103,7 @@ class FoPruRank(_FoPru):
 
 @dataclass(frozen=True, slots=True)
 class FoPruRow(_FoPru):
-    """Keep whole rows of the patch grid: those that receive most attention."""
+    """Keep the rows of patches that receive most attention, whole."""
 
     def budget(self, layout: Layout) -> Budget:
         """Count whole rows.

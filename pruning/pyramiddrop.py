@@ -29,7 +29,7 @@ __all__ = ["PyramidDrop"]
 
 @dataclass(frozen=True, slots=True)
 class PyramidDrop:
-    """Drop visual tokens in stages, by the attention of the last prompt token.
+    """Drop in stages what the last prompt token attends to least.
 
     Attributes:
         stages: Number of parts of the decoder, with one drop between each and the next.

@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 from visprune.errors import BundleError, UsageError
 from visprune.outputs import check_file, write_file
+from visprune.pruning.fitprune import FitPrune
 from visprune.records import from_json
 from visprune.work import LayerWork
 
@@ -24,6 +25,7 @@ __all__ = [
     "Fit",
     "Recipe",
     "check_output",
+    "read_json",
     "read_recipe",
     "scheme_ratio",
     "write_recipe",
@@ -156,6 +158,19 @@ class Recipe:
         """Compute the fraction that a scheme keeps as exported: without deletions at the last layer."""
         return scheme_ratio((*scheme[:-1], 0), self.visual_tokens, self.work)
 
+    def pruner(self) -> FitPrune:
+        """Return the method that deletes what the recipe says."""
+        return FitPrune(self.scheme, self.visual_tokens, self.exported_ratio(self.scheme))
+
+    def check_layers(self, num_layers: int, name: str, adapters: Sequence[str] = ()) -> None:
+        """Refuse a decoder with another number of layers; arguments and error as of `check_model`."""
+        if num_layers != self.num_layers:
+            raise UsageError(
+                f"The recipe is for the {self.num_layers} layers of {self.model}, and {name} has "
+                f"{num_layers}.",
+                f"Fit one for this model: {self._fit_command(adapters)}",
+            )
+
     def check_model(
         self, *, weights_sha256: str, num_layers: int, name: str, adapters: Sequence[str] = ()
     ) -> None:
@@ -170,23 +185,21 @@ class Recipe:
         Raises:
             UsageError: The recipe was fitted on another model.
         """
-        options = "".join(f" --adapter {adapter}" for adapter in adapters)
-        fit = f"visprune fit MODEL{options} --ratio {self.ratio:g}"
-        hint = f"Fit one for this model: {fit}"
-        if num_layers != self.num_layers:
-            raise UsageError(
-                f"The recipe is for the {self.num_layers} layers of {self.model}, and {name} has "
-                f"{num_layers}.",
-                hint,
-            )
+        self.check_layers(num_layers, name, adapters)
         if weights_sha256 != self.weights_sha256:
             merged = f" with {' and '.join(adapters)} merged" if adapters else ""
+            fit = self._fit_command(adapters)
+            hint = f"Fit one for this model: {fit}"
             if self.model == name and not adapters:
                 hint = f"If it was fitted with an adapter, give that with --adapter; else fit another: {fit}"
             raise UsageError(
                 f"The recipe was fitted on other weights (of {self.model}) than those of {name}{merged}.",
                 hint,
             )
+
+    def _fit_command(self, adapters: Sequence[str]) -> str:
+        options = "".join(f" --adapter {adapter}" for adapter in adapters)
+        return f"visprune fit MODEL{options} --ratio {self.ratio:g}"
 
     def to_json(self) -> str:
         """Return the text of the recipe's file."""
@@ -203,11 +216,21 @@ def scheme_ratio(scheme: tuple[int, ...], visual_tokens: int, work: LayerWork) -
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a fitted recipe.
 
     Raises:
         UsageError: The file cannot be read.
         BundleError: It is no recipe, its fields contradict each other, or a newer visprune wrote it.
+    """
+    return from_json(Recipe, read_json(path), str(path))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read the file of a recipe, fitted or published, whose fields are not checked yet.
+
+    Raises:
+        UsageError: The file cannot be read.
+        BundleError: It is no recipe, or a newer visprune wrote it.
     """
     path = Path(path)
     hint = "Give a file that `visprune fit` wrote."
@@ -225,7 +248,7 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{path} has schema version {version}, and this visprune reads {SCHEMA_VERSION}.",
             "Install a newer visprune, or fit again with this one.",
         )
-    return from_json(Recipe, data, str(path))
+    return data
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -262,7 +285,7 @@ def write_recipe(recipe: Recipe, path: str | Path, *, force: bool = False) -> No
     write_file(path, recipe.to_json())
 
 
-def _is_recipe(data: object) -> bool:
+def _is_recipe(data: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(data, dict) and data.get("method") == "fitprune" and "schema_version" in data
 
 

@@ -21,17 +21,25 @@ __all__ = ["BUILTIN", "load_method", "method_name", "method_names"]
 GROUP = "visprune.pruning_methods"
 
 BUILTIN = {
+    "cdpruner": "visprune.pruning.cdpruner:CDPruner",
+    "dart": "visprune.pruning.dart:Dart",
     "divprune": "visprune.pruning.divprune:DivPrune",
+    "downsample": "visprune.pruning.downsample:Downsample",
     "fastervlm": "visprune.pruning.fastervlm:FasterVLM",
     "fastv": "visprune.pruning.fastv:FastV",
     "fitprune": "visprune.pruning.fitprune:FitPrune",
     "fopru-rank": "visprune.pruning.fopru:FoPruRank",
     "fopru-row": "visprune.pruning.fopru:FoPruRow",
     "freepruner": "visprune.pruning.freepruner:FreePruner",
+    "holov": "visprune.pruning.holov:HoloV",
     "none": "visprune.pruning.keep_all:KeepAll",
+    "prumerge+": "visprune.pruning.prumerge:PruMergePlus",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
+    "resize": "visprune.pruning.resize:Resize",
+    "sparsevlm": "visprune.pruning.sparsevlm:SparseVLM",
     "uniform": "visprune.pruning.uniform:Uniform",
+    "visionzip": "visprune.pruning.visionzip:VisionZip",
     "vispruner": "visprune.pruning.vispruner:VisPruner",
 }
 

@@ -35,7 +35,7 @@ __all__ = ["VisPruner"]
 
 @dataclass(frozen=True, slots=True)
 class VisPruner(TokenMethod):
-    """Keep the tokens that the CLS token attends to, and those of the rest that are least alike.
+    """Keep what the CLS attends to, and the least alike of the others.
 
     Attributes:
         important_share: Share of the kept tokens that is chosen by attention; in (0, 1].

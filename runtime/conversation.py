@@ -24,6 +24,7 @@ from visprune.runtime.prompts import (
     check_stops,
     check_system,
     prompt_ids,
+    question_ids,
     without_placeholders,
 )
 from visprune.runtime.sampling import Sampler, Sampling
@@ -78,6 +79,7 @@ class Chat:
         self._messages: list[Message] = []
         self._pictures: list[Picture] = []
         self._open: Stream | None = None
+        self._maker = model.pictures.for_tokens(model.manifest.pruning, keep.tokens)
         self.keep = keep
 
     @property
@@ -123,8 +125,8 @@ class Chat:
 
         Raises:
             TypeError: An option is unknown.
-            InputError: `check_prompt` refuses the prompt, `prompt_ids` refuses the conversation, an image
-                cannot be read, or the conversation is longer than the model's context.
+            InputError: `check_prompt` or `question_ids` refuses the prompt, `prompt_ids` refuses the
+                conversation, an image cannot be read, or the conversation is longer than the model's context.
             UsageError: max_new_tokens is out of range, or a stop can never match.
         """
         start = time.perf_counter()
@@ -140,7 +142,7 @@ class Chat:
         shown = [decode(image) for image in images if not isinstance(image, Video)]
         videos = [[decode(frame) for frame in item.frames] for item in images if isinstance(item, Video)]
         question = Message("user", prompt, images=len(shown), videos=len(videos))
-        pictures = self._model.pictures.add(self._pictures, shown, videos)
+        pictures = self._maker.add(self._pictures, shown, videos, self._question_ids(prompt))
         ids = self._tokens([*self._messages, question], pictures)
         self._session.check(ids, pictures)
         preprocess = (time.perf_counter() - start) * 1e3
@@ -209,6 +211,7 @@ class Chat:
             tokens_kept=sum(len(kept) for kept in prefill.keep_indices),
             visual_tokens=prefill.visual_tokens,
             keep_indices=prefill.keep_indices,
+            merged_indices=prefill.merged_indices,
             layer_tokens=prefill.layer_tokens,
             finish_reason=reason,
             timings_ms=timings,
@@ -222,6 +225,11 @@ class Chat:
             conversation, model.template, model.tokenizer, manifest.text, manifest.decoder.vocab_size
         )
         return model.tokenizer.expand_images(ids, [self._session.image_length(p) for p in pictures])
+
+    def _question_ids(self, prompt: str) -> tuple[int, ...]:
+        """Return the tokens of the question, if the method before the LLM chooses visual tokens by them."""
+        pruning = self._model.manifest.pruning
+        return question_ids(prompt, self._model.tokenizer, pruning.method) if pruning.needs_text else ()
 
     def _end_open_turn(self) -> None:
         if self._open:

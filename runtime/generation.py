@@ -57,8 +57,12 @@ class Generation:
         tokens_kept: Visual tokens kept, of all images encoded in this call. If tokens are pruned inside the
             LLM, those that reach the last layer.
         visual_tokens: Visual tokens of the same images before pruning.
-        keep_indices: For each of these images the indices of the kept visual tokens, ascending, in [0, N). In
-            an image of several tiles, a token's index is tile * N + its index in the tile.
+        keep_indices: For each of these images the indices in [0, N) of the kept visual tokens, in the order
+            in which a method chose them, which is ascending unless it merges tokens; -1 is a CLS token. In an
+            image of several tiles, a token's index is tile * N + its index in the tile. A method that makes
+            the grid of tokens smaller keeps all of the smaller grid, and these are indices in that.
+        merged_indices: For each of these images the patches that a method merged into kept tokens which stand
+            for other patches, ascending.
         layer_tokens: Number of visual tokens of this call that entered each layer of the LLM; empty if none
             are pruned inside it.
         finish_reason: Why the answer ended.
@@ -72,6 +76,7 @@ class Generation:
     tokens_kept: int
     visual_tokens: int
     keep_indices: tuple[tuple[int, ...], ...]
+    merged_indices: tuple[tuple[int, ...], ...]
     layer_tokens: tuple[int, ...]
     finish_reason: FinishReason
     timings_ms: dict[str, float]

@@ -30,8 +30,10 @@ _RUNTIME_VALUES: dict[str, tuple[bool, tuple[int | None, ...]]] = {
     "image_tokens": (False, ()),
     "token_sources": (False, (None, None, None)),
     "token_weights": (True, (None, None, None)),
+    "question_ids": (False, (1, None)),
     "logits": (True, (1, 1, None)),
     "keep_indices": (False, (None, None)),
+    "merge_weights": (True, (None, None, None)),
 }
 _PRUNE_POINT_VALUES = {"keep_tokens": (), "position_ids": (1, None), "keep_indices": (1, None)}
 
@@ -66,7 +68,8 @@ def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
     """Refuse an image processor that makes images of another size than the graphs take.
 
     Raises:
-        BundleError: The images have another size, or tiles have another size than the manifest's tiling.
+        BundleError: The images have another size, or tiles have another size than the manifest's tiling, or
+            than images have before they are made smaller.
     """
     height, width = made = processor.output_size
     for spec in _specs_of(manifest, "pixel_values"):
@@ -75,6 +78,12 @@ def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
                 f"The image processor makes pictures of {height} x {width} pixels, and the graphs take "
                 f"{list(spec.shape)}."
             )
+    resizing = manifest.pruning.resizing
+    if resizing is not None and {height, width} != {resizing.image_size}:
+        raise _mismatch(
+            f"The image processor makes pictures of {height} x {width} pixels, and the vision tower takes "
+            f"{resizing.image_size} x {resizing.image_size} or less."
+        )
     if manifest.tiling is not None and {height, width} != {manifest.tiling.tile_size}:
         raise _mismatch(
             f"The image processor makes tiles of {height} x {width} pixels, and pictures are cut into tiles "

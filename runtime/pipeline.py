@@ -140,7 +140,7 @@ class Pipeline:
         inside = manifest.layer_pruning
         supplied = {*SUPPLIED, *past_names(manifest.decoder), *(inside.supplied() if inside else ())}
         unknown = set(executor.inputs) - supplied
-        missing = set(session_values(manifest)) - executor.outputs - {"keep_indices"}
+        missing = set(session_values(manifest)) - executor.outputs - {"keep_indices", "merge_weights"}
         if unknown or missing:
             raise BundleError(
                 f"The bundle's program needs {min(unknown)!r}, which this visprune does not supply."
@@ -224,27 +224,45 @@ class Pipeline:
         keep = keep_for(self.manifest, ratio=options.get("ratio"), keep_tokens=options.get("keep_tokens"))
         return Chat(self.loaded, keep, options.get("system"))
 
-    def overlay(self, image: ImageSource, keep_indices: Sequence[int], *, images: int = 1) -> Image.Image:
-        """Draw an image as the model saw it, with dropped patches dimmed.
+    def overlay(
+        self,
+        image: ImageSource,
+        keep_indices: Sequence[int],
+        *,
+        images: int = 1,
+        merged_indices: Sequence[int] = (),
+        keep_tokens: int | None = None,
+    ) -> Image.Image:
+        """Draw an image as the model saw it, with dropped patches dimmed and merged ones tinted.
 
         Args:
             image: The image.
             keep_indices: Kept tokens of this image, from a `Generation`.
             images: Number of images in its prompt. Some models cut only a single image into tiles.
+            merged_indices: Patches merged into the kept tokens, from the same `Generation`.
+            keep_tokens: K of the request, if it was not the bundle's own. It matters only where the method
+                makes the grid of tokens smaller.
 
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.
         """
-        pruning, pictures = self.manifest.pruning, self.loaded.pictures
-        if pictures.tiling is not None:
-            kept, tiled = np.array(keep_indices, dtype=np.int64), pictures.tiles(images)
-            return overlay_tiled(decode(image), pictures.tiling, pictures.processor, kept, tiled=tiled)
+        pruning = self.manifest.pruning
+        count = pruning.keep_tokens if keep_tokens is None else keep_tokens
+        pictures = self.loaded.pictures.for_tokens(pruning, count)
+        kept, merged = (np.array(found, dtype=np.int64) for found in (keep_indices, merged_indices))
+        if pictures.arranged is not None:
+            shown, tiled = decode(image), pictures.tiles(images)
+            return overlay_tiled(
+                shown, pictures.arranged, pictures.processor, kept, tiled=tiled, merged=merged
+            )
         if pruning.grid is None:
             raise UnsupportedError(
                 "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
             )
-        patches = np.array(keep_indices, dtype=np.int64) + pruning.grid_offset
-        return overlay(pictures.processor.crop(decode(image)), patches, pruning.grid)
+        side, offset = pruning.smaller_side(count), pruning.grid_offset
+        grid = pruning.grid if side is None else (side, side)
+        seen = pictures.seen(pictures.processor.crop(decode(image)))
+        return overlay(seen, kept[kept >= 0] + offset, grid, merged + offset)
 
     def close(self) -> None:
         """Free the graphs. Nothing can be generated afterwards."""

@@ -13,7 +13,14 @@ from visprune.manifest import Manifest, Text
 from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
 from visprune.runtime.text import Tokenizer
 
-__all__ = ["check_prompt", "check_stops", "check_system", "prompt_ids", "without_placeholders"]
+__all__ = [
+    "check_prompt",
+    "check_stops",
+    "check_system",
+    "prompt_ids",
+    "question_ids",
+    "without_placeholders",
+]
 
 
 def prompt_ids(
@@ -47,6 +54,26 @@ def prompt_ids(
             f"the model's embedding table has {rows} rows.",
             "Leave this token out of the text; if nobody wrote it, the chat template or the tokenizer is "
             "that of another model.",
+        )
+    return ids
+
+
+def question_ids(prompt: str, tokenizer: Tokenizer, method: str) -> tuple[int, ...]:
+    """Return the token ids of a question by itself, for a method that chooses visual tokens by them.
+
+    Args:
+        prompt: The user's text, without the chat template.
+        tokenizer: Tokenizer of the model.
+        method: Name of the method, for the message.
+
+    Raises:
+        InputError: The text has no tokens.
+    """
+    ids = tuple(tokenizer.backend.encode(prompt, add_special_tokens=False).ids)
+    if not ids:
+        raise InputError(
+            f"{method} chooses visual tokens by the question, and {prompt!r} has no tokens.",
+            "Ask in words.",
         )
     return ids
 

@@ -23,7 +23,7 @@ from visprune.runtime.backends.runner import Ranked, Runner, Value, to_numpy
 from visprune.runtime.executor import Execution, Executor
 from visprune.runtime.history import History, Image
 from visprune.runtime.kv_cache import KVCache
-from visprune.runtime.vision.kept_tokens import Keep
+from visprune.runtime.vision.kept_tokens import Keep, merged_patches
 from visprune.runtime.vision.pictures import Picture
 
 __all__ = ["Prefill", "Session", "cache_capacities", "session_values"]
@@ -36,8 +36,8 @@ class Prefill:
     Attributes:
         logits: Logits of the last position, [V], in the model's dtype; or the backend's own array if it
             knows their largest.
-        keep_indices: Visual tokens of each encoded image that reach the last layer, ascending. In an image of
-            several tiles, a token's index is tile * N + its index in the tile.
+        keep_indices: Visual tokens of each encoded image that reach the last layer; see `Generation`.
+        merged_indices: Patches of each encoded image that went into tokens which stand for other patches.
         visual_tokens: Visual tokens of these images before pruning.
         layer_tokens: Number of visual tokens of these images that entered each layer; empty if none are
             pruned inside the LLM.
@@ -46,6 +46,7 @@ class Prefill:
 
     logits: NDArray[np.floating] | Ranked
     keep_indices: tuple[tuple[int, ...], ...]
+    merged_indices: tuple[tuple[int, ...], ...]
     visual_tokens: int
     layer_tokens: tuple[int, ...]
     timings_ms: dict[str, float]
@@ -54,7 +55,7 @@ class Prefill:
 def session_values(manifest: Manifest) -> list[str]:
     """Return the names of the values that a session takes from the program."""
     points = len(manifest.layer_pruning.layers) if manifest.layer_pruning else 0
-    names = ["logits", "keep_indices", *(f"keep_indices.{k}" for k in range(points))]
+    names = ["logits", "keep_indices", "merge_weights", *(f"keep_indices.{k}" for k in range(points))]
     return names + present_names(manifest.decoder)
 
 
@@ -160,12 +161,13 @@ class Session:
         new = [(image, p) for image, p in zip(images, pictures, strict=True) if image.start >= kept]
         entering = sum(image.length for image, _ in new)
         done = self._run(ids[kept:], [picture for _, picture in new], entering)
+        kept_tokens = [
+            self._kept_tokens(image.start, p, own) for (image, p), own in zip(new, done.images, strict=True)
+        ]
         return Prefill(
             self._logits(done),
-            tuple(
-                self._kept_tokens(image.start, p, own)
-                for (image, p), own in zip(new, done.images, strict=True)
-            ),
+            tuple(tuple(own.tolist()) for own, _ in kept_tokens),
+            tuple(tuple(merged.tolist()) for _, merged in kept_tokens),
             sum(self._visual_tokens(picture) for _, picture in new),
             self._layer_tokens(entering),
             done.timings_ms,
@@ -231,18 +233,25 @@ class Session:
         value = done.values["logits"]
         return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
-    def _kept_tokens(self, start: int, picture: Picture, values: Mapping[str, Value]) -> tuple[int, ...]:
-        """Return the tokens of a new image that reach the last layer, from the values of its stages."""
+    def _kept_tokens(
+        self, start: int, picture: Picture, values: Mapping[str, Value]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tokens of a new image that reach the last layer, and the patches merged into them."""
+        pruning = self._manifest.pruning
         indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
-        tokens, offsets = self._keep.chosen(self._manifest.pruning, picture.arrangement, indices)
+        tokens, offsets = self._keep.chosen(pruning, picture.arrangement, indices)
+        left = np.ones(len(tokens), dtype=bool)
         if self._points:
-            tokens = tokens[np.isin(offsets + start, self._history.held[-1])]
-        return tuple(tokens.tolist())
+            left = np.isin(offsets + start, self._history.held[-1])
+        merged = np.array([], dtype=np.int64)
+        if indices is not None and "merge_weights" in values and pruning.budget.unit != "square":
+            weights = to_numpy(values["merge_weights"])
+            merged = merged_patches(pruning, picture.arrangement, indices, weights, left)
+        return tokens[left], merged
 
     def _visual_tokens(self, picture: Picture) -> int:
-        if picture.arrangement is None:
-            return self._manifest.pruning.budget.visual_tokens
-        return picture.arrangement.visual_tokens
+        whole = picture.visual_tokens
+        return self._manifest.pruning.budget.visual_tokens if whole is None else whole
 
     def _layer_tokens(self, entering: int) -> tuple[int, ...]:
         """Return how many of the visual tokens that enter the LLM reach each layer."""

@@ -88,6 +88,11 @@ def test_the_wheel_holds_the_templates_of_the_report_page(wheel):
         assert wheel[f"visprune/{path.relative_to(ROOT).as_posix()}"] == path.read_bytes()
 
 
+def test_the_wheel_holds_the_published_recipes(wheel):
+    file = ROOT / "pruning" / "published_recipes.json"
+    assert wheel["visprune/pruning/published_recipes.json"] == file.read_bytes()
+
+
 def test_the_wheel_holds_nothing_but_the_package(wheel):
     tops = {name.split("/")[0] for name in wheel}
     assert tops == {"visprune", f"visprune-{visprune.__version__}.dist-info"}

@@ -94,23 +94,33 @@ class BundleModel:
 
         manifest, images = self._pipeline.manifest, self._work.images
         lengths = []
+        pictures = self._model.pictures.for_tokens(manifest.pruning, self._keep.tokens)
         for image in images:
             arrangement = None
-            if manifest.tiling is not None:
+            if pictures.arranged is not None:
                 shown = decode(image)
-                tiled = self._model.pictures.tiles(len(images))
-                arrangement = arrange((shown.height, shown.width), manifest.tiling, tiled=tiled)
+                tiled = pictures.tiles(len(images))
+                arrangement = arrange((shown.height, shown.width), pictures.arranged, tiled=tiled)
             lengths.append(self._keep.sequence_length(manifest.pruning, arrangement))
         return sum(lengths)
 
     def overlays(self) -> list[str]:
         """Return the overlay of each image in the last repetition; empty if the model has no grid."""
         images = self._work.images
-        kept = self._last.keep_indices if self._last else ()
+        if self._last is None:
+            return []
         found = []
-        for image, indices in zip(images, kept, strict=True):
+        for image, kept, merged in zip(
+            images, self._last.keep_indices, self._last.merged_indices, strict=True
+        ):
             try:
-                drawn = self._pipeline.overlay(image, indices, images=len(images))
+                drawn = self._pipeline.overlay(
+                    image,
+                    kept,
+                    images=len(images),
+                    merged_indices=merged,
+                    keep_tokens=self._keep.tokens,
+                )
             except UnsupportedError:
                 return []
             drawn.thumbnail((_OVERLAY, _OVERLAY))

@@ -18,6 +18,7 @@ from visprune.errors import UsageError
 from visprune.records import from_json
 
 __all__ = [
+    "BASELINES",
     "SCHEMA_VERSION",
     "Accuracy",
     "BenchReport",
@@ -35,8 +36,12 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-Role = Literal["given", "unpruned", "random", "pytorch"]
-"""A row that was asked for, or one to compare with: unpruned, of random tokens, or in PyTorch."""
+Role = Literal["given", "unpruned", "random", "resize", "pytorch"]
+"""A row that was asked for, or one to compare with: unpruned, of random tokens, of a smaller picture, or in
+PyTorch."""
+
+BASELINES: tuple[Role, ...] = ("random", "resize")
+"""The methods that every comparison has rows of. Such a row has its method as its role."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from visprune.bench.report.formatting import (
     ratio,
     stage_medians,
 )
-from visprune.bench.report.report import BenchReport, Row, fastest
+from visprune.bench.report.report import BASELINES, BenchReport, Role, Row, fastest
 from visprune.bench.report.statistics import CONFIDENCE, Difference
 from visprune.units import in_bytes
 
@@ -135,8 +136,8 @@ def _legend(report: BenchReport) -> list[str]:
 def verdicts(report: BenchReport) -> list[str]:
     """Return the sentences that the report supports.
 
-    They say which row is fastest or that none is, where the selection of tokens costs time, and what is
-    missing from the table. The report's own notes come last.
+    They say which row is fastest or that none is, where the selection of tokens costs time, which rows a
+    smaller picture beats, and what is missing from the table. The report's own notes come last.
     """
     sentences = []
     rows = [row for row in report.rows if row.role in ("given", "unpruned")]
@@ -145,7 +146,11 @@ def verdicts(report: BenchReport) -> list[str]:
             _winner(rows, "first_token", "first token"),
             _winner(rows, "per_token", "each further token"),
         ]
-    sentences += [sentence for row in report.rows if (sentence := _against_random(report, row))]
+    sentences += [
+        f"{row.name} takes {ratio(found)} of the time to the first token of {drawn.name}."
+        for row, drawn, found in _slower(report, "random")
+    ]
+    sentences += _smaller_pictures(report)
     sentences += [f"not in the table: {one.what}: {one.reason}" for one in report.not_made]
     return [*sentences, *report.notes]
 
@@ -160,22 +165,35 @@ def _winner(rows: list[Row], metric: Literal["first_token", "per_token"], time: 
     return f"{time}: the fastest are {names}, and no difference can be told between them."
 
 
-def _against_random(report: BenchReport, row: Row) -> str | None:
-    """Return a sentence on what the selection of tokens costs; None if no cost can be told.
+def _slower(report: BenchReport, baseline: Role) -> Iterator[tuple[Row, Row, Difference]]:
+    """Yield each row that takes longer to the first token than a baseline of about as many tokens.
 
-    Compares the row with the one that draws most nearly as many tokens at random, which takes almost no time.
+    Each row is compared with the row of the baseline that has most nearly as many tokens: one of random
+    tokens, which are chosen in almost no time, or one of a smaller picture.
+
+    Yields:
+        The row, the row of the baseline, and the time of the first divided by that of the second.
     """
-    if row.role != "given" or row.method in ("random", "none"):
-        return None
-    alike = [
-        one
-        for one in report.rows
-        if one.method == "random" and (one.weights, one.precision) == (row.weights, row.precision)
+    for row in report.rows:
+        alike = [
+            one
+            for one in report.rows
+            if one.method == baseline and (one.weights, one.precision) == (row.weights, row.precision)
+        ]
+        if row.role != "given" or row.method in ("none", *BASELINES) or not alike:
+            continue
+        nearest = min(alike, key=lambda one: abs(one.cache_bytes - row.cache_bytes))
+        found = row.against(nearest)
+        if found.told and found.ratio > 1.0:
+            yield row, nearest, found
+
+
+def _smaller_pictures(report: BenchReport) -> list[str]:
+    """Return a sentence for each row of a smaller picture that is faster than rows of as many tokens."""
+    beaten: dict[str, list[str]] = {}
+    for row, smaller, found in _slower(report, "resize"):
+        beaten.setdefault(smaller.name, []).append(f"{row.name} takes {ratio(found)}")
+    return [
+        f"first token: {name} is faster than rows of about as many tokens: {', '.join(rows)}."
+        for name, rows in beaten.items()
     ]
-    if not alike:
-        return None
-    nearest = min(alike, key=lambda one: abs(one.cache_bytes - row.cache_bytes))
-    found: Difference = row.against(nearest)
-    if not found.told or found.ratio < 1.0:
-        return None
-    return f"{row.name} takes {ratio(found)} of the time to the first token of {nearest.name}."

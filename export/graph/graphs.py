@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visprune.export.graph.attention import Recorder, recording
 from visprune.export.graph.layers import GraphCache, causal_mask
 from visprune.export.models.parts import Features, Parts
-from visprune.pruning.base import Merged, VisionPruner
+from visprune.pruning.base import Merged, RatingPruner, VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention, Signal
 
@@ -29,14 +29,23 @@ class VisionEncoder(nn.Module):
     pixel_values [T, 3, H, W] -> image_features [T, A + N, Dv], then each signal, [T, N] or [T, N, N].
 
     Layers after the last one that the projector takes are left out. A layer's attention is recorded only if a
-    signal reads it, and only the rows that the signals read.
+    signal reads it, and only the rows that the signals read. If `resizes`, images have any size.
     """
 
-    def __init__(self, parts: Parts, tower: ModuleType, features: Features, signals: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        tower: ModuleType,
+        features: Features,
+        signals: Sequence[str],
+        *,
+        resizes: bool = False,
+    ) -> None:
         super().__init__()
         self.depth = max(features.layer_counts)
         self.tower = parts.tower
         self.family = tower
+        self.embed = tower.embed_resized if resizes else tower.embed
         self.features = features
         self.signals = {name: SIGNALS[name] for name in signals}
 
@@ -44,7 +53,7 @@ class VisionEncoder(nn.Module):
         """Run the tower and compute the signals."""
         hidden: Tensor
         # A tower gives each of its layers one more thing than the tokens: a mask, or features that it adds.
-        hidden, given = self.family.embed(self.tower, pixel_values)
+        hidden, given = self.embed(self.tower, pixel_values)
         states = [hidden]
         computed: dict[str, list[Tensor]] = {name: [] for name in self.signals}
         for index, layer in enumerate(self.family.layers(self.tower)[: self.depth]):
@@ -160,7 +169,8 @@ def symbolic_size(tensor: Tensor, most: int) -> int:
 class Embedding(nn.Module):
     """The embedding table, with visual tokens in place of the placeholders.
 
-    input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if `tell_visual`.
+    input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if `tell_visual`,
+    and is_rater [B, S] if a method inside the LLM chooses raters.
 
     The first M placeholders are replaced by the visual tokens in order. A later placeholder, such as one that
     the model itself generated, counts as text, as in transformers. M may be 0: an appended row of zeros gives
@@ -170,12 +180,20 @@ class Embedding(nn.Module):
     harmless: the row is replaced, and no text can contain that id.
     """
 
-    def __init__(self, parts: Parts, image_token_id: int, *, tell_visual: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        image_token_id: int,
+        *,
+        tell_visual: bool = False,
+        rating: RatingPruner | None = None,
+    ) -> None:
         super().__init__()
         self.embed_tokens = parts.language_model.get_input_embeddings()
         self.image_token_id = image_token_id
         self.is_beyond = image_token_id >= cast("Tensor", self.embed_tokens.weight).shape[0]
         self.tell_visual = tell_visual
+        self.rating = rating
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
         """Look up the text tokens and insert the visual tokens."""
@@ -187,7 +205,9 @@ class Embedding(nn.Module):
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])
         visual = padded.index_select(0, order.reshape(-1)).reshape(text.shape)
         embeds = torch.where(is_visual.unsqueeze(-1), visual, text)
-        return (embeds, is_visual) if self.tell_visual else (embeds,)
+        told = (is_visual,) if self.tell_visual else ()
+        raters = () if self.rating is None else (self.rating.raters(embeds, is_visual),)
+        return (embeds, *told, *raters)
 
 
 class Decoder(nn.Module):

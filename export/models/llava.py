@@ -56,7 +56,8 @@ def features_for(config: Any, strategy: str) -> Features:
             f"The vision tower has pictures of {size!r} pixels and patches of {patch!r}.",
             "Correct image_size and patch_size in config.json; pictures must be square.",
         )
-    prefix = models.tower(vision.model_type).PREFIX_TOKENS
+    tower = models.tower(vision.model_type)
+    prefix = tower.PREFIX_TOKENS
     if strategy not in ("default", "full"):
         raise UnsupportedError(
             f"The feature strategy {strategy!r} is not supported.", "Supported strategies: default, full."
@@ -82,5 +83,7 @@ def features_for(config: Any, strategy: str) -> Features:
         dropped_tokens=1 if strategy == "default" else 0,
         side=size // patch,
         image_size=size,
+        patch_size=patch,
         channels=vision.num_channels,
+        resizable=hasattr(tower, "embed_resized"),
     )

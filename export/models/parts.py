@@ -44,8 +44,10 @@ class Features:
         dropped_tokens: Number of leading tokens that the projector does not take.
         side: Number of patches along a side of the square image.
         image_size: Number of pixels along a side.
+        patch_size: Number of pixels along a side of a patch.
         channels: Number of channels of the image.
         tiling: How an image is split into several such square images; None if it is not split.
+        resizable: Whether the tower can take smaller images.
     """
 
     layer_counts: tuple[int, ...]
@@ -53,8 +55,10 @@ class Features:
     dropped_tokens: int
     side: int
     image_size: int
+    patch_size: int
     channels: int
     tiling: Tiling | None = None
+    resizable: bool = True
 
     @property
     def resamples(self) -> bool:

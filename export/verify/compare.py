@@ -72,16 +72,43 @@ class Check:
             note = f"shape {got.shape} instead of {tuple(want.shape)}"
         self.add(name, relative_difference(got, want), self.tolerance, note)
 
+    def tokens(self, name: str, got: NDArray[Any], want: Tensor, tolerance: float) -> None:
+        """Compare tokens made of several by the share of tokens that differ: [M, D].
+
+        Args:
+            name: Name of the comparison.
+            got: The graph's tokens.
+            want: Those of the reference. A patch as near to one token as to another may be in either.
+            tolerance: Largest share allowed.
+
+        Raises:
+            ParityError: A larger share differs, or the shapes differ.
+        """
+        if got.shape != tuple(want.shape):
+            self.close(name, got, want)
+        apart = [
+            relative_difference(one, other) > self.tolerance for one, other in zip(got, want, strict=True)
+        ]
+        differ = sum(apart)
+        self.add(name, differ / len(apart), tolerance, f"{differ} of {len(apart)} differ")
+
     def kept(
-        self, name: str, got: Sequence[NDArray[Any]], want: Sequence[NDArray[Any]], tolerance: float
+        self,
+        name: str,
+        got: Sequence[NDArray[Any]],
+        want: Sequence[NDArray[Any]],
+        tolerance: float,
+        *,
+        ordered: bool = True,
     ) -> None:
         """Compare two choices of tokens by the share of tokens that differ.
 
         Args:
             name: Name of the comparison.
-            got: The graph's choice, indices for each image; they must be ascending.
+            got: The graph's choice, indices for each image.
             want: The reference's choice, in any order.
             tolerance: Largest share allowed.
+            ordered: Whether the graph's indices must be ascending.
 
         Raises:
             ParityError: A larger share differs, or the indices are not ascending.
@@ -89,7 +116,7 @@ class Check:
         sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(got, want, strict=True)]
         differ = sum(len(a - b) for a, b in sets)
         count = sum(len(b) for _, b in sets)
-        ascending = all(bool((np.diff(row) > 0).all()) for row in got)
+        ascending = not ordered or all(bool((np.diff(row) > 0).all()) for row in got)
         note = f"{differ} of {count} differ" if ascending else "indices are not ascending"
         self.add(name, differ / count if ascending else float("inf"), tolerance, note)
 

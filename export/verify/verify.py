@@ -49,7 +49,7 @@ def count_comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scop
     """Return the number of comparisons that `verify` will make, for a progress display."""
     points = len(cuts.places) if cuts.pruner else 0
     mixes = manifest.tiling is not None and manifest.tiling.resamples
-    before = 5 + len(pruner.signals) + (1 if points else 0) + mixes
+    before = 5 + len(pruner.signals) + len(cuts.marks) + mixes
     num_layers = manifest.decoder.num_layers
     decoder = num_layers + sum(place % 2 for place in cuts.places) + 1 if scope == "layers" else 4
     return before + decoder + 3 * points
@@ -84,16 +84,20 @@ def verify(
     """
     manifest, pruner = bundle.manifest, methods[0]
     check, runner = Check(manifest.dtype, report), GraphRunner(bundle, low_memory=scope == "layers")
-    shown = verify_samples(features)
     # The first prompt shows both images pruned, the second the first image unpruned.
     keeps = (Keep(manifest.pruning.keep_tokens), Keep(features.layout.visual_tokens))
-    cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], shown[0])]
-    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in shown])
+    shown = verify_samples(features, manifest.pruning, keeps[0].tokens)
+    unpruned = verify_samples(features, manifest.pruning, keeps[1].tokens)[0]
+    cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], unpruned)]
+    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for _, sample in cases])
+    question = _question(manifest, runner) if manifest.pruning.needs_text else {}
     feeds: list[Arrays] = []
-    for (keep, sample), vision in zip(cases, [*encoded, encoded[0]], strict=True):
+    for (keep, sample), vision in zip(cases, encoded, strict=True):
         named = {"vision_features": vision["image_features"]} | {n: vision[n] for n in pruner.signals}
-        feeds.append(sample.pruner_feeds(manifest.pruning, keep) | named)
+        feeds.append(sample.pruner_feeds(manifest.pruning, keep) | named | question)
     large = resampled_case(manifest, features, pruner.signals, encoded[0]["image_features"].shape[-1])
+    if large is not None:
+        large.feeds.update(question)
     pruned = runner.run("token_pruner", [*feeds, *([large.feeds] if large else [])])
     by_prompt = (pruned[: len(shown)], pruned[len(shown) : len(feeds)])
     prompts = [verify_prompt(manifest, [len(p["image_features"]) for p in outputs]) for outputs in by_prompt]
@@ -108,7 +112,8 @@ def verify(
         ],
     )
     mixed = (large, pruned[-1]) if large else None
-    results = _GraphResults(shown, prompts, encoded, feeds[: len(shown)], by_prompt[0], embedded[0], mixed)
+    count = len(shown)
+    results = _GraphResults(shown, prompts, encoded[:count], feeds[:count], by_prompt[0], embedded[0], mixed)
     model, weights = open_model(checkpoint)
     model.float()  # the reference is always float32
     decoder, cuts = model.model.language_model, methods[1]
@@ -129,9 +134,9 @@ def verify(
         embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
         free_memory()
         parts = models.family(checkpoint.model_type).parts(model)
-        unpruned = _unpruned_logits(model, parts, prompts[1], shown[0], fitting[1])
+        logits = _unpruned_logits(model, parts, prompts[1], unpruned, fitting[1])
         embeds, is_visual = (tensor[:, fitting[0]] for tensor in embedded_prompt)
-        reference = compute_reference(parts, embeds, is_visual, manifest, cuts, unpruned)
+        reference = compute_reference(parts, embeds, is_visual, manifest, cuts, logits)
     free_memory()
     given = [
         (outputs["inputs_embeds"][:, places.numpy()], row[:, places].numpy())
@@ -139,6 +144,16 @@ def verify(
     ]
     compare_decoder(check, runner, given, reference)
     return Parity(verified=True, rows=tuple(check.rows))
+
+
+def _question(manifest: Manifest, runner: GraphRunner) -> Arrays:
+    """Return the embeddings of a question of six random tokens, by the name of the pruner's input."""
+    graph = manifest.graphs["embedding"]
+    width = next(spec.shape[-1] for spec in graph.outputs if spec.name == "inputs_embeds")
+    ids = np.random.default_rng(0).integers(0, manifest.decoder.vocab_size, (1, 6))
+    ids[ids == manifest.text.image_token_id] = 0
+    feed: Arrays = {"input_ids": ids, "image_features": np.zeros((0, int(width)), dtype=np.float32)}
+    return {"question_embeds": runner.run("embedding", [feed])[0]["inputs_embeds"]}
 
 
 def _truncated(visual: Tensor, most: int) -> Tensor:
@@ -219,42 +234,51 @@ def _compare_inputs(
     attention.register()
     parts.tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
     tower = models.tower(model.config.vision_config.model_type)
-    encoder = graphs.VisionEncoder(parts, tower, features, pruner.signals)
+    pruning = manifest.pruning
+    encoder = graphs.VisionEncoder(parts, tower, features, pruner.signals, resizes=pruning.resizes)
     want = [encoder(torch.from_numpy(sample.picture.pixels)) for sample in results.samples]
     names = ("image_features", *pruner.signals)
     for name, values in zip(names, zip(*want, strict=True), strict=True):
         got = np.concatenate([vision[name] for vision in results.vision])
         check.close(f"vision_encoder {name}", got, torch.cat(values))
 
-    wrapper = pruner_module(parts, features, pruner, manifest.pruning.budget.scope)
-    keep = Keep(manifest.pruning.keep_tokens)
+    wrapper = pruner_module(parts, features, pruner, pruning.budget.scope)
+    keep = Keep(pruning.keep_tokens)
     kept: list[NDArray[np.int64]] = []
     from_graph, from_torch = kept.copy(), kept.copy()
+    made = []
     for sample, feeds, pruned, values in zip(
         results.samples, results.feeds, results.pruned, want, strict=True
     ):
         encoded = [
             torch.from_numpy(feeds[n].astype(np.float32)) for n in ("vision_features", *pruner.signals)
         ]
-        choices = (pruned["keep_indices"], _select(wrapper, encoded, feeds), _select(wrapper, values, feeds))
+        outputs, other = _prune(wrapper, encoded, feeds), _prune(wrapper, values, feeds)
+        made.append(outputs[0])
+        choices = (pruned["keep_indices"], outputs[1].numpy(), other[1].numpy())
         arrangement = sample.picture.arrangement
-        tokens = [keep.chosen(manifest.pruning, arrangement, indices)[0] for indices in choices]
+        tokens = [keep.chosen(pruning, arrangement, indices)[0] for indices in choices]
         for choice, indices in zip((kept, from_graph, from_torch), tokens, strict=True):
             choice.append(indices)
     tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
     # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
-    check.kept("token_pruner keep_indices", kept, from_graph, tolerance if wrapper.projects_first else 0.0)
-    check.kept("kept set", kept, from_torch, tolerance)
+    exact, ordered = 0.0 if not wrapper.projects_first else tolerance, not pruning.merges
+    check.kept("token_pruner keep_indices", kept, from_graph, exact, ordered=ordered)
+    check.kept("kept set", kept, from_torch, tolerance, ordered=ordered)
 
     parts.tower.set_attn_implementation("eager")
-    whole = [sample.all_tokens(model) for sample in results.samples]
-    rows = [
-        sample.rows(tokens, features.always_kept)
-        for sample, tokens in zip(results.samples, kept, strict=True)
-    ]
-    image_features = torch.cat([tokens[index] for tokens, index in zip(whole, rows, strict=True)])
     got = np.concatenate([pruned["image_features"] for pruned in results.pruned])
-    check.close("token_pruner image_features", got, image_features)
+    if pruning.merges or pruning.resizes:  # transformers has no such tokens
+        check.tokens("token_pruner image_features", got, torch.cat(made), tolerance)
+        image_features = torch.from_numpy(got.astype(np.float32))
+    else:
+        whole = [sample.all_tokens(model) for sample in results.samples]
+        rows = [
+            sample.rows(tokens, features.always_kept)
+            for sample, tokens in zip(results.samples, kept, strict=True)
+        ]
+        image_features = torch.cat([tokens[index] for tokens, index in zip(whole, rows, strict=True)])
+        check.close("token_pruner image_features", got, image_features)
     if results.resampled is not None:
         compare_resampled(check, manifest, model, parts, *results.resampled)
     embedding = graphs.Embedding(parts, model.config.image_token_id, tell_visual=True)
@@ -263,21 +287,26 @@ def _compare_inputs(
     if cuts.pruner is not None:
         equal = np.array_equal(results.embedded["is_visual"], is_visual.numpy())
         check.add("embedding is_visual", float(not equal), 0.0, "")
+    if cuts.rating is not None:
+        # From the graph's own embeddings: a token near the mean must not fall on the other side by rounding.
+        found = cuts.rating.raters(torch.from_numpy(results.embedded["inputs_embeds"]), is_visual)
+        equal = np.array_equal(results.embedded["is_rater"], found.numpy())
+        check.add("embedding is_rater", float(not equal), 0.0, f"{int(found.sum())} tokens rate")
     return embeds, is_visual
 
 
-def _select(
+def _prune(
     wrapper: graphs.TokenPruner | TilePruner, encoded: Sequence[Tensor], feeds: Arrays
-) -> NDArray[np.int64]:
-    """Return the indices that the pruner in PyTorch selects from features and signals: [T, K] or [1, K]."""
+) -> tuple[Tensor, ...]:
+    """Return the outputs of the pruner in PyTorch, from features and signals."""
     given = {name: torch.tensor(array) for name, array in feeds.items()}
     features, *signals = encoded
-    question = [given["question_embeds"]] if wrapper.needs_text else []
+    question = [given["question_embeds"].float()] if wrapper.needs_text else []
     if isinstance(wrapper, TilePruner):
         maps = [given[name] for name in ("token_places", "newline_places", "image_tokens")]
         resampling = [given[name] for name in wrapper.resampling]
-        _, indices, *_ = wrapper(features, given["keep_tokens"], *maps, resampling, question, signals)
+        found = wrapper(features, given["keep_tokens"], *maps, resampling, question, signals)
     else:
-        _, indices, *_ = wrapper(features, given["keep_tokens"], question, signals)
-    chosen: NDArray[np.int64] = indices.numpy()
-    return chosen
+        found = wrapper(features, given["keep_tokens"], question, signals)
+    outputs: tuple[Tensor, ...] = found
+    return outputs

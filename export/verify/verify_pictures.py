@@ -64,25 +64,33 @@ class VerifySample:
         return np.sort(np.concatenate([arrangement.places.ravel()[tokens], arrangement.newline_places]))
 
 
-def verify_samples(features: Features) -> list[VerifySample]:
+def verify_samples(features: Features, pruning: Pruning, keep_tokens: int) -> list[VerifySample]:
     """Return two images of smooth waves and noise, with values in the range of normalised pixels.
 
     If images are tiled, one is wide and one is high, and both have padding.
+
+    Args:
+        features: Which tokens are visual.
+        pruning: What the method before the LLM does.
+        keep_tokens: Tokens that it keeps of a tile.
     """
-    edge, tiling = features.image_size, features.tiling
+    edge = features.image_size
+    seen = pruning.smaller_image(keep_tokens) or edge
+    tiling = pruning.arranged(features.tiling, keep_tokens)
     if tiling is None:
-        return [VerifySample(Picture(_pixels(features, 1, seed)), None) for seed in range(2)]
+        return [VerifySample(Picture(_pixels(features, seen, 1, seed)), None) for seed in range(2)]
     found = []
     for seed, size in enumerate([(edge * 5 // 4, edge * 2), (edge * 2, edge * 3 // 2)]):
         arrangement = arrange(size, tiling)
-        found.append(VerifySample(Picture(_pixels(features, arrangement.tiles, seed), arrangement), size))
+        pixels = _pixels(features, seen, arrangement.tiles, seed)
+        found.append(VerifySample(Picture(pixels, arrangement), size))
     return found
 
 
-def _pixels(features: Features, tiles: int, seed: int) -> NDArray[np.float32]:
-    """Return the pixels of an image: [T, C, S, S] float32."""
+def _pixels(features: Features, edge: int, tiles: int, seed: int) -> NDArray[np.float32]:
+    """Return the pixels of an image: [T, C, edge, edge] float32."""
     generator = torch.Generator().manual_seed(seed)
-    line = torch.linspace(0, 6.28, features.image_size)
+    line = torch.linspace(0, 6.28, edge)
     waves = torch.sin(line[:, None] * 2) + torch.cos(line[None, :] * 3)
     noise = torch.randn(tiles, features.channels, *waves.shape, generator=generator)
     pixels: NDArray[np.float32] = (waves * (0.5 - seed) + 0.5 * noise).numpy()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from visprune.export.models.parts import Features, Parts
 from visprune.export.verify.compare import Arrays, Check
 from visprune.export.verify.verify_pictures import VerifySample
-from visprune.manifest import Manifest
+from visprune.manifest import Manifest, Pruning
 from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video
 from visprune.runtime.vision.kept_tokens import Keep
 from visprune.runtime.vision.pictures import Picture
@@ -54,11 +54,17 @@ def resampled_case(
     sample = VerifySample(Picture(np.empty((0, features.channels, 1, 1), np.float32), arrangement), size)
     random = np.random.default_rng(0)
     count = features.layout.visual_tokens
-    feeds = sample.pruner_feeds(manifest.pruning, Keep(manifest.pruning.keep_tokens))
+    feeds = sample.pruner_feeds(manifest.pruning, _keep(manifest.pruning))
     feeds["vision_features"] = random.standard_normal((arrangement.tiles, count, width), np.float32)
     for name in signals:
         feeds[name] = random.random((arrangement.tiles, count), np.float32)  # no other signal is allowed
     return ResampledCase(sample, feeds)
+
+
+def _keep(pruning: Pruning) -> Keep:
+    """Return how many tokens are kept: all if the grid would be made smaller, as transformers never does."""
+    budget = pruning.budget
+    return Keep(budget.visual_tokens if budget.unit == "square" else pruning.keep_tokens)
 
 
 def _smallest(tiling: Tiling) -> tuple[Arrangement, tuple[int, int] | None] | None:

@@ -25,6 +25,7 @@ TOPK_LIMIT = 3840
 """The largest K of TensorRT's TopK."""
 
 _USUAL_TEXT = 64  # text tokens of a usual prompt
+_USUAL_QUESTION = 16  # tokens of a usual question
 _LONGEST_TEXT = 512  # text tokens of the longest prompt, and tokens generated after it, by default
 # Most tokens of a decoding step. With 1, TensorRT-RTX would store the weights twice, in a layout for single
 # tokens and in that of the prefill, and the engine would be twice as large.
@@ -186,6 +187,9 @@ def profiles(
         "R": picture.newlines,
         "J": picture.mixed,
         "M": (0, min(visual, most_visual), most_visual),
+        "Q": _clip((1, _USUAL_QUESTION, prompt), prompt),
+        "K": picture.keep,
+        **_resized_bounds(manifest),
         "keep_tokens": _clip(picture.keep, prompt),
         "image_tokens": _clip(picture.tokens, prompt),
     }
@@ -248,7 +252,7 @@ def _picture_bounds(manifest: Manifest) -> _PictureBounds:
         keep = (least, pruning.keep_tokens, budget.visual_tokens)
         tokens = (keep[0] + beside, keep[1] + beside, keep[2] + beside)
         return _PictureBounds((1, 1, 1), keep, (0, 0, 0), (1, 1, 1), tokens)
-    shown = arrange(largest_size(tiling), tiling)
+    shown = arrange(largest_size(tiling), pruning.arranged(tiling, pruning.keep_tokens) or tiling)
     request = Keep(pruning.keep_tokens)
     number = request.counts(pruning, shown)[0]
     sizes = [(h // tiling.tile_size, w // tiling.tile_size) for h, w in tiling.pinpoints]
@@ -269,6 +273,18 @@ def _picture_bounds(manifest: Manifest) -> _PictureBounds:
         (1, shown.sources.shape[-1], mixed),
         (1 + beside, usual, max(usual, visual + newlines + beside)),
     )
+
+
+def _resized_bounds(manifest: Manifest) -> dict[str, Bounds]:
+    """Return the bounds of pixels and of the tower's tokens, if images are made smaller before it."""
+    pruning, most = manifest.pruning, manifest.pruning.budget.visual_tokens
+    if pruning.resizing is None:
+        return {}
+    whole = pruning.resizing.image_size
+    small, usual = (pruning.smaller_image(count) or whole for count in (1, pruning.keep_tokens))
+    pixels = (small, usual, whole)
+    beside = pruning.always_kept
+    return {"H": pixels, "W": pixels, "N": (1 + beside, pruning.keep_tokens + beside, most + beside)}
 
 
 def _visual_tokens(rows: int, columns: int, tiling: Tiling) -> int:

@@ -15,7 +15,7 @@ from visprune.runtime.vision.arrangement import Arrangement, arrange, largest_si
 from visprune.runtime.vision.pictures import Picture
 from visprune.tiling import Tiling
 
-__all__ = ["Keep", "count_for", "keep_for"]
+__all__ = ["Keep", "count_for", "keep_for", "merged_patches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Keep:
         budget = pruning.budget
         if arrangement is None:
             return self.tokens, self.tokens
+        if budget.unit == "square":  # the arrangement is that of the smaller grid, and all of it is kept
+            return self.tokens, arrangement.visual_tokens
         target = arrangement.visual_tokens * self.tokens // budget.visual_tokens
         if budget.scope == "image":
             return max(1, target), max(1, target)
@@ -67,6 +69,7 @@ class Keep:
         values: dict[str, NDArray[Any]] = {
             "pixel_values": picture.pixels,
             "keep_tokens": np.array(number, dtype=np.int64),
+            "question_ids": np.array([picture.question], dtype=np.int64),  # [1, Q]
         }
         if arrangement is None:
             return values
@@ -89,20 +92,16 @@ class Keep:
             keep_indices: [T, K], as the graph gives it; None without a pruner, where all tokens are kept.
 
         Returns:
-            Tokens, ascending, and the place of each in the image's part of the sequence, both [M] int64. A
-            token is its index among the tokens of all tiles, tile * N + index.
+            Tokens in the order of the graph, and the place of each in the image's part of the sequence, both
+            [M] int64. A token is its index among the tokens of all tiles, tile * N + index; where the method
+            makes the grid smaller, among those of the smaller grids. -1 is a CLS token among the kept ones.
         """
+        if pruning.budget.unit == "square":
+            keep_indices = None
         if arrangement is None:
             tokens = np.arange(self.tokens) if keep_indices is None else keep_indices[0]
             return tokens, pruning.always_kept + np.arange(len(tokens))
-        tiles, count = arrangement.places.shape
-        if keep_indices is None:
-            tokens = np.arange(tiles * count)
-        elif pruning.budget.scope == "image":
-            tokens = keep_indices[0]
-        else:
-            tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
-        places = arrangement.places.ravel()[tokens]
+        tokens, places = _with_places(pruning, arrangement, keep_indices)
         tokens, places = tokens[places >= 0], places[places >= 0]
         taken = np.sort(np.concatenate([places, arrangement.newline_places]))
         return tokens, np.searchsorted(taken, places)
@@ -123,10 +122,58 @@ class Keep:
         if inside is None:
             return sentence
         size = largest_size(tiling) if tiling else None
-        entering = images * self.sequence_length(before, arrange(size, tiling) if size and tiling else None)
+        arranged = before.arranged(tiling, self.tokens)
+        entering = images * self.sequence_length(
+            before, arrange(size, arranged) if size and arranged else None
+        )
         within = inside.describe(entering, inside.budget.kept(entering, self.layer_ratio))
         within += f" (with a picture of {size[1]} x {size[0]} pixels)" if size else ""
         return within if self.tokens == before.budget.visual_tokens else f"{sentence}; then {within}"
+
+
+def merged_patches(
+    pruning: Pruning,
+    arrangement: Arrangement | None,
+    keep_indices: NDArray[np.int64],
+    merge_weights: NDArray[np.float32],
+    left: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Return the patches of an image that went into tokens which stand for others.
+
+    Args:
+        pruning: The manifest's `pruning`.
+        arrangement: Arrangement of the image.
+        keep_indices: [T, K], as the graph gives it.
+        merge_weights: [T, K, N], the weight of each patch in each token.
+        left: [M] bool, for each token that `Keep.chosen` returns, whether it reaches the last layer.
+
+    Returns:
+        Indices among the tokens of all tiles, ascending.
+    """
+    tiles, kept, count = merge_weights.shape
+    rows = merge_weights.reshape(tiles * kept, count) > 0
+    tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
+    if arrangement is not None:
+        shown = arrangement.places.ravel()[tokens] >= 0
+        left = shown & np.isin(np.cumsum(shown) - 1, np.flatnonzero(left))
+    went_in = np.zeros((tiles, count), dtype=bool)
+    np.logical_or.at(went_in, np.repeat(np.arange(tiles), kept)[left], rows[left])
+    own = tokens[left & (keep_indices.ravel() >= 0)]
+    return np.setdiff1d(np.flatnonzero(went_in), own)
+
+
+def _with_places(
+    pruning: Pruning, arrangement: Arrangement, keep_indices: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens that a pruner chose in the tiles of an image, and their places, -1 for padding."""
+    tiles, count = arrangement.places.shape
+    if keep_indices is None:
+        tokens = np.arange(tiles * count)
+    elif pruning.budget.scope == "image":
+        tokens = keep_indices[0]
+    else:
+        tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
+    return tokens, arrangement.places.ravel()[tokens]
 
 
 def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:

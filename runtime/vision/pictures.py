@@ -1,21 +1,23 @@
 """Pictures in the form that the vision encoder takes, each with the arrangement of its tokens.
 
 The form of a picture may depend on how many there are in the conversation: LLaVA-OneVision cuts a single
-picture into tiles, and shows several whole. So pictures are made for a given number of them.
+picture into tiles, and shows several whole. So pictures are made for a given number of them. Where the method
+makes the grid of tokens smaller, it also depends on how many tokens are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from visprune.errors import InputError
-from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video, pixel_values
+from visprune.manifest import Pruning
+from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video, views
 from visprune.runtime.vision.preprocess import ImageProcessor
 from visprune.tiling import Tiling
 
@@ -31,20 +33,24 @@ class Picture:
         arrangement: Places of its tokens in the sequence; None for a model that does not tile.
         source: The original image, if its form would change with more pictures; else None.
         is_video: Whether the tiles are frames.
-        key: Digest of the pixels and of the arrangement. Pictures with the same key are the same to the
-            model.
+        question: Tokens of the text that it came with, if the method before the LLM reads them.
+        visual_tokens: Visual tokens before pruning; None for a model that does not tile.
+        key: Digest of all that the model sees of it. Pictures with the same key are the same to the model.
     """
 
     pixels: NDArray[np.float32]
     arrangement: Arrangement | None = None
     source: Image.Image | None = None
     is_video: bool = False
+    question: tuple[int, ...] = ()
+    visual_tokens: int | None = None
     key: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(np.ascontiguousarray(self.pixels).data, digest_size=16)
         if self.arrangement is not None:  # equal pixels may be padding in one picture and content in another
             digest.update(np.ascontiguousarray(self.arrangement.places).data)
+        digest.update(np.array(self.question, dtype=np.int64).data)
         object.__setattr__(self, "key", digest.digest())
 
 
@@ -56,11 +62,32 @@ class PictureMaker:
         processor: Image processor, which is applied to single tiles.
         tiling: Tiling of the model; None if pictures are not tiled.
         video: Processor of single frames; None if the model takes no videos.
+        arranged: Tiling by which tokens are arranged: the model's own, unless the method makes the grid of a
+            tile smaller.
+        edge: Pixels along a side to which each tile is shrunk before the vision tower; None for its own size.
     """
 
     processor: ImageProcessor
     tiling: Tiling | None
     video: ImageProcessor | None = None
+    arranged: Tiling | None = None
+    edge: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.arranged is None:
+            object.__setattr__(self, "arranged", self.tiling)
+
+    def for_tokens(self, pruning: Pruning, keep_tokens: int) -> PictureMaker:
+        """Return the maker of pictures of which so many tokens of each tile are kept.
+
+        It is another one only where the method makes the grid of tokens smaller.
+
+        Args:
+            pruning: The manifest's `pruning`.
+            keep_tokens: K.
+        """
+        arranged, edge = pruning.arranged(self.tiling, keep_tokens), pruning.smaller_image(keep_tokens)
+        return replace(self, arranged=arranged, edge=edge)
 
     def tiles(self, images: int) -> bool:
         """Return whether a picture becomes several tiles if a prompt has this number of images."""
@@ -71,6 +98,7 @@ class PictureMaker:
         pictures: Sequence[Picture],
         images: Sequence[Image.Image],
         videos: Sequence[Sequence[Image.Image]] = (),
+        question: tuple[int, ...] = (),
     ) -> list[Picture]:
         """Return the pictures of a conversation after images and videos were added to it.
 
@@ -78,28 +106,41 @@ class PictureMaker:
             pictures: Pictures that it has already.
             images: New images, RGB.
             videos: Frames of new videos, RGB. Videos come after the images.
+            question: Tokens of the text that the new images and videos came with.
 
         Raises:
             InputError: An image or a frame cannot be resized, or the model takes no videos.
         """
         tiled = self.tiles(sum(not picture.is_video for picture in pictures) + len(images))
-        earlier = [p if tiled or p.source is None else self._make(p.source, tiled=False) for p in pictures]
-        shown = [self._make(image, tiled=tiled) for image in images]
-        return [*earlier, *shown, *(self._make_video(frames) for frames in videos)]
+        earlier = [
+            p if tiled or p.source is None else self._make(p.source, p.question, tiled=False)
+            for p in pictures
+        ]
+        shown = [self._make(image, question, tiled=tiled) for image in images]
+        return [*earlier, *shown, *(self._make_video(frames, question) for frames in videos)]
 
-    def _make_video(self, frames: Sequence[Image.Image]) -> Picture:
-        if self.video is None or self.tiling is None:
+    def seen(self, view: Image.Image) -> Image.Image:
+        """Return a view, as `ImageProcessor.crop` gives it, at the size that the vision tower gets it."""
+        return view if self.edge is None else self.processor.resized(view, (self.edge, self.edge))
+
+    def _make_video(self, frames: Sequence[Image.Image], question: tuple[int, ...]) -> Picture:
+        if self.video is None or self.tiling is None or self.arranged is None:
             raise InputError("This model takes no videos.", "Give single frames as pictures.")
-        arrangement = arrange_video(len(frames), self.tiling)
-        pixels = np.concatenate([self.video(frame) for frame in frames])
-        return Picture(pixels, arrangement, is_video=True)
+        arrangement, whole = (arrange_video(len(frames), one) for one in (self.arranged, self.tiling))
+        pixels = self.video.tensor([self.seen(self.video.crop(frame)) for frame in frames])
+        count = whole.visual_tokens
+        return Picture(pixels, arrangement, is_video=True, question=question, visual_tokens=count)
 
-    def _make(self, image: Image.Image, *, tiled: bool) -> Picture:
-        if self.tiling is None:
-            return Picture(self.processor(image))
+    def _make(self, image: Image.Image, question: tuple[int, ...], *, tiled: bool) -> Picture:
+        if self.tiling is None or self.arranged is None:
+            view = self.seen(self.processor.crop(image))
+            return Picture(self.processor.tensor([view]), question=question)
         size = (image.height, image.width)
+        shown = views(image, self.tiling, self.processor, tiled=tiled)
         return Picture(
-            pixel_values(image, self.tiling, self.processor, tiled=tiled),
-            arrange(size, self.tiling, tiled=tiled),
+            self.processor.tensor([self.seen(view) for view in shown]),
+            arrange(size, self.arranged, tiled=tiled),
             image if tiled and self.tiling.several == "whole" else None,
+            question=question,
+            visual_tokens=arrange(size, self.tiling, tiled=tiled).visual_tokens,
         )

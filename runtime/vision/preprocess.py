@@ -150,12 +150,12 @@ class ImageProcessor:
         """Rescale and normalise images.
 
         Args:
-            views: T images of `output_size`, 8-bit RGB, as `crop` gives them.
+            views: T images of one size, 8-bit RGB, as `crop` gives them.
 
         Returns:
             Tensor [T, 3, H, W], float32.
         """
-        out = np.empty((len(views), 3, *self.output_size), dtype=np.float32)
+        out = np.empty((len(views), 3, views[0].height, views[0].width), dtype=np.float32)
         for index, view in enumerate(views):
             levels = np.asarray(view)  # [H, W, 3] uint8
             for channel in range(3):

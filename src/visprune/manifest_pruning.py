@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from visprune.budget import Budget, LayerBudget
 from visprune.errors import UsageError
+from visprune.tiling import Tiling
 
-__all__ = ["LayerPruning", "Pruning"]
+__all__ = ["LayerPruning", "Pruning", "Resizing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resizing:
+    """The sizes of images that are made smaller before the vision tower.
+
+    Attributes:
+        image_size: Pixels along a side of an image that is not made smaller.
+        patch_size: Pixels along a side of a patch.
+
+    Raises:
+        UsageError: The sizes give no patches.
+    """
+
+    image_size: int
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.patch_size <= self.image_size:
+            raise UsageError(
+                f"An image of {self.image_size} pixels has no patches of {self.patch_size}.",
+                "Give positive numbers.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +55,8 @@ class Pruning:
         needs_text: Whether the choice depends on the text that comes with the image, so that the same image
             with another question keeps other tokens.
         merges: Whether a kept token may be made of several.
-        resizes: Whether the image is made smaller before the vision tower, so that its features depend on
-            how many tokens are kept.
+        resizing: How the image is made smaller before the vision tower, so that its features depend on how
+            many tokens are kept; None if the tower takes one size only.
     """
 
     method: str
@@ -45,7 +70,28 @@ class Pruning:
     projects_all: bool = False
     needs_text: bool = False
     merges: bool = False
-    resizes: bool = False
+    resizing: Resizing | None = None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the image is made smaller before the vision tower."""
+        return self.resizing is not None
+
+    def smaller_image(self, keep_tokens: int) -> int | None:
+        """Return the pixels along a side to which an image is made smaller, if the method does that."""
+        side = self.smaller_side(keep_tokens)
+        return None if side is None or self.resizing is None else side * self.resizing.patch_size
+
+    def smaller_side(self, keep_tokens: int) -> int | None:
+        """Return the side of a smaller grid of tokens, if the method makes one for a number of tokens."""
+        if self.budget.unit != "square" or keep_tokens == self.budget.visual_tokens:
+            return None
+        return math.isqrt(keep_tokens)
+
+    def arranged(self, tiling: Tiling | None, keep_tokens: int) -> Tiling | None:
+        """Return the tiling by which the tokens of an image are arranged if so many are kept of each tile."""
+        side = self.smaller_side(keep_tokens)
+        return tiling if tiling is None or side is None else tiling.with_side(side)
 
 
 @dataclass(frozen=True, slots=True)

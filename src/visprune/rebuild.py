@@ -32,7 +32,7 @@ def export_command(manifest: Manifest, name: str | None = None, *, method: str |
     """Return the command that exports the model of a bundle again.
 
     A model that was a directory is written as `MODEL`, an adapter as `ADAPTER`, a vision tower as `TOWER`,
-    and a recipe as that of `BUNDLE`, because a manifest has no paths.
+    and a recipe that was fitted as that of `BUNDLE`, because a manifest has no paths.
 
     Args:
         manifest: Of the bundle.
@@ -80,7 +80,8 @@ def _methods(manifest: Manifest) -> list[str]:
         words += ["--keep-tokens", str(before.keep_tokens)]
     if inside is not None and inside.budget.is_recipe:
         words += ["--then", inside.method] if before.budget.prunable else []
-        words += ["--recipe", "BUNDLE/recipe.json"]
+        published = inside.options.get("recipe")
+        words += ["--recipe", published if isinstance(published, str) else "BUNDLE/recipe.json"]
     elif inside is not None:
         ratio = f"{inside.budget.ratio:g}"
         words += ["--then", f"{inside.method}:{ratio}"] if before.budget.prunable else ["--ratio", ratio]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from visprune.errors import UsageError
@@ -63,6 +63,11 @@ class Tiling:
                     f"The pinpoint {height} x {width} is not made of tiles of {self.tile_size} pixels.",
                     f"Give positive multiples of {self.tile_size}.",
                 )
+
+    def with_side(self, side: int) -> Tiling:
+        """Return the tiling of the same pictures with another number of patches along a side of a tile."""
+        pooling = None if self.frame_pooling is None else min(self.frame_pooling, side)
+        return replace(self, side=side, frame_pooling=pooling)
 
     @property
     def resamples(self) -> bool:

@@ -12,7 +12,7 @@ count. If tokens are deleted inside a layer, after attention and before the outp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from visprune.errors import UsageError
@@ -110,6 +110,13 @@ class Shapes:
     vocab_size: int
     convention: Convention = "F3"
     vision_other: OtherWork = OtherWork()
+
+    def with_patches(self, patches: int | None) -> Shapes:
+        """Return the sizes for images that are made smaller, to a number of patches; None: as they are."""
+        if patches is None:
+            return self
+        more = patches - self.vision_patches
+        return replace(self, vision_patches=patches, vision_tokens=self.vision_tokens + more)
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in fields(self)}

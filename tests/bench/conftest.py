@@ -11,6 +11,7 @@ from checkpoints import checkpoint
 from tracing import _collected, _quick_traces
 
 from visprune.bench.report.report import (
+    BASELINES,
     SCHEMA_VERSION,
     Accuracy,
     BenchReport,
@@ -106,7 +107,7 @@ def report() -> Callable[..., BenchReport]:
 
 @pytest.fixture
 def large_report(row, report) -> BenchReport:
-    """Four methods by three ratios by two precisions, one of them inside the LLM."""
+    """Five methods by three ratios by two precisions: one inside the LLM, and two of them baselines."""
     rows, rng = [], np.random.default_rng(3)
     for precision, speed in (("fp32", 1.0), ("int8", 0.55)):
         rows.append(
@@ -119,14 +120,14 @@ def large_report(row, report) -> BenchReport:
                 right=480,
             )
         )
-        for method in ("fopru-rank", "fopru-row", "fitprune", "random"):
+        for method in ("fopru-rank", "fopru-row", "fitprune", "random", "resize"):
             for ratio, kept in ((50, 72), (25, 36), (11, 16)):
                 fields = {"method": method, "precision": precision, "kept": kept}
                 if method == "fitprune":
                     fields["layer_tokens"] = (144, kept + 20, kept, kept)
-                if method == "random":
-                    fields["role"] = "random"
-                ms = speed * (9 + 6 * kept / 144) * (1.1 if method == "fitprune" else 1.0)
+                if method in BASELINES:
+                    fields["role"] = method
+                ms = speed * (9 + 6 * kept / 144) * {"fitprune": 1.1, "resize": 0.6}.get(method, 1.0)
                 right = int(480 - (144 - kept) * rng.uniform(0.2, 2.2))
                 seed = len(rows)
                 rows.append(

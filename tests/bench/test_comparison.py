@@ -8,8 +8,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from visprune.bench.baselines import random_tokens
 from visprune.bench.comparison import compare
-from visprune.bench.lineup import is_unpruned, line_up, precision_of, random_tokens
+from visprune.bench.entries import is_unpruned, precision_of
+from visprune.bench.lineup import line_up
 from visprune.bench.report.report import read_report
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, CheckpointError, InputError, UsageError
@@ -29,9 +31,11 @@ def test_a_bundle_against_itself_is_no_difference_and_has_its_controls(tiny_bund
     assert not rows["tiny"].against(rows["tiny (2)"]).told
     assert all(len(row.repetitions) == work.rounds for row in rows.values())
     assert {row.layer_tokens for row in rows.values()} == {(16, 16), (4, 4)}
-    (missing,) = found.report.not_made
+    missing, shrunk = found.report.not_made
     assert missing.what == "random, 4 of 16"
     assert "visprune-export MODEL --method random -o random" in missing.reason
+    assert shrunk.what == "resize, at most 4 of 16"
+    assert "visprune-export MODEL --method resize -o resize" in shrunk.reason
     assert set(found.overlays) == set(rows)
     assert found.report.work == work
     assert rows["tiny"].memory_bytes > 10_000_000
@@ -59,7 +63,7 @@ def test_a_random_bundle_that_is_given_runs_at_the_budgets_of_the_others(
     given = line_up([Bundle.open(tiny_bundle), Bundle.open(tiny_copy)], no_maker)
     drawn = [one for one in given.entries if one.contender.role == "random"]
     assert [(one.keep.tokens, one.contender.path) for one in drawn] == [(4, str(tiny_copy))]
-    assert not given.not_made
+    assert [one.what for one in given.not_made] == ["resize, at most 4 of 16"]
     edit_manifest(tiny_copy, "pruning", keep_tokens=4)
     same = line_up([Bundle.open(tiny_bundle), Bundle.open(tiny_copy)], no_maker)
     assert not [one for one in same.entries if one.contender.role == "random"]  # it is there already
@@ -127,11 +131,22 @@ def test_controls_and_pytorch_come_from_the_checkpoint(bundles, work, monkeypatc
     rows = {row.name: row for row in report.rows}
     roles = [row.role for row in report.rows]
     assert roles[:3] == ["unpruned", "given", "given"]
-    assert set(roles[3:]) == {"random", "pytorch"}
+    assert set(roles[3:]) == {"random", "resize", "pytorch"}
     assert not report.not_made
     manifest = Bundle.open(folder / "fastv").manifest
     drawn = [row for row in report.rows if row.role == "random"]
     assert {row.layer_tokens[0] for row in drawn} == {8, random_tokens(manifest, keep_for(manifest))}
+    shrunk = [row for row in report.rows if row.role == "resize"]
+    assert {row.layer_tokens for row in shrunk} == {(4,) * 4, (9,) * 4}
+    for row in shrunk:
+        assert row.name == f"resize {row.layer_tokens[0]} of 16, fp32"
+        assert (
+            row.flops.model - row.flops.decoder
+            < rows["fopru-row"].flops.model - rows["fopru-row"].flops.decoder
+        )
+        assert row.realised == pytest.approx(
+            (1 - row.against(report.unpruned(row)).ratio) / row.flops.removed
+        )
     in_pytorch = rows["transformers, fp32"]
     full = rows["fopru-row at 100%"]
     assert (in_pytorch.visual_tokens, in_pytorch.text_tokens) == (16, full.text_tokens)
@@ -188,7 +203,7 @@ def test_adapters_are_found_again_and_measured(bundles, work, monkeypatch, tmp_p
     import torch
 
     from visprune.bench.comparison import pytorch_entries
-    from visprune.bench.lineup import entry
+    from visprune.bench.entries import entry
     from visprune.bench.make_bundle import checkpoint_of
     from visprune.bench.measure.in_pytorch import CheckpointModel
     from visprune.export.checkpoint.checkpoint_options import CheckpointOptions

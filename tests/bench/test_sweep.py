@@ -53,8 +53,8 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
 
     output = tmp_path / "sweep"
     first = sweep(model, SweepPlan(("fastv",), (0.5,)), work, output, progress=progress)
-    assert made(said) == {"none-fp32", "fastv-fp32", "random-fp32"}
-    assert [row.role for row in first.report.rows] == ["unpruned", "given", "random"]
+    assert made(said) == {"none-fp32", "fastv-fp32", "random-fp32", "resize-fp32"}
+    assert [row.role for row in first.report.rows] == ["unpruned", "given", "random", "resize"]
     assert any("Accuracy was not measured" in note for note in first.report.notes)
 
     said.clear()
@@ -71,7 +71,7 @@ def test_a_sweep_goes_on_and_names_what_cannot_be_made(model, work, tmp_path):
     said.clear()
     plan = SweepPlan(("fastv",), (0.5,), ("fp32", "int8-dynamic"))
     found = sweep(model, plan, work, output, progress=progress).report
-    assert made(said) == {f"{name}-int8-dynamic" for name in ("none", "fastv", "random")}
+    assert made(said) == {f"{name}-int8-dynamic" for name in ("none", "fastv", "random", "resize")}
     assert {row.precision for row in found.rows} == {"fp32", "int8-dynamic"}
 
     said.clear()
@@ -200,7 +200,8 @@ def asked(tmp_path, picture):
 def test_a_sweep_asks_a_users_model_a_users_questions_and_goes_on(model, work, asked, tmp_path, monkeypatch):
     plan, output = SweepPlan(("uniform", "random"), (0.5,)), tmp_path / "sweep"
     found = sweep(model, plan, work, output, questions=read_questions(asked)).report
-    assert [row.name for row in found.rows] == ["none, fp32", "uniform 50%, fp32", "random 50%, fp32"]
+    names = ["none, fp32", "uniform 50%, fp32", "random 50%, fp32", "resize 25%, fp32"]
+    assert [row.name for row in found.rows] == names
     for row in found.rows:
         assert (row.accuracy.right, row.accuracy.of) == (0, 2)
         assert (row.accuracy.low, row.accuracy.high) == wilson(0, 2)
@@ -214,7 +215,7 @@ def test_a_sweep_asks_a_users_model_a_users_questions_and_goes_on(model, work, a
     alone = evaluate(bundles, asked, workers=Workers(1))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     kept = [line["tokens_kept"] for line in lines if "text" in line]
-    assert kept == [16, 16, 8, 8, 8, 8]
+    assert kept == [16, 16, 8, 8, 8, 8, 4, 4]
     assert [row.kept for row in alone.rows] == [1.0, 0.5]
 
     def no_question(*_, **__):
@@ -248,7 +249,7 @@ def test_scores_between_right_and_wrong_keep_their_sum(tmp_path):
 def test_the_demo_is_asked_its_questions_once(tmp_path, work, monkeypatch):
     """One bundle at two ratios, against the judgement of the runtime itself; then nothing is asked again."""
     import visprune
-    from visprune.bench.lineup import entry
+    from visprune.bench.entries import entry
     from visprune.demo.answers import right_answers
     from visprune.demo.held_out import held_out, held_out_questions
 

@@ -457,6 +457,7 @@ class TestMethods:
             "fastv",
             "fitprune",
             "pyramiddrop",
+            "sparsevlm",
         }
 
     def test_a_broken_plugin_hides_nothing(self, call, monkeypatch):
@@ -467,11 +468,76 @@ class TestMethods:
         rows = {row["name"]: row for row in json.loads(call("methods", "--json")[1])}
         assert "cannot be loaded" in rows["x"]["about"]
         assert rows["none"]["place"] == "before the LLM"
+        _, out, _ = call("methods")
+        assert out.splitlines()[0] == "before the LLM"
+        assert out.splitlines()[-2] == "not usable"
+        assert out.splitlines()[-1].startswith("  x     cannot be loaded: ")
+
+    def test_one_line_each_by_place(self, call, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+        out = call("methods")[1]
+        rows = json.loads(call("methods", "--json")[1])
+        blocks = [block.splitlines() for block in out.split("\n\n")]
+        places = ["before the encoder", "before the LLM", "inside the LLM"]
+        used = {row["place"] for row in rows}
+        assert [block[0] for block in blocks] == [place for place in places if place in used]
+        for place, *lines in blocks:
+            mine = [row for row in rows if row["place"] == place]
+            assert sorted(line.split()[0] for line in lines) == [row["name"] for row in mine]
+            assert max(map(len, lines)) <= 100
+            marked = [line.endswith("  baseline") for line in lines]
+            assert marked == sorted(marked)
+            assert sum(marked) == sum(row["source"].startswith("baseline") for row in mine)
+        assert {line.split()[0] for line in out.splitlines() if line.endswith("  baseline")} >= {
+            "none",
+            "random",
+            "uniform",
+        }
+
+    def test_a_method_of_somebody_else_stays_on_its_line(self, call, monkeypatch):
+        class Theirs:
+            """Keep whatever the author of this other package thinks is worth keeping, and a lot of it."""
+
+            place = "beside the LLM"
+            paper = "A paper with a very long title that no column has room for"
+
+        monkeypatch.setattr("visprune.pruning.registry.load_method", lambda name: Theirs)
+        monkeypatch.setattr("visprune.pruning.registry.method_names", lambda: ["theirs"])
+        monkeypatch.setenv("COLUMNS", "80")
+        place, line = call("methods")[1].splitlines()
+        assert place == "beside the LLM"
+        assert line.startswith("  theirs  Keep whatever the author")
+        assert line.count("…") == 2
+        assert len(line) <= 80
+
+    def test_published_recipes(self, call):
+        code, out, err = call("methods", "--recipes")
+        assert (code, err) == (0, "")
+        rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("llava-")}
+        assert len(rows) == 14
+        assert rows["llava-1.5-7b-20"][1:] == ["LLaVA-1.5-7B", "576", "26", "20%", "15.3%", "*"]
+        assert rows["llava-next-7b-60"][1:] == ["LLaVA-NeXT-7B", "2880", "25", "60%", "60.3%"]
+        marked = {name for name, words in rows.items() if words[-1] == "*"}
+        assert marked == {"llava-1.5-7b-10", "llava-1.5-7b-20", "llava-1.5-7b-30"}
+        assert "* removes less than its name says, by more than 2 percentage points" in out
+        assert "arXiv 2409.10197" in out
+        assert "--recipe published:NAME" in out
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_published_recipes_as_json(self, call):
+        found = {row["name"]: row for row in json.loads(call("methods", "--recipes", "--json")[1])}
+        twenty = found["llava-1.5-7b-20"]
+        assert (twenty["model"], twenty["visual_tokens"], twenty["num_layers"]) == ("LLaVA-1.5-7B", 576, 32)
+        assert sum(twenty["scheme"]) == 149
+        assert twenty["prune_points"] == [layer for layer, count in enumerate(twenty["scheme"]) if count]
+        assert (twenty["nominal_reduction"], round(twenty["true_reduction"], 4)) == (0.2, 0.1535)
+        assert twenty["shortfall"].startswith("It removes 15.3%")
+        assert found["llava-1.5-7b-60"]["shortfall"] is None
 
     def test_without_torch(self):
         code = (
             "import sys; from visprune.cli import run_command; code = run_command('methods', []);"
-            "sys.exit(code or 'torch' in sys.modules)"
+            "code = code or run_command('methods', ['--recipes']); sys.exit(code or 'torch' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 

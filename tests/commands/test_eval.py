@@ -62,6 +62,21 @@ def test_json(call, data, tiny_bundle):
     assert list(figure) == ["name", "value", "low", "high", "interval"]
 
 
+def test_baselines_that_cannot_be_made_are_told_in_one_line(call, data, tiny_bundle):
+    options = (tiny_bundle, f"{tiny_bundle}@1", "--data", data, "--processes", 1)
+    _, out, err = call(*options)
+    (line,) = [line for line in out.splitlines() if line.startswith("not in the table: ")]
+    assert line.startswith(
+        "not in the table: random, 4 of 16; resize, at most 4 of 16. The model of the bundle"
+    )
+    for method in ("random", "resize"):
+        assert f"visprune-export MODEL --method {method} -o {method}" in line
+    assert f"12 questions to ask: 6 each for {tiny_bundle}; {tiny_bundle}@1" in err
+    _, out, err = call(*options, "--no-baselines")
+    assert "not in the table" not in out
+    assert "questions to ask" not in err  # they are answered
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [

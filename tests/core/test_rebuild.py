@@ -21,6 +21,7 @@ def test_the_command_that_makes_the_same_for_another_target(tiny_bundle):
         return LayerPruning(method, {}, (1,), "layer", "original", LayerBudget(1, 0.25, **budget))
 
     recipe = inside("fitprune", deletions=(4,), recipe_tokens=16)
+    published = replace(recipe, options={"recipe": "published:llava-1.5-7b-60"})
     whole = replace(before, method="none", budget=Budget(16, prunable=False))
     parts = (  # one of which lies beside the model's own weights
         SourcePart("vision tower", "c/d", "0" * 64),
@@ -40,6 +41,10 @@ def test_the_command_that_makes_the_same_for_another_target(tiny_bundle):
         ({"layer_pruning": inside("fastv")}, "MODEL --method fopru-rank --keep-tokens 4 --then fastv:0.25"),
         ({"layer_pruning": inside("fastv"), "pruning": whole}, "MODEL --method fastv --ratio 0.25"),
         ({"layer_pruning": recipe, "pruning": whole}, "MODEL --method fitprune --recipe BUNDLE/recipe.json"),
+        (
+            {"layer_pruning": published},
+            "MODEL --method fopru-rank --keep-tokens 4 --then fitprune --recipe published:llava-1.5-7b-60",
+        ),
         (
             {"graphs": two, "target": "rtx", "dtype": "float32"},
             "MODEL --method fopru-rank --keep-tokens 4 --segments 2 --dtype fp32",

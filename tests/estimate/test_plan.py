@@ -21,6 +21,8 @@ from visprune.export.export_options import ExportOptions
 from visprune.work import Shapes
 
 SEVEN = "llava-hf/llava-1.5-7b-hf"
+THIRTEEN, NEXT = "llava-hf/llava-1.5-13b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf"
+SIXTY = "published:llava-1.5-7b-60"
 ORIN = board_device(board("orin-nx-16gb"))
 TINY = Shapes(6, 5, 2, 17, 16, 588, ((3, 8), (8, 8)), 8, 20, 2, 259)
 
@@ -196,6 +198,17 @@ class TestCommand:
         assert len(data["ttft"]["choices"]) == len(RATIOS) * 4
         assert data["ttft"]["best"] in [*data["ttft"]["choices"], None]
 
+    def test_a_published_recipe(self, call):
+        code, out, _ = call(SEVEN, "-d", "rtx-4090", "-m", "fitprune", "--recipe", SIXTY)
+        assert code == 0
+        assert "127 of 576 visual tokens" in out
+        assert f"- The recipe {SIXTY} was fitted on LLaVA-1.5-7B by the authors of FitPrune. Whether" in out
+        assert "scaled" not in out
+        after = ["-m", "fopru-rank", "--ratio", 0.5, "--then", "fitprune", "--recipe", SIXTY]
+        assert "scaled to the 288 that enter" in call(SEVEN, "-d", "rtx-4090", *after)[1]
+        told = call(NEXT, "-d", "rtx-4090", "-m", "fitprune", "--recipe", SIXTY, "--json")[1]
+        assert "scaled to those of each prompt" in json.loads(told)["sources"][0]
+
     def test_a_bundle_has_its_own_pruning(self, call, tiny_copy, edit_manifest):
         edit_manifest(tiny_copy, None, shapes=TINY)
         code, out, _ = call(
@@ -231,6 +244,8 @@ class TestCommand:
             ([SEVEN, "-d", "rtx-4090", "--ratio", "0.5"], "keeps all 576"),
             ([SEVEN, "-d", "rtx-4090", "-m", "fopru-row", "--keep-tokens", "100"], "whole rows of 24"),
             ([SEVEN, "-d", "rtx-4090", "-m", "fitprune", "--ratio", "0.4"], "in its recipe"),
+            ([SEVEN, "-d", "rtx-4090", "-m", "fitprune", "--recipe", "published:x"], "no published recipe"),
+            ([THIRTEEN, "-d", "rtx-4090", "-m", "fitprune", "--recipe", SIXTY], "32 layers of LLaVA-1.5-7B"),
             ([SEVEN, "-d", "rtx-4090", "--image-size", "big"], "is no size"),
             ([SEVEN, "-d", "rtx-4090", "--image-size", "640x480"], "one tile"),
             ([SEVEN, "-d", "rtx-4090", "--ttft", "0"], "No first token"),

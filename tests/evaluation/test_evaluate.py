@@ -20,7 +20,8 @@ from visprune.demo.held_out import held_out
 from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.evaluation import evaluate, read_questions
 from visprune.evaluation.answering import Answer, AnswerSettings, Candidate
-from visprune.evaluation.evaluator import asked_of_all
+from visprune.evaluation.evaluator import AddedRows, asked_of_all
+from visprune.evaluation.intervals import paired
 from visprune.evaluation.questions import Question, Questions
 from visprune.evaluation.summary import EvaluatedBundle, summarise
 from visprune.evaluation.workers import Workers
@@ -76,7 +77,7 @@ class TestProof:
         stopped = tmp_path / "stopped.jsonl"
         both = [demo_bundle, f"{demo_bundle}@1"]
         command = [sys.executable, "-m", "visprune", "eval", *map(str, both), "--data", str(demo_data)]
-        command += ["--max-new-tokens", "8", "-o", str(stopped)]
+        command += ["--max-new-tokens", "8", "-o", str(stopped), "--no-baselines"]
         for processes, lines in (("1", 10), ("2", 55)):
             run = subprocess.Popen([*command, "--processes", processes], start_new_session=True)
             while not stopped.exists() or stopped.read_bytes().count(b"\n") < lines:
@@ -239,6 +240,23 @@ class TestFigures:
         assert second.difference.low == pytest.approx(0.46 - half, abs=0.02)
         assert second.agreement.value == 0
 
+    def test_a_bundle_that_a_baseline_beats_is_named(self):
+        questions = self.questions("exact", [("x",)] * 100)
+        said = [["x"] * 80 + ["z"] * 20, ["z"] * 40 + ["x"] * 60, ["z"] * 20 + ["x"] * 80]
+        bundles = [EvaluatedBundle(name, "m", unpruned=False) for name in ("even", "worse", "random 4")]
+        given = [{str(n): Answer(str(n), text) for n, text in enumerate(texts)} for texts in said]
+        found = summarise(questions, bundles, given, [(0, 2), (1, 2)])
+        even, worse, drawn = (row.equal_counts for row in found.rows)
+        assert [(one.name, one.loses, one.difference.value) for one in (*even, *worse)] == [
+            ("random 4", False, 0.0),
+            ("random 4", True, pytest.approx(-0.2)),
+        ]
+        assert even[0].difference.low < 0 < even[0].difference.high
+        assert (worse[0].difference.low, worse[0].difference.high) == paired(0, 20, 100)
+        assert drawn == ()
+        assert found.notes[-1].startswith("worse loses to random 4: exact match differs by -0.200 (-0.2")
+        assert sum("loses to" in note for note in found.notes) == 1
+
     def test_agreement_is_of_what_is_said_right_or_wrong(self):
         found = self.figures("exact", [("7",), ("7",), ("7",)], ["7", "red", "up"], ["7.", "blue", "up"])
         row = found.rows[1]
@@ -288,3 +306,39 @@ def test_a_question_that_one_bundle_cannot_be_asked_is_left_out_for_all():
     rows = summarise(common, [EvaluatedBundle(name, "demo", False) for name in "pq"], answers).rows
     assert [(row.questions, row.errors) for row in rows] == [(2, ()), (2, ())]
     assert asked_of_all(questions, answers[:1]) is questions
+
+
+def test_added_rows_are_asked_after_the_given_and_announced(asked, tiny_bundle, tiny_copy, tmp_path):
+    questions, output = asked(3), tmp_path / "answers.jsonl"
+    said, seen = [], []
+    added = AddedRows((Candidate(tiny_copy, keep_tokens=8, label="random 8"),), ((0, 1),), ("A note.",))
+
+    def baselines(candidates, opened):
+        seen.append(([one.name for one in candidates], [one.path for one in opened]))
+        return added
+
+    options = {"workers": Workers(1), "output": output, "announce": said.append}
+    evaluate([tiny_bundle], questions, **options)
+    found = evaluate([tiny_bundle], questions, baselines=baselines, **options)
+    assert seen == [([str(tiny_bundle)], [tiny_bundle])]
+    assert said == [{str(tiny_bundle): 3}, {str(tiny_bundle): 0, "random 8": 3}]
+    assert [row.asked.name for row in found.rows] == [str(tiny_bundle), "random 8"]
+    assert [one.name for one in found.rows[0].equal_counts] == ["random 8"]
+    assert found.notes[-1] == "A note."
+    assert evaluate([tiny_bundle], questions, baselines=baselines, **options) == found
+    assert len(said) == 2
+    with pytest.raises(UsageError, match="other data"):
+        evaluate([tiny_bundle], asked(2), baselines=baselines, **options)
+    assert len(seen) == 2  # nothing is made for a run that is refused
+
+
+def test_a_baseline_that_was_made_otherwise_is_asked_anew(
+    asked, tiny_bundle, tiny_copy, edit_manifest, tmp_path
+):
+    said = []
+    options = {"workers": Workers(1), "output": tmp_path / "answers.jsonl", "announce": said.append}
+    added = AddedRows((Candidate(tiny_copy, keep_tokens=8, label="random 8"),))
+    for eos in ((1,), (1, 300)):
+        edit_manifest(tiny_copy, "decoder", eos_token_ids=eos)
+        evaluate([tiny_bundle], asked(2), baselines=lambda *_: added, **options)
+    assert said == [{str(tiny_bundle): 2, "random 8": 2}, {str(tiny_bundle): 0, "random 8": 2}]

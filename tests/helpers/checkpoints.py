@@ -53,6 +53,7 @@ class Tiny:
     margin: int = 0
     tower_layers: int = 3
     tower_hidden: int = 32
+    tower_heads: int = 2
     layers: int = 2
     hidden: int = 32
     lively: bool = False
@@ -87,7 +88,7 @@ def config(tiny: Tiny):
         "hidden_size": tiny.tower_hidden,
         "intermediate_size": 48,
         "num_hidden_layers": tiny.tower_layers,
-        "num_attention_heads": 2,
+        "num_attention_heads": tiny.tower_heads,
         "image_size": size,
         "patch_size": 14,
     }

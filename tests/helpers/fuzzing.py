@@ -78,14 +78,15 @@ class Manifests:
 
 
 class Recipes:
-    """Recipes for the demo model."""
+    """Recipes for the demo model, and the file of a published one."""
 
     def __init__(self, folder: Path) -> None:
         from visprune.export.checkpoint.find import find
+        from visprune.pruning.published import published_recipes
 
         self.folder, self.number = folder, 0
         mass = [0.1, 0.1, 0.1]
-        self.recipe = json.dumps(
+        fitted = json.dumps(
             {
                 **{"schema_version": 1, "method": "fitprune", "model": "visprune-demo"},
                 **{"weights_sha256": find(None).weights_sha256(), "num_layers": 3, "hidden_size": 192},
@@ -95,17 +96,18 @@ class Recipes:
                 **{"lost_self": mass, "lost_cross": mass, "unconstrained": None},
             }
         )
+        self.recipes = (fitted, published_recipes()["llava-1.5-7b-60"].to_json())
 
     def __call__(self, draw: random.Random) -> Callable[[], object]:
         path = self.folder / "recipe.json"
-        path.write_bytes(alter_text(self.recipe, draw))
+        path.write_bytes(alter_text(draw.choice(self.recipes), draw))
         return lambda: self._read(path)
 
     def _read(self, path: Path) -> None:
         from visprune.export.preview import preview
-        from visprune.pruning.recipe import read_recipe
+        from visprune.pruning.published import open_recipe
 
-        read_recipe(path)
+        open_recipe(path)
         preview(method="fitprune", recipe=path, output=self.folder / "bundle")
 
 

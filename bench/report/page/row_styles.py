@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visprune.bench.report.page.svg import Canvas
-from visprune.bench.report.report import BenchReport, Row
+from visprune.bench.report.report import BASELINES, BenchReport, Row
 
 __all__ = ["LegendEntry", "RowStyles"]
 
-_COLOURS = 6  # besides the greys of the rows that are there only to compare with
+_COLOURS = 6  # besides those of the rows that are there only to compare with
+_TO_COMPARE = ("none", *BASELINES, "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,9 @@ class RowStyles:
         return entries
 
     def _colour(self, method: str) -> str:
-        if method in ("none", "random", "transformers"):
+        if method in _TO_COMPARE:
             return f"c-{method}"
-        coloured = [name for name in self.methods if name not in ("none", "random", "transformers")]
+        coloured = [name for name in self.methods if name not in _TO_COMPARE]
         return f"c{coloured.index(method) % _COLOURS}"
 
 

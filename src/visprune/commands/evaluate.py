@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +24,8 @@ from visprune.commands.question_options import (
 from visprune.terminal import bars, note, print_json
 
 if TYPE_CHECKING:
-    from visprune.evaluation.summary import Evaluation, EvaluationRow, Figure
+    from visprune.evaluation.figures import Figure
+    from visprune.evaluation.summary import Evaluation, EvaluationRow
 
 __all__ = ["evaluate"]
 
@@ -76,6 +79,13 @@ def evaluate(  # noqa: PLR0913 - a command line's options
         bool, typer.Option("--ray", help="Work on the Ray cluster at RAY_ADDRESS, or that of this machine.")
     ] = False,
     provider: Provider = "cpu",
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Ask random tokens (random) and a smaller picture (resize) too, at the bundles' counts.",
+        ),
+    ] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a question that cannot be used, instead of skipping it.")
     ] = False,
@@ -86,6 +96,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
 
     Example: visprune-eval fopru@1 fopru fopru-int8 --data questions.jsonl
     """
+    from visprune.bench.evaluation_rows import made_baselines
     from visprune.evaluation.answering import AnswerSettings
     from visprune.evaluation.evaluator import evaluate as run
     from visprune.evaluation.formats import Files
@@ -97,7 +108,7 @@ def evaluate(  # noqa: PLR0913 - a command line's options
     path = output if output is not None else Path(f"{data.stem}-answers.jsonl")
     unfinished = False
     try:
-        with bars() as bar:
+        with bars() as bar, made_baselines(provider, bar, ray=ray) if baselines else nullcontext() as added:
 
             def progress(name: str, done: int, total: int) -> None:
                 nonlocal unfinished
@@ -112,6 +123,8 @@ def evaluate(  # noqa: PLR0913 - a command line's options
                 output=path,
                 strict=strict,
                 force=force,
+                baselines=added,
+                announce=_announce,
                 progress=progress,
             )
         unfinished = False
@@ -122,6 +135,15 @@ def evaluate(  # noqa: PLR0913 - a command line's options
         print_json({"answers": str(path), **asdict(found)})
         return
     _print(found, path)
+
+
+def _announce(questions: Mapping[str, int]) -> None:
+    """Say on stderr how many questions each row is about to be asked."""
+    rows: dict[int, list[str]] = {}
+    for name, count in questions.items():
+        rows.setdefault(count, []).append(name)
+    each = ". ".join(f"{count} each for {'; '.join(names)}" for count, names in rows.items() if count)
+    note(f"{sum(questions.values())} questions to ask: {each}")
 
 
 def _print(found: Evaluation, path: Path) -> None:
@@ -147,6 +169,14 @@ def _print(found: Evaluation, path: Path) -> None:
                 table.add_row(row.asked.name, _signed(row.difference), _cell(row.agreement))
         console.print(table)
         console.print()
+    if any(row.equal_counts for row in found.rows):
+        head = ("bundle", "baseline at its budget", f"difference of {names[0]}")
+        table = Table(*head, box=None, pad_edge=False)
+        for row in found.rows:
+            for other in row.equal_counts:
+                table.add_row(row.asked.name, other.name, _signed(other.difference))
+        console.print(table)
+        console.print()
     used = {figure.interval: None for row in found.rows for figure in _all(row)}
     console.print(f"in brackets: 95% intervals ({'; '.join(_INTERVALS[name] for name in used)})")
     console.print(f"{found.questions} questions of {found.data}, {len(found.skipped)} skipped")
@@ -163,7 +193,8 @@ def _print(found: Evaluation, path: Path) -> None:
 
 
 def _all(row: EvaluationRow) -> list[Figure]:
-    return [figure for figure in (*row.figures, row.difference, row.agreement) if figure is not None]
+    compared = (row.difference, row.agreement, *(other.difference for other in row.equal_counts))
+    return [figure for figure in (*row.figures, *compared) if figure is not None]
 
 
 def _cell(figure: Figure | None) -> str:

@@ -148,9 +148,11 @@ def _engines(manifest: Manifest) -> list[str]:
 
 
 def _options(options: dict[str, Any]) -> str:
-    """Return a method's settings in brackets. Long lists, such as a recipe's, are counted and not shown."""
+    """Return a method's settings in brackets; long lists, such as a recipe's, are counted and not shown."""
     shown = []
     for name, value in options.items():
+        if value is None:
+            continue
         long = isinstance(value, (list, tuple)) and len(value) > 4
         short = f"{value:.4g}" if isinstance(value, float) else value
         shown.append(f"{name}: {len(value)} values" if long else f"{name}={short}")

@@ -70,9 +70,17 @@ def run(  # noqa: PLR0913 - a command line's options
                 print(piece, end="", flush=True)
             print(flush=True)
         answer = stream.result
-        for target, picture, kept in zip(targets, pictures, answer.keep_indices, strict=False):
+        shown = zip(targets, pictures, answer.keep_indices, answer.merged_indices, strict=False)
+        for target, picture, kept, merged in shown:
             with whole(target) as temporary:
-                pipeline.overlay(picture, kept, images=len(pictures)).save(temporary)
+                drawn = pipeline.overlay(
+                    picture,
+                    kept,
+                    images=len(pictures),
+                    merged_indices=merged,
+                    keep_tokens=checked.keep.tokens,
+                )
+                drawn.save(temporary)
     if as_json:
         print_json(asdict(answer), lines=True)
         return

@@ -15,6 +15,7 @@ from PIL import Image
 
 from visprune.bench.report.page import page
 from visprune.bench.report.page.points import front
+from visprune.bench.report.page.row_styles import RowStyles
 from visprune.bench.report.page.svg import Scale, spread_out
 
 
@@ -69,6 +70,16 @@ def test_every_figure_says_what_it_shows_and_has_its_numbers_as_a_table(html):
         assert len(drawn) == 5
         assert all(found["role"] == "img" and len(found["aria-label"]) > 10 for found in drawn)
     assert [tag for tag, _ in tags].count("details") == 5
+
+
+def test_baselines_have_a_colour_of_their_own_and_a_line_in_the_legend(html, large_report):
+    styles = RowStyles.of(large_report)
+    colours = {row.method: styles.colour(row) for row in large_report.rows}
+    assert (colours["random"], colours["resize"]) == ("c-random", "c-resize")
+    assert len(set(colours.values())) == len(colours) == 6
+    for colour in set(colours.values()):
+        assert f".{colour} {{" in html or f".{colour}," in html
+    assert html.count("</svg>resize</li>") == 3
 
 
 def test_every_row_and_every_sentence_is_on_the_page(html, large_report):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from visprune.bench.report.formatting import stage_medians
+from visprune.bench.report.formatting import ratio, stage_medians
 from visprune.bench.report.report import NotMade, fastest, read_report
 from visprune.bench.report.table import print_report, verdicts
 from visprune.errors import BundleError, UsageError
@@ -76,6 +76,23 @@ def test_choosing_tokens_is_told_to_cost_time_where_it_does(row, report):
     assert any(line.startswith("fopru takes 1.2") and line.endswith("of random 36.") for line in said)
     alike = row("fopru", 8, kept=36, seed=2)
     assert not any("takes" in line for line in verdicts(report(full, drawn, alike)))
+
+
+def test_a_smaller_picture_is_told_to_be_faster_where_it_is(row, report):
+    full = row("none", 20, role="unpruned", method="none")
+    small = row("resize 36", 5, role="resize", method="resize", kept=36, seed=1)
+    smaller = row("resize 9", 4, role="resize", method="resize", kept=9, seed=4)
+    pruned = [row("fopru", 10, kept=36, seed=2), row("fastv", 12, method="fastv", kept=40, seed=3)]
+    other = row("fopru, int8", 15, kept=36, seed=2, precision="int8")
+    said = verdicts(report(full, *pruned, other, small, smaller))
+    (sentence,) = [line for line in said if "rows of about as many tokens" in line]
+    told = [f"{one.name} takes {ratio(one.against(small))}" for one in pruned]
+    assert sentence == (
+        f"first token: resize 36 is faster than rows of about as many tokens: {', '.join(told)}."
+    )
+    assert "first token: fopru is the fastest." in said  # of the rows that were given
+    quick = row("fopru", 4.5, kept=36, seed=2)
+    assert not any("resize" in line for line in verdicts(report(full, quick, small)))
 
 
 def test_what_was_not_made_is_told_with_its_reason(row, report):

@@ -17,6 +17,7 @@ from visprune.pruning.fastv import FastV
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.pyramiddrop import PyramidDrop
 from visprune.pruning.random_draw import Random
+from visprune.pruning.sparsevlm import SparseVLM
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_segments_that_cannot_be(refused, model, segments):
     [
         {"method": "fastv"},
         {"method": "pyramiddrop", "ratio": 0.5},
+        {"method": "sparsevlm"},
         {"method": "fopru-rank", "ratio": 0.5, "then": "fastv"},
         {"method": FitPrune((1, 0, 0, 0), 16, 0.9)},
     ],
@@ -144,12 +146,31 @@ def test_options_of_fitprune_with_another_method(refused, model, name, options, 
         ({"method": FitPrune((4, 0, 0, 0), 16, 0.5), "recipe": "x.json"}, "so --recipe cannot"),
         ({"method": "fitprune", "recipe": "x.json", "ratio": 0.5}, "so --ratio cannot"),
         ({"method": "fitprune", "recipe": "x.json", "calibration": "y"}, "so --data cannot"),
+        ({"method": "fitprune", "recipe": "x.json"}, "x.json cannot be read"),
+        ({"method": "fitprune", "recipe": "published:x"}, "no published recipe 'x'"),
+        ({"method": "fitprune", "recipe": "published:"}, "published: names no recipe"),
         ({"method": "fitprune", "ratio": 0.5, "max_prune_points": 0}, "0 prune points"),
         ({"method": "fitprune", "ratio": 1.5}, "outside"),
     ],
 )
 def test_fitprune_takes_its_scheme_from_one_place(refused, model, options, what):
     refused(UsageError, what, model, **options)
+
+
+@pytest.mark.parametrize("recipe", ["published:llava-1.5-7b-60", "x.json"])
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"max_prune_points": 3}, "--max-prune-points"),
+        ({"ratio": 0.5}, "--ratio"),
+        ({"calibration": "x.jsonl"}, "--data"),
+        ({"method": "uniform", "then": "fitprune:0.5"}, "the ratio of --then"),
+    ],
+)
+def test_a_recipe_that_exists_is_not_fitted_again(refused, model, recipe, options, option):
+    hint = f"Leave {option} out, or fit another recipe: visprune fit MODEL --ratio R --max-prune-points G."
+    options = {"method": "fitprune", "recipe": recipe} | options
+    refused(UsageError, f"is fitted already, so {option} cannot change it", model, hint, **options)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +188,8 @@ def test_a_decoder_with_too_few_layers(refused, checkpoint):
     refused(UnsupportedError, "before layer 2 of a decoder of 2", two, "first_pruned_layer", method="fastv")
     refused(UnsupportedError, "before layer 9 of", two, method=FastV(9))
     refused(UnsupportedError, "no 4 stages", one, method="pyramiddrop")
+    refused(UnsupportedError, "all the last layer", one, "smaller stages", method="sparsevlm")
+    refused(UnsupportedError, r"\(31,\) are all the last layer", two, method=SparseVLM((31,)))
 
 
 def test_knobs_that_prune_nothing():
@@ -174,6 +197,10 @@ def test_knobs_that_prune_nothing():
         FastV(0)
     with pytest.raises(UsageError, match="drops nothing"):
         PyramidDrop(1)
+    for stages in ((), (2, 32), (-1, 6)):
+        with pytest.raises(UsageError, match="cannot prune at the stages") as caught:
+            SparseVLM(stages)
+        assert "from 0 to 31" in caught.value.hint
 
 
 @pytest.mark.parametrize("count", [0, -1, 17])

@@ -23,7 +23,20 @@ from visprune.export.graph import graph_specs
 from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.registry import BUILTIN
 
-BEFORE = ("divprune", "fastervlm", "fopru-row", "freepruner", "random", "uniform")
+BEFORE = (
+    "cdpruner",
+    "dart",
+    "divprune",
+    "downsample",
+    "fastervlm",
+    "fopru-row",
+    "freepruner",
+    "holov",
+    "prumerge+",
+    "random",
+    "uniform",
+    "visionzip",
+)
 ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
 NEXT_VIDEO = {"family": "llava_next_video"}
@@ -62,15 +75,18 @@ def test_methods_before_the_llm(method, found):
 
 @pytest.mark.parametrize(
     ("method", "graphs"),
-    [("fastv", ("segment_pruner", "decoder_segment_0")), ("pyramiddrop", ("segment_pruner",))],
+    [
+        ("fastv", ("segment_pruner", "decoder_segment_0")),
+        ("pyramiddrop", ("segment_pruner",)),  # scores as fastv does
+        ("sparsevlm", ("embedding", "segment_pruner", "decoder_segment_0")),
+    ],
 )
 def test_methods_inside_the_llm(method, graphs, found):
-    """The two score alike."""
     assert not found({"layers": 3}, *graphs, method=method)
 
 
 def test_no_method_is_forgotten():
-    assert {*BEFORE, "fastv", "pyramiddrop"} | ELSEWHERE == set(BUILTIN)
+    assert {*BEFORE, "fastv", "pyramiddrop", "sparsevlm"} | ELSEWHERE == set(BUILTIN)
 
 
 @pytest.mark.parametrize(
