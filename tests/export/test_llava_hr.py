@@ -198,6 +198,9 @@ def test_only_methods_that_need_a_cls_are_refused(method, path, options):
             UnsupportedError, match=f"{re.escape(method)} scores with the CLS token, which this model"
         ):
             prepare(path, None, settings, dry=True)
+    elif method == "resize":
+        with pytest.raises(UnsupportedError, match="this vision tower takes one size only"):
+            prepare(path, None, settings, dry=True)
     else:
         job, _ = prepare(path, None, settings, dry=True)
         assert job.pruning.budget.visual_tokens == PLACES
