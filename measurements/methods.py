@@ -5,10 +5,10 @@
 The vision tower is CLIP ViT-L/14-336, and projected tokens have the width of Qwen2-0.5B. Weights are random,
 and the decoder, which is not measured, has one layer. Bundles are quantized to int8-dynamic.
 
-A method's time is that of its vision encoder, which may have to put out attention, and of its pruner at 144 of
-576 tokens. `uniform` reads nothing and computes next to nothing. A method's share is what its time is more
+A method's time is that of its vision encoder, which may have to put out attention, and of its pruner at 144
+of 576 tokens. `uniform` reads nothing and computes next to nothing. A method's share is what its time is more
 than that of `uniform`, divided by the time of `uniform`'s vision encoder. All methods take turns in every
-round on the same threads. Figures are medians over rounds; the spread is from the 25th to the 75th percentile.
+round on the same threads. Figures are medians over rounds, with the 25th and the 75th percentile.
 """
 
 from __future__ import annotations
