@@ -33,7 +33,8 @@ __all__ = ["write_in_place"]
 
 _OPSET = 24  # the first opset with TensorScatter
 # Operators that treat each column alone, or move all columns: right for P + S columns, they are right for C.
-_COLUMNWISE = MOVES | {"Add", "Greater", "Max", "ReduceMax", "ReduceMean", "Slice", "Transpose", "Where"}
+_COLUMNWISE = MOVES | {"Add", "Greater", "Max", "ReduceMax", "ReduceMean", "ReduceSum"}
+_COLUMNWISE |= {"Slice", "Transpose", "Where"}
 
 
 def write_in_place(model: ir.Model, nodes: Nodes, name: str, capacity: int) -> None:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["LayerPruner", "Layout", "Merged", "TokenMethod", "VisionPruner", "need_cls", "square_side"]
+__all__ = [
+    "LayerPruner",
+    "Layout",
+    "Merged",
+    "RatingPruner",
+    "TokenMethod",
+    "VisionPruner",
+    "need_cls",
+    "square_side",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +193,17 @@ class LayerPruner(Protocol):
         boundary: Where tokens leave. "attention": after the attention block of a prune layer and before its
             MLP, scored by that layer's attention. "layer": between a prune layer and the next, scored by the
             next layer's attention.
-        rows: The queries whose attention is needed: all new tokens, or the last one. A method that needs the
-            last row alone never has a square matrix computed.
-        heads: How the probabilities of the heads are combined.
+        rows: The queries whose attention is needed: all new tokens, the last one, or the mean of those that
+            the method itself names, which is then a `RatingPruner`. A method that needs the last row alone
+            never has a square matrix computed.
+        heads: How the probabilities of the heads are combined; "mean" for a `RatingPruner`.
     """
 
     place: ClassVar[str]
     paper: ClassVar[str]
     positions: ClassVar[Literal["original", "renumbered"]]
     boundary: ClassVar[Literal["attention", "layer"]]
-    rows: ClassVar[Literal["all", "last"]]
+    rows: ClassVar[Literal["all", "last", "raters"]]
     heads: ClassVar[Literal["mean", "max"]]
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
@@ -210,9 +220,29 @@ class LayerPruner(Protocol):
         """Score each new token by how much it matters. Scores of text tokens are ignored. Traced.
 
         Args:
-            attention: [B, S, S] float32, probabilities among the new tokens; [B, 1, S] for the last row.
+            attention: [B, S, S] float32, probabilities among the new tokens; [B, 1, S] for the last row or
+                the mean of the raters' rows.
             is_visual: [B, S] bool.
 
         Returns:
             [B, S] float32.
+        """
+
+
+@runtime_checkable
+class RatingPruner(LayerPruner, Protocol):
+    """Protocol of a pruning method inside the LLM that chooses, before the first layer, which tokens rate.
+
+    Its `rows` are "raters". The choice goes with the tokens to every prune layer.
+    """
+
+    def raters(self, embeds: Tensor, is_visual: Tensor) -> Tensor:
+        """Choose the tokens whose attention the scores come from. Traced.
+
+        Args:
+            embeds: [B, S, D], input embeddings of the new tokens.
+            is_visual: [B, S] bool.
+
+        Returns:
+            [B, S] bool. Where no token rates, the last one that reaches a prune layer does.
         """

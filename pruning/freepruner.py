@@ -1,25 +1,30 @@
-"""freePruner: keep pivots, and tokens that the pivots attend to in an early layer (arXiv 2411.15446).
+"""freePruner: keep pivots, and tokens that the pivots attend to (arXiv 2411.15446).
 
-Experimental: this is our reading. The outline is public: *pivotal* tokens are chosen by a degree of
-contribution and carry the meaning; *complementary* tokens are chosen by attention patterns and carry detail;
-nothing is merged. The formulas are not public, so each line below is a choice of ours.
+Experimental: this is our reading, because no code is public. The paper selects tokens before the LLM by the
+attention of the vision tower, without training and without merging: *pivotal* tokens carry the meaning,
+*complementary* tokens the detail. [attested] marks what a review of the paper says; [ours] is a choice of
+ours. A^l is the mean over heads [ours] of the probabilities of layer l among the patches, without the CLS
+token [ours]:
 
-Before the LLM, from the attention of the vision tower. With A^l the mean over heads of the probabilities of
-layer l among the visual tokens, and late = the layer whose output the projector takes:
+    degree      r^l[i] = sum over j of A^l[j, i] - A^l[i, i]                                       [attested]
+    layers      all up to the feature layer, whose output the projector takes, or their last half  [ours]
+    combine     "mean": the mean over layers of r^l, each divided by its own mean                  [ours]
+                "votes": the number of layers in which r^l[i] is above Q3 + 1.5 (Q3 - Q1) of r^l   [ours]
+    pivots      few tokens, whose degree stays high across layers                                  [attested]
+                the Kp largest, Kp = round(pivot_share K), halves up, at least 1                   [ours]
+    complement  chosen by the attention pattern of the feature layer, the penultimate one          [attested]
+                of the others the K - Kp with the largest sum over pivots p of A^late[p, j]        [ours]
 
-    degree      mode "mass":   d[j] = sum over i of A^late[i, j]
-                mode "count":  d[j] = the number of rows i in which A^late[i, j] is an outlier: above
-                               Q3 + 1.5 (Q3 - Q1) of row i, quartiles interpolated linearly
-    pivots      the Kp tokens of largest d, Kp = round(pivot_share K), halves up, at least 1
-    complement  c[j] = sum over pivots p of A^early[p, j], early = the layer at a third of the depth
-    keep        the pivots, and the K - Kp others of largest c
+Votes have ties; the first token in reading order wins. The attention that a patch gives counts even if the
+patch is no visual token (the first one, where a tower without a CLS meets the strategy `default`).
 
-Depth counts the layers up to the feature layer: a third of 23 is the seventh. Under "mass", the attention
-that a patch gives counts even if the patch is no visual token (the first one, where a tower without a CLS
-meets the strategy `default`). A degree that is a count has ties; the first token in reading order wins.
+An earlier version of this file read the paper differently: the degree was that of the feature layer alone,
+the token's own share included, and the complement came from the layer at a third of the depth. That is
+`FreePruner(layers="feature", complement="third")`. Depth counts the layers up to the feature layer: a third
+of 23 is the seventh.
 
 An export has a fixed number of pivots. `FreePruner.adaptive` lets their number depend on the image: it takes
-all tokens with d above Q3 + 1.5 (Q3 - Q1) of d, or the largest if there is none.
+all tokens whose degree is above Q3 + 1.5 (Q3 - Q1) of all degrees, or the largest if there is none.
 """
 
 from __future__ import annotations
@@ -37,47 +42,53 @@ if TYPE_CHECKING:
 
 __all__ = ["FreePruner"]
 
-_MODES = ("mass", "count")
-_EARLY = ("quarter", "third", "half")
+_LAYERS = ("all", "half", "feature")
+_COMBINE = ("mean", "votes")
+_COMPLEMENT = ("feature", "half", "third", "quarter")
 
 
 @dataclass(frozen=True, slots=True)
 class FreePruner(TokenMethod):
-    """Keep tokens of high contribution, and tokens that they attend to in an early layer (experimental).
+    """Keep tokens of high degree across layers, and tokens that these attend to (experimental).
 
     Attributes:
-        mode: How a token's degree is measured: by the attention it receives ("mass"), or by the number of
-            rows in which it is an outlier ("count").
+        layers: Layers whose degrees count: "all" up to the feature layer, the last "half" of these, or the
+            "feature" layer alone. With "feature" a token's attention to itself is part of its degree.
+        combine: How the degrees of several layers become one number: their "mean", each divided by its own
+            mean over the tokens, or the number of layers in which the degree is an outlier ("votes").
         pivot_share: Share of the kept tokens that is chosen by degree; in (0, 1].
-        early: Depth of the layer that chooses the other tokens.
+        complement: Depth of the layer whose attention chooses the other tokens.
     """
 
     paper: ClassVar[str] = "freePruner, arXiv 2411.15446"
 
-    mode: Literal["mass", "count"] = "mass"
+    layers: Literal["all", "half", "feature"] = "all"
+    combine: Literal["mean", "votes"] = "mean"
     pivot_share: float = 0.5
-    early: Literal["quarter", "third", "half"] = "third"
+    complement: Literal["feature", "half", "third", "quarter"] = "feature"
 
     def __post_init__(self) -> None:
-        if self.mode not in _MODES or self.early not in _EARLY or not 0.0 < self.pivot_share <= 1.0:
+        known = self.layers in _LAYERS and self.combine in _COMBINE and self.complement in _COMPLEMENT
+        if not known or not 0.0 < self.pivot_share <= 1.0:
             raise UsageError(
-                f"freePruner has no mode={self.mode!r} with pivot_share={self.pivot_share!r} and "
-                f"early={self.early!r}.",
-                f"Use mode {' or '.join(_MODES)}, pivot_share in (0, 1], early {' or '.join(_EARLY)}.",
+                f"freePruner has no layers={self.layers!r} with combine={self.combine!r}, "
+                f"pivot_share={self.pivot_share!r} and complement={self.complement!r}.",
+                f"Use layers {' or '.join(_LAYERS)}, combine {' or '.join(_COMBINE)}, pivot_share in (0, 1], "
+                f"complement {' or '.join(_COMPLEMENT)}.",
+            )
+        if self.layers == "feature" and self.combine == "votes":
+            raise UsageError(
+                "freePruner has no votes of the feature layer alone.",
+                "Use combine='mean', or layers 'all' or 'half'.",
             )
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The signal of the late layer that the degree needs, and the attention map of the early layer."""
-        late = "attention_received" if self.mode == "mass" else "attention_map"
-        return (late, f"attention_map_{self.early}")
-
-    def degree(self, signals: Mapping[str, Tensor]) -> Tensor:
-        """Return the degree of each visual token, [T, N] float32; under "mass" a mean instead of a sum."""
-        if self.mode == "mass":
-            return signals["attention_received"]
-        late = signals["attention_map"]  # [T, N, N]
-        return (late > fence(late)).float().sum(dim=1)
+        """The degree, and the attention map of the layer that chooses the complement."""
+        alone = self.layers == "feature"
+        degree = "attention_received" if alone else f"degree_{self.combine}_{self.layers}"
+        chooses = "attention_map" if self.complement == "feature" else f"attention_map_{self.complement}"
+        return (degree, chooses)
 
     def select(
         self,
@@ -88,14 +99,14 @@ class FreePruner(TokenMethod):
         valid: Tensor | None = None,
     ) -> Tensor:
         """Return the pivots and their complement in order of position, [T, K]."""
-        degree = last(self.degree(signals), valid)
+        degree = last(signals[self.signals[0]], valid)
         pivots = ranks(degree) < part(keep_tokens, self.pivot_share)  # [T, N]
         return top_indices(last(self._final(pivots, signals), valid), keep_tokens)
 
     def adaptive(self, signals: Mapping[str, Tensor], keep_tokens: int) -> list[Tensor]:
         """Select with as many pivots as the image has. For reference only: this is not exported.
 
-        Experimental, our reading: pivots are the outliers among the degrees, d above Q3 + 1.5 (Q3 - Q1), or
+        Experimental, our reading: pivots are the outliers among the degrees, above Q3 + 1.5 (Q3 - Q1), or
         the largest if there is none. All of them are kept, and complements fill up to K. An image with more
         than K pivots keeps more than K tokens, which a graph with a fixed K cannot.
 
@@ -106,7 +117,7 @@ class FreePruner(TokenMethod):
         Returns:
             The kept indices of each tile, int64, ascending.
         """
-        degree = self.degree(signals)
+        degree = signals[self.signals[0]]
         pivots = (degree > fence(degree)) | (ranks(degree) < 1)
         final = self._final(pivots, signals)
         counts = pivots.sum(dim=-1).clamp(min=keep_tokens).tolist()
@@ -115,6 +126,5 @@ class FreePruner(TokenMethod):
     def _final(self, pivots: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
         """Return scores in which every pivot is above every other token, [T, N]."""
         mask = pivots.float()
-        early = signals[f"attention_map_{self.early}"]  # [T, N, N]
-        looked_at = (mask.unsqueeze(1) @ early).squeeze(1)  # [T, N], at most N
+        looked_at = (mask.unsqueeze(1) @ signals[self.signals[1]]).squeeze(1)  # [T, N], at most N
         return looked_at * (1 - mask) + mask * 2 * mask.shape[-1]

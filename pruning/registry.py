@@ -24,6 +24,7 @@ BUILTIN = {
     "cdpruner": "visprune.pruning.cdpruner:CDPruner",
     "dart": "visprune.pruning.dart:Dart",
     "divprune": "visprune.pruning.divprune:DivPrune",
+    "downsample": "visprune.pruning.downsample:Downsample",
     "fastervlm": "visprune.pruning.fastervlm:FasterVLM",
     "fastv": "visprune.pruning.fastv:FastV",
     "fitprune": "visprune.pruning.fitprune:FitPrune",
@@ -32,10 +33,13 @@ BUILTIN = {
     "freepruner": "visprune.pruning.freepruner:FreePruner",
     "holov": "visprune.pruning.holov:HoloV",
     "none": "visprune.pruning.keep_all:KeepAll",
+    "prumerge+": "visprune.pruning.prumerge:PruMergePlus",
     "pyramiddrop": "visprune.pruning.pyramiddrop:PyramidDrop",
     "random": "visprune.pruning.random_draw:Random",
     "resize": "visprune.pruning.resize:Resize",
+    "sparsevlm": "visprune.pruning.sparsevlm:SparseVLM",
     "uniform": "visprune.pruning.uniform:Uniform",
+    "visionzip": "visprune.pruning.visionzip:VisionZip",
     "vispruner": "visprune.pruning.vispruner:VisPruner",
 }
 

@@ -11,10 +11,23 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
+from visprune.pruning.base import Merged
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ascending", "fence", "gather_tokens", "last", "part", "ranks", "repeat", "top_indices"]
+__all__ = [
+    "ascending",
+    "evenly",
+    "fence",
+    "gather_tokens",
+    "last",
+    "part",
+    "ranks",
+    "repeat",
+    "top_indices",
+    "unless_all",
+]
 
 State = TypeVar("State")
 
@@ -68,6 +81,30 @@ def ranks(scores: Tensor) -> Tensor:
     mine, other = scores.unsqueeze(2), scores.unsqueeze(1)
     ahead = (other > mine) | ((other == mine) & earlier)  # [T, N, N]
     return ahead.float().sum(dim=-1)
+
+
+def evenly(among: Tensor, count: int | Tensor) -> Tensor:
+    """Return evenly spaced tokens: of the V tokens of a row those of rank floor((i + 1/2) V / count).
+
+    The token of rank r is one of them if some i in 0 .. count - 1 has floor((i + 1/2) V / count) = r. The
+    number of i whose result is at most r is count (r + 1) / V - 1/2, rounded up. So the token is one if this
+    number is larger than for rank r - 1.
+
+    Args:
+        among: [T, N] bool, the V tokens of each row.
+        count: Number of tokens; may be symbolic, or a tensor [1, 1] float32. If it is above V, all V tokens
+            are returned.
+
+    Returns:
+        [T, N] bool.
+    """
+    rank = among.float().cumsum(dim=-1) - 1  # [T, N]
+    total = among.float().sum(dim=-1, keepdim=True).clamp(min=1.0)  # [T, 1]
+
+    def at_most(rank: Tensor) -> Tensor:
+        return ((2 * count * (rank + 1) - total) / (2 * total)).ceil()
+
+    return among & (at_most(rank) > at_most(rank - 1))
 
 
 def part(count: int, share: float) -> Tensor:
@@ -146,3 +183,23 @@ def fence(values: Tensor) -> Tensor:
 
     third, first = quartile(1), quartile(3)
     return third + 1.5 * (third - first)
+
+
+def unless_all(merged: Merged, features: Tensor) -> Merged:
+    """Return what a method merged, but all tokens unchanged and in order if it keeps all.
+
+    Args:
+        merged: Of K tokens.
+        features: [T, N, Dv], the tokens.
+    """
+    import torch
+
+    kept, count = merged.indices.shape[1], features.shape[1]
+    everything = torch.full((1, 1, 1), kept, dtype=torch.float32) == count
+    position = torch.arange(kept)
+    itself = (position.unsqueeze(1) == torch.arange(count)).float()  # [K, N]
+    return Merged(
+        features[:, :kept].float().where(everything, merged.tokens),
+        position.where(everything[0], merged.indices),
+        itself.where(everything, merged.weights),
+    )

@@ -81,8 +81,8 @@ def check_pixels(manifest: Manifest, processor: ImageProcessor) -> None:
     resizing = manifest.pruning.resizing
     if resizing is not None and {height, width} != {resizing.image_size}:
         raise _mismatch(
-            f"The image processor makes pictures of {height} x {width} pixels, and they are made smaller from "
-            f"{resizing.image_size} x {resizing.image_size}."
+            f"The image processor makes pictures of {height} x {width} pixels, and the vision tower takes "
+            f"{resizing.image_size} x {resizing.image_size} or less."
         )
     if manifest.tiling is not None and {height, width} != {manifest.tiling.tile_size}:
         raise _mismatch(

@@ -23,8 +23,8 @@ __all__ = ["IMPLEMENTATION", "Recorder", "recording", "register"]
 
 IMPLEMENTATION = {"native": "visprune_native", "primitive": "visprune_primitive"}
 
-# The number of parts into which heads are split if only their maximum is recorded. More parts would save
-# memory in a prefill, but cost time in each decoded token, where every operator counts.
+# The number of parts into which heads are split if only their maximum or mean is recorded. More parts would
+# save memory in a prefill, but cost time in each decoded token, where every operator counts.
 _PARTS = 4
 
 
@@ -36,14 +36,22 @@ class Recorder:
         rows: Which queries are recorded; None for no attention.
         maximum: Whether the maximum of the heads' probabilities is recorded, [B, rows, P + S] float32,
             instead of the logits of each head, [B, H, rows, P + S] float32.
+        weights: A weight for each query, [B, S] float32. With weights, the sum of the queries' probabilities
+            is recorded, weighted by them, as a mean over heads: [B, 1, P + S] float32.
         value: The recorded attention; set by the call.
-        key: The keys of the call, [B, Hkv, P + S, Dh], unless only the maximum is recorded.
+        key: The keys of the call, [B, Hkv, P + S, Dh], unless probabilities are recorded.
     """
 
     rows: Literal["all", "first", "last"] | None = "all"
     maximum: bool = False
+    weights: Tensor | None = None
     value: Tensor = field(init=False)
     key: Tensor = field(init=False)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether probabilities are recorded, reduced over heads, and not the logits of each head."""
+        return self.maximum or self.weights is not None
 
 
 # This is no argument, because some layers of transformers do not pass on arguments that they do not know.
@@ -82,8 +90,8 @@ def _primitive(
     """Attend with the operators MatMul, Softmax and MatMul."""
     recorder = _current.get()
     scale = _scale(query, kwargs)
-    if recorder is not None and recorder.maximum:
-        out, recorder.value = _heads_in_parts(query * scale, key, value, attention_mask)
+    if recorder is not None and recorder.reduces:
+        out, recorder.value = _heads_in_parts(query * scale, key, value, attention_mask, recorder.weights)
         return out.transpose(1, 2), None
     logits = _logits(query * scale, key, attention_mask)  # [B, H, S, P + S]
     if recorder is not None:
@@ -121,25 +129,29 @@ def _row_logits(query: Tensor, key: Tensor, scale: float, rows: Literal["all", "
     return _logits(row * scale, key, None)
 
 
-def _heads_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _heads_in_parts(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Attend with a part of the heads at a time, so that not all probabilities are in memory at once.
 
     Heads that share keys stay in one part, so that no cache is copied.
 
     Returns:
-        The output [B, H, S, Dh], and the maximum of the heads' probabilities [B, S, P + S].
+        The output [B, H, S, Dh], and the maximum of the heads' probabilities [B, S, P + S]; with weights
+        [B, S], their mean over heads, summed over queries by weight, [B, 1, P + S].
     """
     kv_heads = key.shape[1]
     groups = query.shape[1] // kv_heads
     size = -(-kv_heads // _PARTS)
-    outs, maxima = [], []
+    rows = None if weights is None else weights[:, None, None] / query.shape[1]  # [B, 1, 1, S]
+    outs, reduced = [], []
     for first in range(0, kv_heads, size):
         part = slice(first, min(first + size, kv_heads))
         heads = slice(part.start * groups, part.stop * groups)
         probabilities = _logits(query[:, heads], key[:, part], mask).softmax(dim=-1)
         outs.append(_weighted_values(probabilities, value[:, part]))
-        maxima.append(probabilities.amax(dim=1))
-    return torch.cat(outs, dim=1), functools.reduce(torch.maximum, maxima)
+        reduced.append(probabilities.amax(dim=1) if rows is None else (rows @ probabilities).sum(dim=1))
+    return torch.cat(outs, dim=1), functools.reduce(torch.maximum if rows is None else torch.add, reduced)
 
 
 def _scale(query: Tensor, kwargs: dict[str, Any]) -> float:

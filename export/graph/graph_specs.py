@@ -18,11 +18,10 @@ from torch import nn
 from visprune.export import models
 from visprune.export.graph import graphs, segments
 from visprune.export.graph.graphs import TokenPruner
-from visprune.export.graph.program import GATHERED
 from visprune.export.graph.tiles import TilePruner
 from visprune.export.graph.trace import GraphInput
 from visprune.export.models.parts import Features, Parts, cache_shape
-from visprune.pruning.base import LayerPruner, VisionPruner
+from visprune.pruning.base import LayerPruner, RatingPruner, VisionPruner
 from visprune.pruning.signals import SIGNALS, SignalSizes
 
 __all__ = ["Cuts", "GraphSpec", "graph_specs", "pruner_module"]
@@ -59,6 +58,16 @@ class Cuts:
 
     places: tuple[int, ...] = ()
     pruner: LayerPruner | None = None
+
+    @property
+    def rating(self) -> RatingPruner | None:
+        """The method, if it chooses raters."""
+        return self.pruner if isinstance(self.pruner, RatingPruner) else None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Marks of each token, [B, S] bool, that the embedding puts out and the prune points pass on."""
+        return ("is_visual",) * (self.pruner is not None) + ("is_rater",) * (self.rating is not None)
 
 
 def graph_specs(
@@ -117,9 +126,11 @@ def graph_specs(
         ),
         GraphSpec(
             "embedding",
-            lambda parts: graphs.Embedding(parts, config.image_token_id, tell_visual=cuts.pruner is not None),
+            lambda parts: graphs.Embedding(
+                parts, config.image_token_id, tell_visual=cuts.pruner is not None, rating=cuts.rating
+            ),
             [GraphInput("input_ids", (1, _S), torch.int64, {1: "S"}), visual],
-            {"inputs_embeds": {1: "S"}} | ({"is_visual": {1: "S"}} if cuts.pruner else {}),
+            {name: {1: "S"} for name in ("inputs_embeds", *cuts.marks)},
         ),
         *_decoder(text, cuts, dtype),
     ]
@@ -174,7 +185,7 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphSpec]:
     hidden = ("inputs_embeds", "hidden_states")
     tokens = [GraphInput(name, (1, _S, text.hidden_size), dtype, {1: "S"}) for name in hidden]
     positions = GraphInput("position_ids", (1, _S), torch.int64, {1: "S"})
-    visual = GraphInput("is_visual", (1, _S), torch.bool, {1: "S"})
+    marks = [GraphInput(name, (1, _S), torch.bool, {1: "S"}) for name in cuts.marks]
     scores = GraphInput("token_scores", (1, _S), torch.float32, {1: "S"})
     spans = segments.spans(text.num_hidden_layers, cuts.places)
     if len(spans) == 1:
@@ -192,19 +203,19 @@ def _decoder(text: Any, cuts: Cuts, dtype: torch.dtype) -> list[GraphSpec]:
             GraphSpec(
                 f"decoder_segment_{index}",
                 partial(segments.Segment, span=span, pruner=pruner),
-                [tokens[min(index, 1)], positions, past, *([visual] if pruner else [])],
+                [tokens[min(index, 1)], positions, past, *(marks if pruner else [])],
                 outputs | present,
             )
         )
     if cuts.pruner:
         count = GraphInput("keep_tokens", (), torch.int64, {})
-        kept = {1: "kept"}
+        gathered = ("hidden_states", "position_ids", *cuts.marks)
         found.append(
             GraphSpec(
                 "segment_pruner",
                 lambda parts: segments.SegmentPruner(),
-                [tokens[1], positions, visual, scores, count],
-                {**{f"kept_{name}": kept for name in GATHERED}, "keep_indices": kept},
+                [tokens[1], positions, marks[0], scores, count, *marks[1:]],
+                {name: {1: "kept"} for name in (*(f"kept_{name}" for name in gathered), "keep_indices")},
             )
         )
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visprune.export.graph.attention import Recorder, recording
 from visprune.export.graph.layers import GraphCache, causal_mask
 from visprune.export.models.parts import Features, Parts
-from visprune.pruning.base import Merged, VisionPruner
+from visprune.pruning.base import Merged, RatingPruner, VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention, Signal
 
@@ -169,7 +169,8 @@ def symbolic_size(tensor: Tensor, most: int) -> int:
 class Embedding(nn.Module):
     """The embedding table, with visual tokens in place of the placeholders.
 
-    input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if `tell_visual`.
+    input_ids [B, S], image_features [M, D] -> inputs_embeds [B, S, D], and is_visual [B, S] if `tell_visual`,
+    and is_rater [B, S] if a method inside the LLM chooses raters.
 
     The first M placeholders are replaced by the visual tokens in order. A later placeholder, such as one that
     the model itself generated, counts as text, as in transformers. M may be 0: an appended row of zeros gives
@@ -179,12 +180,20 @@ class Embedding(nn.Module):
     harmless: the row is replaced, and no text can contain that id.
     """
 
-    def __init__(self, parts: Parts, image_token_id: int, *, tell_visual: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        image_token_id: int,
+        *,
+        tell_visual: bool = False,
+        rating: RatingPruner | None = None,
+    ) -> None:
         super().__init__()
         self.embed_tokens = parts.language_model.get_input_embeddings()
         self.image_token_id = image_token_id
         self.is_beyond = image_token_id >= cast("Tensor", self.embed_tokens.weight).shape[0]
         self.tell_visual = tell_visual
+        self.rating = rating
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
         """Look up the text tokens and insert the visual tokens."""
@@ -196,7 +205,9 @@ class Embedding(nn.Module):
         padded = torch.cat([image_features, torch.zeros(1, text.shape[-1], dtype=text.dtype)])
         visual = padded.index_select(0, order.reshape(-1)).reshape(text.shape)
         embeds = torch.where(is_visual.unsqueeze(-1), visual, text)
-        return (embeds, is_visual) if self.tell_visual else (embeds,)
+        told = (is_visual,) if self.tell_visual else ()
+        raters = () if self.rating is None else (self.rating.raters(embeds, is_visual),)
+        return (embeds, *told, *raters)
 
 
 class Decoder(nn.Module):

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GATHERED", "program"]
 
-GATHERED = ("hidden_states", "position_ids", "is_visual")
-"""The values that pass from one segment to the next, and from which a prune point gathers the kept tokens."""
+GATHERED = ("hidden_states", "position_ids", "is_visual", "is_rater")
+"""The values that pass from one segment to the next, and from which a prune point gathers the kept tokens.
+`is_rater` is one of them only if the method has raters."""
 
 
 def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[Stage, ...]:
@@ -22,15 +23,15 @@ def program(graphs: Mapping[str, Graph], inside: LayerPruning | None) -> tuple[S
     Values have the names of the tensors, with these exceptions: the features before the pruner are
     `vision_features`; the embeddings of the question's tokens, which the embedding graph makes before the
     pruner runs, are `question_embeds`; the output of segment k is `last_hidden_state.{k}`; and after prune
-    point k the values that pass on are `hidden_states.{k + 1}`, `position_ids.{k + 1}` and
-    `is_visual.{k + 1}`.
+    point k the values that pass on are `hidden_states.{k + 1}`, `position_ids.{k + 1}`, `is_visual.{k + 1}`
+    and, with a method that has raters, `is_rater.{k + 1}`.
 
     Args:
         graphs: The bundle's graphs by name, in the order in which they run.
         inside: The pruning inside the LLM, if any.
     """
     stages: list[Stage] = []
-    flow = {"hidden_states": "", "position_ids": "position_ids", "is_visual": "is_visual"}
+    flow = {name: name for name in GATHERED} | {"hidden_states": ""}
     point = 0
     for name, graph in graphs.items():
         if name == "segment_pruner":
@@ -76,10 +77,11 @@ def _prune(
     stages: list[Stage], graph: Graph, flow: dict[str, str], point: int, inside: LayerPruning | None
 ) -> dict[str, str]:
     """Add the stage of one prune point; return the names of the values that pass on, by tensor name."""
-    kept = {name: f"{name}.{point + 1}" for name in GATHERED}
+    passed = [name for name in GATHERED if any(spec.name == name for spec in graph.inputs)]
+    kept = {name: f"{name}.{point + 1}" for name in passed}
     # The runtime itself counts renumbered positions, because it knows how many tokens each segment has seen.
-    taken = [n for n in GATHERED if n != "position_ids" or inside is None or inside.positions == "original"]
-    inputs = {name: flow[name] for name in GATHERED}
+    taken = [n for n in passed if n != "position_ids" or inside is None or inside.positions == "original"]
+    inputs = {name: flow[name] for name in passed}
     inputs |= {"token_scores": f"token_scores.{point}", "keep_tokens": f"keep_tokens.{point}"}
     outputs = {f"kept_{name}": kept[name] for name in taken} | {"keep_indices": f"keep_indices.{point}"}
     bypass = {kept[name]: flow[name] for name in taken}

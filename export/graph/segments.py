@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ class Segment(nn.Module):
 
     inputs_embeds or hidden_states [B, S, D], position_ids, past -> last_hidden_state or logits, present.
 
-    If a prune point follows, `is_visual` [B, S] is the last input, and `token_scores` [B, S] float32 is the
-    output after the hidden states.
+    If a prune point follows, `is_visual` [B, S] is another input, and so is `is_rater` [B, S] for a method
+    with raters; `token_scores` [B, S] float32 is the output after the hidden states.
     """
 
     def __init__(self, parts: Parts, span: range, pruner: LayerPruner | None) -> None:
@@ -85,14 +85,19 @@ class Segment(nn.Module):
             self.scoring_layer = _pick(model.layers[span.stop // 2], ["input_layernorm", "self_attn"])
 
     def forward(
-        self, hidden: Tensor, position_ids: Tensor, past: list[Tensor], is_visual: Tensor | None = None
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        past: list[Tensor],
+        is_visual: Tensor | None = None,
+        is_rater: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the half layers; compute scores at the end if a prune point follows."""
         length, before = hidden.shape[1], past[0].shape[2]
         mask = causal_mask(length, before, hidden.dtype)
         cache = GraphCache(past, attention_layers(self.span)[0])
         rotary = self.rotary_emb(hidden, position_ids)
-        recorder = _recorder(self.pruner) if self.pruner else None
+        recorder = _recorder(self.pruner, is_rater) if self.pruner else None
         for half in self.span:
             layer = self.layers[str(half // 2)]
             if half % 2:
@@ -108,16 +113,21 @@ class Segment(nn.Module):
             # Only the recorded attention is used, so the graph does not contain the rest of that layer.
             attend(self.scoring_layer, hidden, rotary, mask[..., before:], None, recorder)
         attention = recorder.value
-        if not recorder.maximum:
+        if not recorder.reduces:
             attention = attention.softmax(dim=-1)
             attention = attention.mean(dim=1) if self.pruner.heads == "mean" else attention.amax(dim=1)
         scores = self.pruner.score(attention[..., -length:], is_visual)
         return (hidden, scores, *cache.present)
 
 
-def _recorder(pruner: LayerPruner) -> Recorder:
+def _recorder(pruner: LayerPruner, is_rater: Tensor | None) -> Recorder:
     """Return a recorder of the attention that a method reads."""
-    return Recorder(pruner.rows, maximum=pruner.rows == "all" and pruner.heads == "max")
+    if pruner.rows != "raters":
+        return Recorder(pruner.rows, maximum=pruner.rows == "all" and pruner.heads == "max")
+    rates = cast("Tensor", is_rater).float()  # [B, S]
+    count = rates.sum(dim=1, keepdim=True)
+    is_last = torch.arange(rates.shape[1]) == rates.shape[1] - 1
+    return Recorder(weights=torch.where(count > 0, rates / count.clamp(min=1.0), is_last.float()))
 
 
 def _pick(layer: nn.Module, names: Sequence[str]) -> nn.ModuleDict:
@@ -128,10 +138,11 @@ def _pick(layer: nn.Module, names: Sequence[str]) -> nn.ModuleDict:
 class SegmentPruner(nn.Module):
     """The pruner between segments: it keeps all text tokens and the visual tokens of largest score.
 
-    hidden_states [B, S, D], position_ids [B, S], is_visual [B, S], token_scores [B, S], keep_tokens [] ->
-    the first three with S' = keep_tokens, named `kept_...`, and keep_indices [B, S'] ascending.
+    hidden_states [B, S, D], position_ids [B, S], is_visual [B, S], token_scores [B, S], keep_tokens [],
+    and is_rater [B, S] for a method with raters -> all but scores and count with S' = keep_tokens, named
+    `kept_...`, and keep_indices [B, S'] ascending.
 
-    One graph serves every method and prune point. The count includes text tokens, because a count that
+    One graph serves every prune point. The count includes text tokens, because a count that
     depended on `is_visual` would make a shape depend on data.
     """
 
@@ -142,6 +153,7 @@ class SegmentPruner(nn.Module):
         is_visual: Tensor,
         token_scores: Tensor,
         keep_tokens: Tensor,
+        is_rater: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Select the tokens and gather their values."""
         count = symbolic_size(keep_tokens, hidden_states.shape[1])
@@ -149,5 +161,5 @@ class SegmentPruner(nn.Module):
         scores = torch.where(is_visual, token_scores, highest)
         indices = top_indices(scores, count)  # [B, S'], B = 1
         kept = indices[0]
-        gathered = (tensor.index_select(1, kept) for tensor in (hidden_states, position_ids, is_visual))
-        return (*gathered, indices)
+        values = [hidden_states, position_ids, is_visual, *([] if is_rater is None else [is_rater])]
+        return (*(tensor.index_select(1, kept) for tensor in values), indices)

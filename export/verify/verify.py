@@ -49,7 +49,7 @@ def count_comparisons(manifest: Manifest, pruner: VisionPruner, cuts: Cuts, scop
     """Return the number of comparisons that `verify` will make, for a progress display."""
     points = len(cuts.places) if cuts.pruner else 0
     mixes = manifest.tiling is not None and manifest.tiling.resamples
-    before = 5 + len(pruner.signals) + (1 if points else 0) + mixes
+    before = 5 + len(pruner.signals) + len(cuts.marks) + mixes
     num_layers = manifest.decoder.num_layers
     decoder = num_layers + sum(place % 2 for place in cuts.places) + 1 if scope == "layers" else 4
     return before + decoder + 3 * points
@@ -287,6 +287,11 @@ def _compare_inputs(
     if cuts.pruner is not None:
         equal = np.array_equal(results.embedded["is_visual"], is_visual.numpy())
         check.add("embedding is_visual", float(not equal), 0.0, "")
+    if cuts.rating is not None:
+        # From the graph's own embeddings: a token near the mean must not fall on the other side by rounding.
+        found = cuts.rating.raters(torch.from_numpy(results.embedded["inputs_embeds"]), is_visual)
+        equal = np.array_equal(results.embedded["is_rater"], found.numpy())
+        check.add("embedding is_rater", float(not equal), 0.0, f"{int(found.sum())} tokens rate")
     return embeds, is_visual
 
 

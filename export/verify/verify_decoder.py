@@ -28,7 +28,7 @@ from visprune.export.verify.compare import Arrays, Check, GraphRunner, relative_
 from visprune.manifest import LayerPruning, Manifest
 from visprune.pruning.base import LayerPruner
 
-__all__ = ["Reference", "Step", "compare_decoder", "compare_pruner", "compute_reference"]
+__all__ = ["Reference", "Step", "compare_decoder", "compare_pruner", "compute_reference", "find_raters"]
 
 NEW_TOKENS = 8
 """Greedy tokens that are compared."""
@@ -42,6 +42,7 @@ class Reference:
         unpruned: Logits after the prompt with all visual tokens, [1, 1, V].
         logits: Logits after the pruned prompt and after each greedy token, [NEW_TOKENS, V].
         embeds: Input embeddings of the greedy tokens except the last, [1, 1, D] each.
+        is_rater: Which tokens of the pruned prompt rate, [1, S].
         scores: Scores of the tokens that reach each prune point, [1, S] each.
         kept: Indices of the tokens that remain after each prune point, [1, S'] each.
     """
@@ -49,6 +50,7 @@ class Reference:
     unpruned: Tensor
     logits: Tensor
     embeds: list[Tensor]
+    is_rater: Tensor
     scores: list[Tensor]
     kept: list[Tensor]
 
@@ -61,11 +63,18 @@ class Step:
         hidden: Residual stream [1, S, D]; after the last graph, logits [1, 1, V].
         position_ids: [1, S].
         is_visual: Which tokens are visual, [1, S].
+        is_rater: Which tokens rate, [1, S]; it counts only in a prompt whose scores are compared.
     """
 
     hidden: NDArray[Any]
     position_ids: NDArray[np.int64]
     is_visual: NDArray[np.bool_]
+    is_rater: NDArray[np.bool_]
+
+
+def find_raters(cuts: Cuts, embeds: Tensor, is_visual: Tensor) -> Tensor:
+    """Return which tokens of a prompt rate, [1, S] bool: none if the method has no raters."""
+    return torch.zeros_like(is_visual) if cuts.rating is None else cuts.rating.raters(embeds, is_visual)
 
 
 def compute_reference(
@@ -88,7 +97,9 @@ def compute_reference(
     logits: list[Tensor] = []
     inputs = [embeds]
     pruner, inside = cuts.pruner, manifest.layer_pruning
-    chain = None if pruner is None or inside is None else _SegmentChain(parts, is_visual, inside, pruner)
+    is_rater = find_raters(cuts, embeds, is_visual)
+    marks = (is_visual, is_rater)
+    chain = None if pruner is None or inside is None else _SegmentChain(parts, marks, inside, pruner)
     cache = DynamicCache()
     for _ in range(NEW_TOKENS):
         if chain is None:
@@ -98,13 +109,15 @@ def compute_reference(
             logits.append(chain(inputs[-1]))
         inputs.append(table(logits[-1].argmax(dim=-1)))
     scores, kept = ([], []) if chain is None else (chain.scores, chain.kept)
-    return Reference(unpruned, torch.cat(logits, dim=1)[0], inputs[1:-1], scores, kept)
+    return Reference(unpruned, torch.cat(logits, dim=1)[0], inputs[1:-1], is_rater, scores, kept)
 
 
 class _SegmentChain:
     """The segments of the decoder in PyTorch, with their caches. The first call takes the prompt."""
 
-    def __init__(self, parts: Parts, is_visual: Tensor, inside: LayerPruning, pruner: LayerPruner) -> None:
+    def __init__(
+        self, parts: Parts, marks: tuple[Tensor, Tensor], inside: LayerPruning, pruner: LayerPruner
+    ) -> None:
         attention.register()
         parts.language_model.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
         config = parts.language_model.config
@@ -113,7 +126,8 @@ class _SegmentChain:
         heads, head_dim = cache_shape(config)
         empty = torch.zeros(1, heads, 0, head_dim)
         self.caches = [[empty] * (2 * len(attention_layers(span))) for span in found]
-        self.is_visual = is_visual
+        self.marks = marks  # of the prompt: which tokens are visual, and which rate
+        is_visual = marks[0]
         entering = int(is_visual.sum())
         self.left = [is_visual.shape[1] - entering + n for n in inside.budget.kept(entering)]
         self.renumbers = pruner.positions == "renumbered"
@@ -128,7 +142,7 @@ class _SegmentChain:
         """
         prompt = self.length == 0
         positions = torch.arange(self.length, self.length + hidden.shape[1])[None]
-        visual = self.is_visual if prompt else torch.zeros(1, 1, dtype=torch.bool)
+        visual, rater = self.marks if prompt else [torch.zeros(1, 1, dtype=torch.bool)] * 2
         self.length += hidden.shape[1]
         for index, segment in enumerate(self.segments):
             past = self.caches[index]
@@ -136,13 +150,13 @@ class _SegmentChain:
                 before = past[0].shape[2]
                 positions = torch.arange(before, before + hidden.shape[1])[None]
             is_last = index == len(self.segments) - 1
-            hidden, *rest = segment(hidden, positions, past, None if is_last else visual)
+            hidden, *rest = segment(hidden, positions, past, visual, rater)
             self.caches[index] = rest if is_last else rest[1:]
             if prompt and not is_last:
                 prune = SegmentPruner()
                 self.scores.append(rest[0])
-                hidden, positions, visual, kept = prune(
-                    hidden, positions, visual, rest[0], torch.tensor(self.left[index])
+                hidden, positions, visual, rater, kept = prune(
+                    hidden, positions, visual, rest[0], torch.tensor(self.left[index]), rater
                 )
                 self.kept.append(kept)
         return hidden
@@ -172,6 +186,7 @@ def compare_decoder(
         _sequence(embeds, visual, later)
         for (embeds, visual), later in zip(prompts, (tokens, []), strict=True)
     )
+    pruned[0].is_rater = reference.is_rater.numpy()
     for stage in manifest.stages:
         if stage.graph == "segment_pruner":
             point = _prune_point(stage.inputs["keep_tokens"])
@@ -205,9 +220,9 @@ def _prune_point(value: str) -> int:
 def _sequence(embeds: NDArray[Any], visual: NDArray[np.bool_], later: list[NDArray[Any]]) -> list[Step]:
     """Return the steps of a prompt and of the tokens after it."""
     length = embeds.shape[1]
-    steps = [Step(embeds, np.arange(length)[None], visual)]
+    steps = [Step(embeds, np.arange(length)[None], visual, np.zeros_like(visual))]
     one = np.zeros((1, 1), dtype=bool)
-    return steps + [Step(token, np.array([[length + i]]), one) for i, token in enumerate(later)]
+    return steps + [Step(token, np.array([[length + i]]), one, one) for i, token in enumerate(later)]
 
 
 def _run_graph(runner: GraphRunner, graph: str, sequences: list[list[Step]]) -> NDArray[Any]:
@@ -226,7 +241,8 @@ def _run_graph(runner: GraphRunner, graph: str, sequences: list[list[Step]]) -> 
             cache: Arrays = {}
             for step in steps:
                 feeds: Arrays = dict.fromkeys(("inputs_embeds", "hidden_states"), step.hidden)
-                feeds |= {"position_ids": step.position_ids, "is_visual": step.is_visual}
+                feeds |= {"position_ids": step.position_ids}
+                feeds |= {"is_visual": step.is_visual, "is_rater": step.is_rater}
                 feeds |= {n: cache.get(n, empty) for n in names if n.startswith("past_key_values")}
                 out = infer(feeds)
                 for name, value in out.items():
@@ -260,17 +276,20 @@ def compare_pruner(
         "hidden_states": prompt.hidden,
         "position_ids": prompt.position_ids,
         "is_visual": prompt.is_visual,
+        "is_rater": prompt.is_rater,
         "token_scores": scores.numpy(),
         "keep_tokens": np.array(kept.shape[1]),
     }
     (out,) = runner.run("segment_pruner", [feeds])
     check.kept(f"prune point {point} keep_indices", list(out["keep_indices"]), list(wanted.numpy()), 0.0)
     chosen = out["keep_indices"][0]
-    wrong = sum(not np.array_equal(out[f"kept_{name}"], feeds[name][:, chosen]) for name in GATHERED)
+    passed = [name for name in GATHERED if f"kept_{name}" in out]
+    wrong = sum(not np.array_equal(out[f"kept_{name}"], feeds[name][:, chosen]) for name in passed)
     check.add(f"prune point {point} gathered", float(wrong), 0.0, "values of the kept tokens")
     prompt.hidden = prompt.hidden[:, kept[0]]
     prompt.position_ids = prompt.position_ids[:, kept[0]]
     prompt.is_visual = prompt.is_visual[:, kept[0]]
+    prompt.is_rater = prompt.is_rater[:, kept[0]]
     inside = runner.bundle.manifest.layer_pruning
     if inside is not None and inside.positions == "renumbered":
         for index, step in enumerate(steps):

@@ -24,7 +24,7 @@ from visprune.export.graph.segments import Segment, SegmentPruner, spans
 from visprune.export.models.parts import Parts, cache_shape
 from visprune.export.verify.compare import Arrays, Check, GraphRunner, relative_difference, trim_heap
 from visprune.export.verify.pieces import DecoderGraph, Piece
-from visprune.export.verify.verify_decoder import Step, compare_pruner
+from visprune.export.verify.verify_decoder import Step, compare_pruner, find_raters
 from visprune.pruning.base import LayerPruner
 
 __all__ = ["compare_layers"]
@@ -57,7 +57,8 @@ def compare_layers(
     """
     manifest = runner.bundle.manifest
     inside = manifest.layer_pruning
-    steps = _steps(*prompt, manifest.dtype, min(LENGTH, manifest.decoder.context_limit - 1))
+    embeds, is_visual = (part[:, : min(LENGTH, manifest.decoder.context_limit - 1)] for part in prompt)
+    steps = _steps(embeds, is_visual, find_raters(cuts, embeds, is_visual), manifest.dtype)
     visual = int(steps[0].is_visual.sum())
     left = [steps[0].is_visual.size - visual + n for n in inside.budget.kept(visual)] if inside else []
     names = [stage.graph for stage in manifest.stages if stage.graph.startswith("decoder")]
@@ -95,12 +96,12 @@ class _PieceReference:
     scores: Tensor
 
 
-def _steps(embeds: Tensor, is_visual: Tensor, dtype: str, most: int) -> list[Step]:
-    """Return two steps: the first `most` tokens of a prompt, and its first token again as the cached step."""
-    length = min(most, embeds.shape[1])
-    hidden = embeds.numpy().astype(dtype)
-    prompt = Step(hidden[:, :length], np.arange(length)[None], is_visual.numpy()[:, :length])
-    return [prompt, Step(hidden[:, :1], np.array([[length]]), np.zeros((1, 1), dtype=bool))]
+def _steps(embeds: Tensor, is_visual: Tensor, is_rater: Tensor, dtype: str) -> list[Step]:
+    """Return two steps: the tokens of a prompt, and its first token again as the cached step."""
+    hidden, length = embeds.numpy().astype(dtype), embeds.shape[1]
+    prompt = Step(hidden, np.arange(length)[None], is_visual.numpy(), is_rater.numpy())
+    one = np.zeros((1, 1), dtype=bool)
+    return [prompt, Step(hidden[:, :1], np.array([[length]]), one, one)]
 
 
 def _reference(
@@ -134,7 +135,8 @@ def _reference(
                 values = _layer(model, piece.span, hidden, positions, past)
             else:
                 segment = Segment(parts, piece.span, scored)
-                out, scores, *present = segment(hidden, positions, past, torch.from_numpy(step.is_visual))
+                marks = torch.from_numpy(step.is_visual), torch.from_numpy(step.is_rater)
+                out, scores, *present = segment(hidden, positions, past, *marks)
                 values = [out, *present]
             past = values[1:] or past
             wanted.append(_PieceReference(values, scores))
@@ -174,7 +176,8 @@ def _run(graph: DecoderGraph, piece: Piece, steps: Sequence[Step], present: list
         for step, past in zip(steps, pasts, strict=True):
             stream = ("inputs_embeds", "hidden_states", str(piece.start.name))
             feeds: Arrays = dict.fromkeys(stream, step.hidden)
-            feeds |= {"position_ids": step.position_ids, "is_visual": step.is_visual}
+            feeds |= {"position_ids": step.position_ids}
+            feeds |= {"is_visual": step.is_visual, "is_rater": step.is_rater}
             # A piece reads only the length of the caches of other layers.
             feeds |= {name: past[name.endswith("value")] for name in graph.past if past}
             got.append(infer(feeds))

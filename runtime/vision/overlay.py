@@ -1,4 +1,4 @@
-"""Drawing of the patches of an image that pruning kept.
+"""Drawing of the patches of an image that pruning kept, and of those that it merged into kept tokens.
 
 An overlay shows the image that the model saw, without the parts that were cropped away. For a tiled image
 it is two images side by side: the whole image, and the tiles put together.
@@ -20,6 +20,10 @@ __all__ = ["overlay", "overlay_tiled"]
 _LONGER_SIDE = 480
 _COLOUR = (255, 176, 0)
 _DIMMED = 0.35
+_MERGED_COLOUR = (70, 160, 255)
+_MERGED_TINT = np.array([0.34, 0.50, 0.70], dtype=np.float32)  # shares of the brightness, by channel
+
+_NONE = np.array([], dtype=np.int64)
 
 _TALLEST = 1536
 _WIDEST = 4  # times the height; a longer strip is scaled down to that
@@ -30,17 +34,19 @@ def overlay(
     pixels: Image.Image,
     keep_indices: NDArray[np.int64],
     grid: tuple[int, int],
-    merged: NDArray[np.int64] | None = None,
+    merged: NDArray[np.int64] = _NONE,
 ) -> Image.Image:
-    """Draw which patches of an image were kept.
+    """Draw which patches of an image were kept, and which were merged into tokens of other patches.
 
-    Dropped patches are dimmed and lose their colour. A thin line surrounds the kept regions. Pixels beyond
-    the last whole patch, which the vision tower does not see, count as dropped.
+    Dropped patches are dimmed and lose their colour. Merged ones are less dark, and blue. A thin line
+    surrounds the kept regions, and one of another colour the merged regions. Pixels beyond the last whole
+    patch, which the vision tower does not see, count as dropped.
 
     Args:
         pixels: The image that the model saw, RGB, as `ImageProcessor.crop` gives it.
-        keep_indices: Kept patches [K], int64, row-major in the grid, in any order.
+        keep_indices: The patches that the tokens stand for [K], int64, row-major in the grid, in any order.
         grid: Rows and columns of patches.
+        merged: Patches that went into the tokens, int64.
 
     Returns:
         RGB image, enlarged by a whole factor so that its longer side has at least 480 pixels.
@@ -56,30 +62,43 @@ def overlay(
             f"{pixels.height} x {pixels.width} pixels.",
             "Pass the grid of the vision tower that saw this picture.",
         )
-    if keep_indices.size and not (keep_indices.min() >= 0 and keep_indices.max() < rows * columns):
+    if any(
+        found.size and not 0 <= found.min() <= found.max() < rows * columns
+        for found in (keep_indices, merged)
+    ):
         raise UsageError(
             f"A kept patch has an index outside a grid of {rows} x {columns} patches.",
             "Pass the keep_indices of one image.",
         )
     scale = -(-_LONGER_SIDE // max(pixels.size))  # ceiling; at least 1
     shown = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
-
-    patches = np.zeros(rows * columns, dtype=bool)
-    patches[keep_indices] = True
-    kept = np.zeros((shown.height, shown.width), dtype=bool)
-    block = patches.reshape(rows, columns).repeat(patch_height * scale, 0).repeat(patch_width * scale, 1)
-    kept[: block.shape[0], : block.shape[1]] = block
-
     line = max(1, min(max(shown.size) // 300, min(patch_height, patch_width) * scale // 6))
-    framed = np.pad(kept, line)  # nothing is kept beyond the image, so the line also follows the border
+
+    def region(patches: NDArray[np.int64]) -> NDArray[np.bool_]:
+        chosen = np.zeros(rows * columns, dtype=bool)
+        chosen[patches] = True
+        block = chosen.reshape(grid).repeat(patch_height * scale, 0).repeat(patch_width * scale, 1)
+        return np.pad(block, ((0, shown.height - block.shape[0]), (0, shown.width - block.shape[1])))
+
+    is_kept = region(keep_indices)
+    is_merged = region(merged) & ~is_kept
+    colour = np.array(shown)  # [H, W, 3]
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None]  # [H, W, 1]
+    dropped = ~is_kept & ~is_merged
+    colour[dropped] = np.repeat((grey * _DIMMED).astype(np.uint8), 3, axis=2)[dropped]
+    colour[is_merged] = (grey * _MERGED_TINT).astype(np.uint8)[is_merged]
+    colour[is_merged & _border(is_kept | is_merged, line)] = _MERGED_COLOUR
+    colour[is_kept & _border(is_kept, line)] = _COLOUR
+    return Image.fromarray(colour)
+
+
+def _border(region: NDArray[np.bool_], line: int) -> NDArray[np.bool_]:
+    """Return the pixels near the outside of a region; the image's own border is outside too."""
+    framed = np.pad(region, line)
     inner = framed[: -2 * line, line:-line] & framed[2 * line :, line:-line]
     inner &= framed[line:-line, : -2 * line] & framed[line:-line, 2 * line :]
-
-    colour = np.array(shown)  # [H, W, 3]
-    grey = np.asarray(shown.convert("L"), dtype=np.float32) * _DIMMED
-    colour[~kept] = grey.astype(np.uint8)[~kept, None]
-    colour[kept & ~inner] = _COLOUR
-    return Image.fromarray(colour)
+    border: NDArray[np.bool_] = region & ~inner
+    return border
 
 
 def overlay_tiled(
@@ -87,11 +106,11 @@ def overlay_tiled(
     tiling: Tiling,
     processor: ImageProcessor,
     keep_indices: NDArray[np.int64],
+    merged: NDArray[np.int64] = _NONE,
     *,
     tiled: bool = True,
-    merged: NDArray[np.int64] | None = None,
 ) -> Image.Image:
-    """Draw which patches of a tiled image were kept: left in the whole image, right in its tiles.
+    """Draw which patches of a tiled image were kept or merged: left in the whole image, right in its tiles.
 
     The tiles are put together, without their padding and without the pixels beyond their last whole patch. If
     their features were resampled, the patches of the smaller grid are drawn.
@@ -101,6 +120,7 @@ def overlay_tiled(
         tiling: Tiling of the model.
         processor: Image processor of the model.
         keep_indices: Kept tokens [K], int64, as tile * N + slot of an `Arrangement`, in any order.
+        merged: Tokens that went into the kept ones, numbered in the same way.
         tiled: As for `arrange`.
 
     Returns:
@@ -114,21 +134,28 @@ def overlay_tiled(
     """
     arrangement = arrange((image.height, image.width), tiling, tiled=tiled)
     slots = arrangement.places.reshape(-1)
-    inside = keep_indices[(keep_indices >= 0) & (keep_indices < slots.size)]
-    places, end = slots[inside], tiling.side**2
-    if len(inside) < len(keep_indices) or (places < 0).any():
+    found = np.concatenate([keep_indices, merged])
+    inside = found[(found >= 0) & (found < slots.size)]
+    if len(inside) < len(found) or (slots[inside] < 0).any():
         raise UsageError(
             f"A kept index stands for none of the {arrangement.visual_tokens} visual tokens of a picture of "
             f"{image.width} x {image.height} pixels.",
             "Pass the keep_indices of this picture.",
         )
+    end = tiling.side**2
     whole, *tiles = views(image, tiling, processor, tiled=tiled)
-    drawn = overlay(whole, places[places < end], (tiling.side, tiling.side))
+    kept, mixed = slots[keep_indices], slots[merged]
+    drawn = overlay(whole, kept[kept < end], (tiling.side, tiling.side), mixed[mixed < end])
     if 0 in arrangement.grid:
         return drawn
-    row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a row ends in a newline
+
+    def in_tiles(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        row, column = np.divmod(places[places >= end] - end, arrangement.grid[1] + 1)  # a newline ends a row
+        cells: NDArray[np.int64] = row * arrangement.grid[1] + column
+        return cells
+
     canvas = _canvas(tiles, (image.height, image.width), tiling, arrangement.grid)
-    return _side_by_side(drawn, overlay(canvas, row * arrangement.grid[1] + column, arrangement.grid))
+    return _side_by_side(drawn, overlay(canvas, in_tiles(kept), arrangement.grid, in_tiles(mixed)))
 
 
 def _canvas(

@@ -457,6 +457,7 @@ class TestMethods:
             "fastv",
             "fitprune",
             "pyramiddrop",
+            "sparsevlm",
         }
 
     def test_a_broken_plugin_hides_nothing(self, call, monkeypatch):

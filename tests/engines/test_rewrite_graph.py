@@ -37,6 +37,7 @@ CASES = {
         LIVELY | {"text": "mistral", "head_dim": 12, "text_extra": (("sliding_window", 64),)},
         {"method": FitPrune((6, 0), 16, 0.7)},
     ),
+    "sparsevlm-qwen2": (LIVELY | {"text": "qwen2", "kv_heads": 1}, {"method": "sparsevlm"}),
 }
 
 

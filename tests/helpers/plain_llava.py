@@ -15,7 +15,17 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-__all__ = ["IMAGE", "Reference", "Rule", "fastv", "fitprune", "most_attended", "pyramid", "spread"]
+__all__ = [
+    "IMAGE",
+    "Reference",
+    "Rule",
+    "fastv",
+    "fitprune",
+    "most_attended",
+    "pyramid",
+    "sparsevlm",
+    "spread",
+]
 
 IMAGE = 259  # the image token of the tiny checkpoints
 MARGIN = 1e-4  # between what is kept and what is dropped, relative; rounding stays far below it
@@ -50,6 +60,16 @@ def fitprune(scheme: dict[int, int], made_for: int) -> Rule:
     layers = tuple(sorted(scheme))
     gone = [sum(scheme[layer] for layer in layers[: j + 1]) for j in range(len(layers))]
     return Rule("fitprune", layers, lambda n: tuple(n - n * g // made_for for g in gone))
+
+
+def sparsevlm(layers: tuple[int, ...], ratio: float = 110 / 576) -> Rule:
+    """Scored by each of `layers` and dropped after it, in equal steps to n r."""
+    step = ratio ** (1 / len(layers))
+    return Rule(
+        "sparsevlm",
+        layers,
+        lambda n: tuple(max(1, int(n * step ** (j + 1) + 1e-6)) for j in range(len(layers))),
+    )
 
 
 @dataclass
@@ -135,6 +155,7 @@ class Reference:
         left = dict(zip(self.rule.layers, self.rule.left(int(visual.sum())), strict=True)) if pruned else {}
         if pruned:
             self.layer_tokens = []
+        raters = self.raters(hidden, visual) if pruned and self.rule.kind == "sparsevlm" else [-1]
         position = place
         for index, layer in enumerate(self.decoder.layers):
             if self.rule.kind == "pyramiddrop":
@@ -155,11 +176,21 @@ class Reference:
                 mixed, visual = mixed[chosen], visual[chosen]
             hidden = hidden + layer.self_attn.o_proj(mixed)
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-            if self.rule.kind == "fastv" and index in left:
-                chosen = choose(probabilities.mean(dim=0)[-1], visual, left[index])
+            if self.rule.kind in ("fastv", "sparsevlm") and index in left:
+                chosen = choose(probabilities[:, raters].mean(dim=(0, 1)), visual, left[index])
                 hidden, position, place = hidden[chosen], position[chosen], place[chosen]
                 visual = visual[chosen]
         return self.model.lm_head(self.decoder.norm(hidden[-1]))
+
+    def raters(self, embeds, visual):
+        """SparseVLM's raters, as places from the end, which no dropped picture moves."""
+        first = int(torch.nonzero(visual)[-1]) + 1
+        text = embeds[first:]
+        shares = torch.stack([(text @ token).softmax(dim=0) for token in embeds[visual]]).mean(dim=0)
+        mean = shares.mean()
+        assert len(text) == 1 or (shares - mean).abs().min() > MARGIN * mean, "no margin: another seed"
+        above = [place for place, share in enumerate(shares) if share > mean]
+        return [place - len(text) for place in above or range(len(text))]
 
     def project(self, layer, hidden, position, names):
         """Queries, keys, values as named, each [heads, S, Dh], turned by their positions."""

@@ -26,13 +26,26 @@ SIDE = 6
 N = SIDE * SIDE
 ALL = range(N)
 LAYOUT = Layout(N, (SIDE, SIDE))
-METHODS = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
+BEFORE = [name for name in sorted(BUILTIN) if isinstance(load_method(name)(), VisionPruner)]
+ELSEWHERE = ("merges", "resizes")  # see test_merging, and tests/export/test_resize
+METHODS = [name for name in BEFORE if not any(getattr(load_method(name), what, False) for what in ELSEWHERE)]
+EARLIER = 6  # layers of the vision tower before the feature layer
+FREEPRUNER = FreePruner()
 
 
 def attention_logits(seed, tiles=2, heads=3, prefix=1):
     rng = np.random.default_rng(seed)
     length = prefix + SIDE * SIDE
     return rng.normal(size=(tiles, heads, length, length)).astype(np.float32) * 2
+
+
+def earlier_logits(seed, tiles=2):
+    """Return logits of the layers before the feature layer; in each of them some tokens stand out."""
+    layers = [attention_logits(1000 + EARLIER * seed + layer, tiles) for layer in range(EARLIER)]
+    rng = np.random.default_rng(seed)
+    for logits in layers:
+        logits[..., 1 + rng.choice(12, 4, replace=False)] += 1.5
+    return np.stack(layers, axis=1)  # [T, layers, H, n, n]
 
 
 def vision_features(seed, tiles=2):
@@ -48,20 +61,25 @@ def softmax(x):
 
 
 def signals(pruner, late, early=None, prefix=1):
-    """Return the signals that an encoder puts out, from logits of the feature layer and of an earlier one."""
+    """Return the signals that an encoder puts out, from logits of the feature layer and of earlier ones."""
     known = {name: torch.from_numpy(value) for name, value in pruner.constants(LAYOUT).items()}
     if getattr(pruner, "needs_text", False):
         known["question_embeds"] = torch.from_numpy(QUESTION)
+    tower = [late] if early is None else [*early.swapaxes(0, 1), late]
     for name in pruner.signals:
         signal = SIGNALS[name]
-        logits = torch.from_numpy(late if signal.depth == 1 else early)
-        rows = logits if signal.reads == "all" else logits[:, :, :1]
-        known[name] = signal.compute(LayerAttention(rows, prefix, 0))
+        computed = []
+        for layer in signal.layers(len(tower)):
+            logits = torch.from_numpy(np.ascontiguousarray(tower[layer]))
+            rows = logits if signal.reads == "all" else logits[:, :, :1]
+            computed.append(signal.compute(LayerAttention(rows, prefix, 0)))
+        known[name] = signal.combine(torch.stack(computed)) if signal.combine else computed[0]
     return known
 
 
 # Oracles: each definition in float64, with loops and sorting, sharing no code with the product. Each takes
-# one tile's logits of the feature layer and of an early one [H, n, n], its features [N, Dv], and K.
+# one tile's logits of the feature layer [H, n, n] and of the earlier ones [layers, H, n, n], its features
+# [N, Dv], and K.
 
 
 def patches(logits):
@@ -114,23 +132,36 @@ def outliers(row):
     return [j for j in range(len(row)) if row[j] > q3 + 1.5 * (q3 - q1)]
 
 
-def degree(late, mode):
-    if mode == "mass":
+def others_attention(logits):
+    """Return what each token receives from the other patches in one layer."""
+    mean = patches(logits)
+    return np.array([mean[np.arange(N) != i, i].sum() for i in range(N)])
+
+
+def degree(late, early, knobs):
+    if knobs.layers == "feature":
         return patches(late).sum(0)
-    count = [0] * N
-    for row in patches(late):
-        for j in outliers(row):
-            count[j] += 1
-    return np.array(count) - np.arange(N) / 1000  # ties go to the first
+    tower = [*early, late]
+    first = len(tower) // 2 if knobs.layers == "half" else 0
+    degrees = [others_attention(logits) for logits in tower[first:]]
+    if knobs.combine == "mean":
+        return np.mean([found / found.mean() for found in degrees], axis=0)
+    votes = np.bincount([i for found in degrees for i in outliers(found)], minlength=N)
+    return votes - np.arange(N) / 1000  # ties go to the first
 
 
-def freepruner(late, early, features, keep, tokens=ALL, mode="mass", share=0.5):
-    pivots = best(degree(late, mode), max(1, int(keep * share + 0.5)), tokens)
-    return completed(pivots, early, keep, tokens)
+def freepruner(late, early, features, keep, tokens=ALL, knobs=FREEPRUNER):
+    pivots = best(degree(late, early, knobs), max(1, int(keep * knobs.pivot_share + 0.5)), tokens)
+    return completed(pivots, chooses(late, early, knobs.complement), keep, tokens)
 
 
-def completed(pivots, early, keep, tokens=ALL):
-    seen = patches(early)
+def chooses(late, early, complement):
+    """Return the layer that chooses the complement: of seven layers the third, second, first or last."""
+    return late if complement == "feature" else early[{"half": 2, "third": 1, "quarter": 0}[complement]]
+
+
+def completed(pivots, layer, keep, tokens=ALL):
+    seen = patches(layer)
     rest = [j for j in tokens if j not in pivots]
     looked_at = {j: sum(seen[p][j] for p in pivots) for j in rest}
     return sorted(pivots + best([looked_at.get(j) for j in range(N)], max(0, keep - len(pivots)), rest))
@@ -195,7 +226,7 @@ ORACLES = {
 
 
 def agrees(pruner, oracle, keep, seed, **options):
-    late, early, features = attention_logits(seed), attention_logits(50 + seed), vision_features(seed)
+    late, early, features = attention_logits(seed), earlier_logits(seed), vision_features(seed)
     got = pruner.select(torch.from_numpy(features), signals(pruner, late, early), keep, LAYOUT)
     assert got.dtype == torch.int64
     assert got.tolist() == [
@@ -235,7 +266,7 @@ def test_padding_is_never_kept_before_a_token(name, keep):
     keep = keep if budget.prunable else N
     if keep % budget.unit_tokens:
         return
-    late, early, features = attention_logits(7), attention_logits(57), vision_features(7)
+    late, early, features = attention_logits(7), earlier_logits(7), vision_features(7)
     for first, second in [PADDED[:2], PADDED[2:]]:
         valid = np.zeros((2, SIDE, SIDE), dtype=bool)
         valid[0][first], valid[1][second] = True, True
@@ -252,31 +283,58 @@ def test_padding_is_never_kept_before_a_token(name, keep):
             assert [j for j in row if mask[j]] == wanted
 
 
-@pytest.mark.parametrize("mode", ["mass", "count"])
-@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
-@pytest.mark.parametrize("keep", [1, 5, 18, 36])
-def test_freepruner_knobs(mode, share, keep):
-    for early in ("quarter", "third", "half"):
-        pruner = FreePruner(mode=mode, pivot_share=share, early=early)
-        assert f"attention_map_{early}" in pruner.signals
-        agrees(pruner, freepruner, keep, 7, mode=mode, share=share)
+DEGREES = [("all", "mean"), ("all", "votes"), ("half", "mean"), ("half", "votes"), ("feature", "mean")]
 
 
-@pytest.mark.parametrize("mode", ["mass", "count"])
-def test_freepruner_adaptive_takes_as_many_pivots_as_stand_out(mode):
-    pruner, tiles, counts = FreePruner(mode=mode), 6, set()
-    late, early = attention_logits(3, tiles), attention_logits(4, tiles)
-    late[0] = late[0].mean(axis=1, keepdims=True) * 0.01  # nearly even: no token stands out
+@pytest.mark.parametrize(("layers", "combine"), DEGREES)
+@pytest.mark.parametrize("complement", ["feature", "half", "third", "quarter"])
+def test_freepruner_knobs(layers, combine, complement):
+    for share, keep in [(0.01, 18), (0.3, 1), (0.3, 5), (0.3, 36), (1.0, 18)]:
+        pruner = FreePruner(layers, combine, share, complement)
+        agrees(pruner, freepruner, keep, 7, knobs=pruner)
+
+
+def test_the_knobs_of_freepruner_change_what_is_kept():
+    """Each knob alone changes the choice on these logits, so the test of the knobs tells them apart."""
+    every = [
+        *(FreePruner(layers, combine) for layers, combine in DEGREES),
+        *(FreePruner(complement=complement) for complement in ("half", "third", "quarter")),
+        FreePruner(pivot_share=0.3),
+    ]
+    tiles = list(zip(attention_logits(7), earlier_logits(7), strict=True))
+    kept = {str([freepruner(*tile, None, 18, knobs=one) for tile in tiles]) for one in every}
+    assert len(kept) == len(every)
+
+
+def test_votes_have_ties_that_go_to_the_first_token():
+    late, early = attention_logits(7), earlier_logits(7)
+    pruner = FreePruner(combine="votes", pivot_share=1.0)
+    known = signals(pruner, late, early)
+    votes = known["degree_votes_all"]
+    assert all(len(row.unique()) > 2 for row in votes)
+    for row, got in zip(votes.tolist(), pruner.select(None, known, 6, LAYOUT).tolist(), strict=True):
+        assert row.count(0.0) > N // 2
+        assert got == sorted(sorted(ALL, key=lambda j: (-row[j], j))[:6])
+
+
+@pytest.mark.parametrize(("layers", "combine"), DEGREES)
+def test_freepruner_adaptive_takes_as_many_pivots_as_stand_out(layers, combine):
+    pruner, tiles, counts = FreePruner(layers, combine), 6, set()
+    late, early = attention_logits(3, tiles), earlier_logits(4, tiles)
+    for logits in (late[0], early[0]):  # nearly even: no token stands out
+        logits[:] = logits.mean(axis=-2, keepdims=True) * 0.01
     for tile in range(1, tiles):
-        late[tile][:, :, 4 : 4 + 2 * tile] += 3
+        late[tile][..., 20 : 20 + tile] += 3
+        early[tile][..., 20 : 20 + tile] += 3
     for keep in (1, 8, N):
         got = pruner.adaptive(signals(pruner, late, early), keep)
         assert len(got) == tiles
         for tile in range(tiles):
-            scores = degree(late[tile], mode)
-            pivots = outliers(scores) or best(scores, 1)
+            scores = degree(late[tile], early[tile], pruner)
+            stand_out = outliers(np.ceil(scores) if combine == "votes" else scores)
+            pivots = stand_out or best(scores, 1)
             counts.add(len(pivots))
-            assert got[tile].tolist() == completed(pivots, early[tile], keep)
+            assert got[tile].tolist() == completed(pivots, late[tile], keep)
             assert len(got[tile]) == max(keep, len(pivots))
     assert len(counts) > 2
 
@@ -427,7 +485,14 @@ def test_knobs_that_mean_nothing_are_refused():
         FoPruRank(scores="cosine")
     with pytest.raises(UsageError):
         FoPruRow(scores="logits", direction="variance")
-    for knobs in ({"mode": "sum"}, {"pivot_share": 0.0}, {"pivot_share": 1.5}, {"early": "late"}):
+    for knobs in (
+        {"layers": "last"},
+        {"combine": "sum"},
+        {"pivot_share": 0.0},
+        {"pivot_share": 1.5},
+        {"complement": "all"},
+        {"layers": "feature", "combine": "votes"},
+    ):
         with pytest.raises(UsageError):
             FreePruner(**knobs)
     for knobs in ({"important_share": 0.0}, {"drop_share": 0.6}, {"drop_share": 0.0}):

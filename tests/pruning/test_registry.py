@@ -9,7 +9,7 @@ import pytest
 
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning import registry
-from visprune.pruning.base import LayerPruner, Layout, VisionPruner
+from visprune.pruning.base import LayerPruner, Layout, RatingPruner, VisionPruner
 from visprune.pruning.registry import BUILTIN, load_method, method_name, method_names
 
 STRANGER = """
@@ -60,18 +60,19 @@ def test_every_built_in_method_keeps_the_protocol(name):
     method = load_method(name)()
     assert isinstance(method, VisionPruner) != isinstance(method, LayerPruner)
     if isinstance(method, VisionPruner):
-        assert method.place == "before the LLM"
+        assert method.place == ("before the encoder" if name == "resize" else "before the LLM")
         assert method.budget(Layout(144, (12, 12))).from_ratio(1.0) == 144
         assert method.positions == "contiguous"
     else:
         assert method.place == "inside the LLM"
         assert method.positions in ("original", "renumbered")
-        assert (method.rows, method.heads) in (("last", "mean"), ("all", "max"))
+        assert (method.rows, method.heads) in (("last", "mean"), ("all", "max"), ("raters", "mean"))
+        assert isinstance(method, RatingPruner) == (method.rows == "raters")
 
 
 def test_what_prunes_inside_the_llm():
     inside = {name for name in BUILTIN if isinstance(load_method(name)(), LayerPruner)}
-    assert inside == {"fastv", "fitprune", "pyramiddrop"}
+    assert inside == {"fastv", "fitprune", "pyramiddrop", "sparsevlm"}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,10 @@ def test_what_prunes_inside_the_llm():
         ("pyramiddrop", 5, (0, 1, 2)),
         ("pyramiddrop", 3, (0, 1)),  # too few layers for four stages
         ("pyramiddrop", 2, (0,)),
+        ("sparsevlm", 32, (2, 6, 15)),
+        ("sparsevlm", 40, (2, 7, 18)),
+        ("sparsevlm", 24, (1, 4, 11)),
+        ("sparsevlm", 3, (0, 1)),  # two stages in one layer
     ],
 )
 def test_where_a_method_prunes_inside_the_llm(name, layers, points):
@@ -92,7 +97,7 @@ def test_where_a_method_prunes_inside_the_llm(name, layers, points):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("fastv", 2), ("fastv", 1), ("pyramiddrop", 1), ("fitprune", 4)]
+    ("name", "layers"), [("fastv", 2), ("fastv", 1), ("pyramiddrop", 1), ("fitprune", 4), ("sparsevlm", 1)]
 )
 def test_a_decoder_that_a_method_cannot_prune(name, layers):
     with pytest.raises(UnsupportedError) as caught:

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+import merging_oracles
 import method_oracles
 
 from visprune.background import BackgroundThread
@@ -38,12 +39,19 @@ class Tile:
     among: range = range(TOKENS)
 
 
-# An oracle maps a tile and K to the kept indices. That of a merging method returns the indices and the tokens
-# before the projector, [K, Dv].
+# An oracle maps a tile and K to the kept indices. That of a merging method returns the indices, the tokens
+# before the projector [K, Dv], and the weights [K, N].
 CASES: dict[str, Callable[[Tile, int], Any]] = {
     "cdpruner": lambda t, k: method_oracles.cdpruner(t.projected, t.question, k, t.among),
     "dart": lambda t, k: method_oracles.dart(t.projected, t.question, k, t.among),
+    "downsample": lambda t, k: merging_oracles.downsample(t.features, k),
     "holov": lambda t, k: method_oracles.holov(t.features, t.signals["cls_attention"], k, t.among),
+    "prumerge+": lambda t, k: merging_oracles.prumerge(
+        t.features, t.signals["cls_attention"], t.signals["keys"], k
+    ),
+    "visionzip": lambda t, k: merging_oracles.visionzip(
+        t.features, t.signals["cls_attention"], t.signals["mean_keys"], k, cls=t.signals["cls_feature"]
+    ),
 }
 
 
@@ -117,10 +125,12 @@ def test_kept_sets(graph, kept, request):
         named = {name: values[name][index] for name in pruner.signals}
         asked = values["question_embeds"][0] if question else np.empty((0, 0))
         answer = oracle(Tile(values["vision_features"][index], projected[index], named, asked), keep)
-        indices, made = answer if isinstance(answer, tuple) else (answer, None)
+        indices, *made = answer if isinstance(answer, tuple) else (answer,)
         assert got["keep_indices"][index].tolist() == list(indices)
-        if made is not None:
+        if made:
+            tokens, weights = made
             with torch.no_grad():
-                rows = module.projector(torch.from_numpy(np.asarray(made, dtype=np.float32))).numpy()
+                rows = module.projector(torch.from_numpy(tokens.astype(np.float32))).numpy()
             found = got["image_features"].reshape(TILES, -1, rows.shape[-1])[index]
-            np.testing.assert_allclose(found[-keep:], rows, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found[-keep:], rows, rtol=1e-5, atol=1e-5 * np.abs(rows).max())
+            np.testing.assert_allclose(got["merge_weights"][index], weights, atol=1e-6)

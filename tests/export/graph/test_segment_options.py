@@ -17,6 +17,7 @@ from visprune.pruning.fastv import FastV
 from visprune.pruning.fitprune import FitPrune
 from visprune.pruning.pyramiddrop import PyramidDrop
 from visprune.pruning.random_draw import Random
+from visprune.pruning.sparsevlm import SparseVLM
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_segments_that_cannot_be(refused, model, segments):
     [
         {"method": "fastv"},
         {"method": "pyramiddrop", "ratio": 0.5},
+        {"method": "sparsevlm"},
         {"method": "fopru-rank", "ratio": 0.5, "then": "fastv"},
         {"method": FitPrune((1, 0, 0, 0), 16, 0.9)},
     ],
@@ -186,6 +188,8 @@ def test_a_decoder_with_too_few_layers(refused, checkpoint):
     refused(UnsupportedError, "before layer 2 of a decoder of 2", two, "first_pruned_layer", method="fastv")
     refused(UnsupportedError, "before layer 9 of", two, method=FastV(9))
     refused(UnsupportedError, "no 4 stages", one, method="pyramiddrop")
+    refused(UnsupportedError, "all the last layer", one, "smaller stages", method="sparsevlm")
+    refused(UnsupportedError, r"\(31,\) are all the last layer", two, method=SparseVLM((31,)))
 
 
 def test_knobs_that_prune_nothing():
@@ -193,6 +197,10 @@ def test_knobs_that_prune_nothing():
         FastV(0)
     with pytest.raises(UsageError, match="drops nothing"):
         PyramidDrop(1)
+    for stages in ((), (2, 32), (-1, 6)):
+        with pytest.raises(UsageError, match="cannot prune at the stages") as caught:
+            SparseVLM(stages)
+        assert "from 0 to 31" in caught.value.hint
 
 
 @pytest.mark.parametrize("count", [0, -1, 17])

@@ -13,13 +13,14 @@ transformers = pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from plain_llava import IMAGE, Reference, Rule, fastv, fitprune, most_attended, pyramid, spread
+from plain_llava import IMAGE, Reference, Rule, fastv, fitprune, most_attended, pyramid, sparsevlm, spread
 from tensorrt_10_3 import problems
 
 import visprune
 from visprune.errors import UsageError
 from visprune.export import export
 from visprune.pruning.fitprune import FitPrune
+from visprune.pruning.sparsevlm import SparseVLM
 
 NEW = 8
 
@@ -82,6 +83,18 @@ CASES = {
     ),
     "fitprune-mistral": Case(
         MISTRAL, {"method": FitPrune(scheme({1: 20}, 3), 36, 0.7)}, fitprune({1: 20}, 36), verify=True
+    ),
+    "sparsevlm-llama-7": Case(
+        lively(layers=7, hidden=64), {"method": "sparsevlm"}, sparsevlm((0, 1, 3)), verify=True
+    ),
+    "sparsevlm-qwen3": Case(
+        QWEN3, {"method": SparseVLM((20, 31, 8)), "keep_tokens": 9}, sparsevlm((1, 3), 0.25)
+    ),
+    "fopru-then-sparsevlm-mistral": Case(
+        MISTRAL,
+        {"method": "fopru-rank", "ratio": 0.5, "then": "sparsevlm:0.3"},
+        sparsevlm((0, 1), 0.3),
+        most_attended(0.5),
     ),
 }
 PRUNED = [name for name, case in CASES.items() if case.rule.layers]
@@ -190,6 +203,9 @@ def test_another_ratio_at_run_time(opened, pictures):
         ("fastv-mistral", {"keep_tokens": 5}, fastv(5 / 36)),
         ("fastv-mistral", {"ratio": 1.0}, fastv(1.0)),
         ("pyramiddrop-llama", {"ratio": 0.4}, pyramid((1, 2, 3), 0.4)),
+        ("sparsevlm-llama-7", {"ratio": 0.6}, sparsevlm((0, 1, 3), 0.6)),
+        ("sparsevlm-llama-7", {"keep_tokens": 1}, sparsevlm((0, 1, 3), 1 / 36)),
+        ("sparsevlm-qwen3", {"ratio": 1.0}, sparsevlm((1, 3), 1.0)),
     ):
         path, pipeline = opened(name)
         converse(pipeline.chat(**asked), Reference(path, rule), pictures)
@@ -198,6 +214,9 @@ def test_another_ratio_at_run_time(opened, pictures):
 def test_another_ratio_before_the_llm(opened, pictures):
     path, pipeline = opened("fopru-then-fastv-llama-full")
     converse(pipeline.chat(ratio=0.25), Reference(path, fastv(0.5), most_attended(0.25)), pictures)
+    path, pipeline = opened("fopru-then-sparsevlm-mistral")
+    rule = sparsevlm((0, 1), 0.3)
+    converse(pipeline.chat(ratio=0.25), Reference(path, rule, most_attended(0.25)), pictures)
     path, pipeline = opened("uniform-then-fitprune-qwen2")
     converse(pipeline.chat(ratio=0.75), Reference(path, fitprune(FEW, 36), spread(0.75)), pictures)
 
@@ -217,7 +236,7 @@ def test_a_placeholder_that_the_model_generates_is_text(opened, pictures):
     assert answer.layer_tokens == (72, 72, 36)
 
 
-@pytest.mark.parametrize("name", ["pyramiddrop-mistral", "fitprune-mistral"])
+@pytest.mark.parametrize("name", ["pyramiddrop-mistral", "fitprune-mistral", "sparsevlm-qwen3"])
 def test_an_abandoned_turn_changes_nothing(name, opened, pictures):
     """It shares its first words with the next one, and these would weigh in PyramidDrop's scores."""
     path, pipeline = opened(name)
@@ -261,7 +280,7 @@ def test_operators_of_the_graphs(name, opened):
             assert len(shape) == 4
             rows += shape[2] == 1
             squares += shape[2] != 1
-    if rule.kind == "fitprune":  # spells out the layers it reads, in parts of heads, and no other
+    if rule.kind in ("fitprune", "sparsevlm"):  # spell out the layers they read, in parts of heads, no other
         assert (fused, rows) == (layers - points, 0)
         assert squares >= points
     else:  # one row of each head; every layer stays fused

@@ -27,12 +27,15 @@ BEFORE = (
     "cdpruner",
     "dart",
     "divprune",
+    "downsample",
     "fastervlm",
     "fopru-row",
     "freepruner",
     "holov",
+    "prumerge+",
     "random",
     "uniform",
+    "visionzip",
 )
 ELSEWHERE = {"fopru-rank", "vispruner", "fitprune", "none"}
 NEXT = {"family": "llava_next", "text": "mistral"}
@@ -65,22 +68,25 @@ def found(checkpoint, tmp_path, monkeypatch):
     return find
 
 
-@pytest.mark.parametrize("method", [*BEFORE, FreePruner(mode="count")], ids=str)
+@pytest.mark.parametrize("method", [*BEFORE, FreePruner(combine="votes")], ids=str)
 def test_methods_before_the_llm(method, found):
     assert not found({}, "token_pruner", method=method)
 
 
 @pytest.mark.parametrize(
     ("method", "graphs"),
-    [("fastv", ("segment_pruner", "decoder_segment_0")), ("pyramiddrop", ("segment_pruner",))],
+    [
+        ("fastv", ("segment_pruner", "decoder_segment_0")),
+        ("pyramiddrop", ("segment_pruner",)),  # scores as fastv does
+        ("sparsevlm", ("embedding", "segment_pruner", "decoder_segment_0")),
+    ],
 )
 def test_methods_inside_the_llm(method, graphs, found):
-    """The two score alike."""
     assert not found({"layers": 3}, *graphs, method=method)
 
 
 def test_no_method_is_forgotten():
-    assert {*BEFORE, "fastv", "pyramiddrop"} | ELSEWHERE == set(BUILTIN)
+    assert {*BEFORE, "fastv", "pyramiddrop", "sparsevlm"} | ELSEWHERE == set(BUILTIN)
 
 
 @pytest.mark.parametrize(

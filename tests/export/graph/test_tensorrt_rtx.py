@@ -21,7 +21,7 @@ CASES = {
     "fastv-after-fastervlm": {"method": "fastervlm", "then": "fastv"},
     "pyramiddrop-after-vispruner": {"method": "vispruner", "then": "pyramiddrop"},
     "fitprune-after-divprune": {"method": "divprune", "then": FitPrune((60, 0, 0), 144, 0.7)},
-    "segments-after-freepruner": {"method": FreePruner(mode="count"), "segments": 2},
+    "segments-after-freepruner": {"method": FreePruner(combine="votes"), "segments": 2},
     "merged-after-freepruner": {"method": "freepruner"},
 }
 
@@ -32,11 +32,22 @@ def test_every_graph_builds(case, tmp_path):
     check(bundle, bundle.manifest.graphs)
 
 
-@pytest.mark.parametrize("method", ["fastv", FitPrune((6, 0, 0), 16, 0.7)], ids=["last-row", "all-rows"])
+@pytest.mark.parametrize("method", ["downsample", "prumerge+", "visionzip"])
+def test_methods_that_merge_build(method, tmp_path):
+    bundle = export(output=tmp_path / "bundle", target="rtx", verify=False, method=method)
+    check(bundle, ["vision_encoder", "token_pruner"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["fastv", FitPrune((6, 0, 0), 16, 0.7), "sparsevlm"],
+    ids=["last-row", "all-rows", "rows-of-raters"],
+)
 def test_decoders_whose_heads_share_keys_build(method, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(text="qwen2", layers=3, head_dim=64))
     bundle = export(path, method=method, output=tmp_path / "bundle", target="rtx", verify=False)
-    check(bundle, [name for name in bundle.manifest.graphs if name.startswith(("decoder", "segment"))])
+    wanted = ("decoder", "segment", "embedding")
+    check(bundle, [name for name in bundle.manifest.graphs if name.startswith(wanted)])
 
 
 NEXT = {"family": "llava_next", "text": "mistral"}
@@ -55,6 +66,7 @@ FAMILIES = {
     "llava-next-row": (NEXT, {"method": "fopru-row"}),
     "llava-next-global": (NEXT, {"method": "fastervlm", "anyres_scope": "global"}),
     "llava-next-vispruner": (NEXT, {"method": "vispruner"}),
+    "llava-next-visionzip": (NEXT, {"method": "visionzip"}),
     "llava-next-freepruner": (NEXT, {"method": "freepruner"}),
     "llava-next-video-rank": (NEXT_VIDEO, {"method": "fopru-rank"}),
     "llava-next-video-divprune": (NEXT_VIDEO, {"method": "divprune"}),

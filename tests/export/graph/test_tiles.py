@@ -141,7 +141,7 @@ def test_a_video_alone_in_a_bundle_that_prunes_inside_the_llm(checkpoint, tmp_pa
     assert "kept 2 of 4 visual tokens in all" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm"])
 def test_methods_inside_the_llm_see_newline_tokens_too(method, next_model, tmp_path):
     options = {"method": "fopru-rank", "ratio": 0.5, "then": f"{method}:0.5"}
     bundle = export(next_model, output=tmp_path / "bundle", **options)

@@ -42,8 +42,8 @@ CASES = [
     Case("fastervlm", "fastervlm", {}, "onnxruntime", 3, 0),
     Case("vispruner", "vispruner", {}, "jetpack6", 0, 1),
     Case("divprune", "divprune", {"strategy": "full"}, "onnxruntime", 3, 1),
-    Case("freepruner", "freepruner", {"tower": "siglip", "strategy": "full"}, "onnxruntime", 1, 0),
-    Case("freepruner", FreePruner(mode="count"), {}, "onnxruntime", 1, 0),
+    Case("freepruner", "freepruner", {"tower": "siglip", "strategy": "full"}, "onnxruntime", 0, 0),
+    Case("freepruner", FreePruner("half", "votes", complement="third"), {}, "onnxruntime", 0, 0),
 ]
 
 
@@ -56,13 +56,10 @@ def fastervlm(known, keep):
 
 
 def freepruner(known, keep):
-    if "attention_map" in known:
-        q1, q3 = np.percentile(known["attention_map"], [25, 75], axis=1, keepdims=True)
-        degree = (known["attention_map"] > q3 + 1.5 * (q3 - q1)).sum(0)
-    else:
-        degree = known["attention_received"]
+    (degree,) = (value for name, value in known.items() if name.startswith("degree"))
+    (attention,) = (value for name, value in known.items() if name.startswith("attention_map"))
     pivots = largest(degree, int(keep / 2 + 0.5))
-    looked_at = known["attention_map_third"][pivots].sum(0)
+    looked_at = attention[pivots].sum(0)
     looked_at[pivots] = np.inf
     return largest(looked_at, keep)
 
@@ -108,7 +105,7 @@ def session(bundle, name):
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case.name}-{getattr(case.method, 'mode', '')}-{case.target}"
+    "case", CASES, ids=lambda case: f"{case.name}-{getattr(case.method, 'combine', '')}-{case.target}"
 )
 def test_exported_method(case, checkpoint, tmp_path):
     path = checkpoint(checkpoint.Tiny(tower_layers=LAYERS + 1, **case.tiny))

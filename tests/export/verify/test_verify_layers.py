@@ -70,6 +70,12 @@ CASES = {
         "0:attention 0:MLP 1:attention 1:MLP 2 3",
         {"layers.1.self_attn.v_proj": "decoder_segment_1 layer 1 attention"},
     ),
+    "sparsevlm": (  # the tokens that are compared layer by layer end in a picture, so that no text rates
+        {"side": 6},
+        {"method": "sparsevlm", "ratio": 0.3},
+        "0:attention 0:MLP 1:attention 1:MLP 2 3",
+        {"layers.1.self_attn.k_proj": "decoder_segment_1 layer 1 attention"},
+    ),
 }
 
 

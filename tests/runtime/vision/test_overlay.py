@@ -121,3 +121,45 @@ def test_a_slot_of_padding_stands_for_no_token():
     assert arrange((30, 60), tiling).grid == (2, 4)
     with pytest.raises(UsageError, match="stands for none"):
         overlay_tiled(Image.new("RGB", (60, 30)), tiling, PROCESSOR, np.array([4]))
+
+
+BLUE, ORANGE = (70, 160, 255), (255, 176, 0)
+
+
+def is_merged(colour):
+    red, green, blue = map(int, colour)
+    return red < green < blue < 200
+
+
+def test_merged_patches_look_neither_kept_nor_dropped():
+    picture = Image.new("RGB", (42, 42), (200, 140, 40))
+    drawn = np.asarray(overlay(picture, np.array([4, 0]), (3, 3), np.array([1, 4, 8])))
+    middles = drawn[84::168, 84::168].reshape(9, 3)
+    assert [index for index, colour in enumerate(middles) if is_merged(colour)] == [1, 8]
+    assert [index for index, colour in enumerate(middles) if is_grey(colour.tolist())] == [2, 3, 5, 6, 7]
+    assert middles[0].tolist() == middles[4].tolist() == [200, 140, 40]
+    assert middles[2].sum() < middles[1].sum() < middles[0].sum()
+    assert tuple(drawn[0, 84]) == ORANGE
+    assert tuple(drawn[0, 252]) == tuple(drawn[503, 420]) == BLUE
+    assert is_merged(drawn[84, 169])  # there is no blue line where a kept patch has its own
+    none = np.asarray(overlay(picture, np.array([0, 4]), (3, 3), np.array([0, 4])))
+    np.testing.assert_array_equal(none, np.asarray(overlay(picture, np.array([0, 4]), (3, 3))))
+
+
+def test_merged_patches_of_another_picture_are_refused():
+    for wrong in (-1, 4):
+        with pytest.raises(UsageError, match="outside a grid"):
+            overlay(Image.new("RGB", (28, 28)), np.array([0]), (2, 2), np.array([wrong]))
+        with pytest.raises(UsageError, match="stands for none"):
+            overlay_tiled(Image.new("RGB", (60, 30)), TILING, PROCESSOR, np.array([0]), np.array([wrong * 3]))
+
+
+def test_merged_tokens_of_a_tiled_picture():
+    picture = Image.new("RGB", (60, 30), (200, 140, 40))
+    kept = np.array([2 * 4 + 3, 0])  # the lower right of the second tile; a corner of the whole picture
+    drawn = overlay_tiled(picture, TILING, PROCESSOR, kept, np.array([2 * 4, 3]))
+    whole = [drawn.getpixel((120 + 240 * x, 120 + 240 * y)) for y in (0, 1) for x in (0, 1)]
+    assert [is_merged(colour) for colour in whole] == [False, False, False, True]
+    right = [drawn.getpixel((496 + 120 + 240 * x, 120 + 240 * y)) for y in (0, 1) for x in range(4)]
+    assert [is_merged(colour) for colour in right] == [False, False, True, False, False, False, False, False]
+    assert [is_grey(colour) for colour in right] == [True, True, False, True, True, True, True, False]
