@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout, TokenMethod
@@ -112,9 +112,12 @@ class CDPruner(TokenMethod):
                 picks.append(pick.float())
             return (left - factor.transpose(1, 2) @ factor, novelty), torch.stack(picks)
 
-        blocks = (keep_tokens + _BLOCK - 1) // _BLOCK
+        # `repeat` wants a symbol: a number that is read from a tensor is one, an expression of K is not.
+        blocks = cast("int", torch.full((), (keep_tokens + _BLOCK - 1) // _BLOCK).item())
+        torch._check(blocks >= 1)
         _, picks = repeat(block, (left, novelty), blocks)  # [blocks, 4, T] float32, as a Scan wants it
-        return ascending(picks.flatten(0, 1).transpose(0, 1)[:, :keep_tokens].long())
+        first = picks.flatten(0, 1).index_select(0, torch.arange(keep_tokens))  # [K, T]
+        return ascending(first.transpose(0, 1).long())
 
     def _weights(self, unit: Tensor, question: Tensor, valid: Tensor | None) -> Tensor:
         """Return the squares of r times a constant: [T, N, D] of length 1, [S, D] -> [T, N]."""

@@ -128,7 +128,7 @@ def repeat(step: Callable[[State], tuple[State, Tensor]], state: State, times: i
     Args:
         step: Maps a state to the next state, of the same shapes, and an output.
         state: The state before the first step: a tensor, or a tuple of tensors.
-        times: Number of steps; at least 1; may be symbolic.
+        times: Number of steps; at least 1. It may be a symbol, but torch 2.9 takes no expression of symbols.
 
     Returns:
         The last state, and the outputs [times, ...].

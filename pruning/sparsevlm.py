@@ -16,9 +16,9 @@ The visual tokens with the largest scores stay, and keep their original position
 the others after the layer. Here they leave before its MLP already, which treats every token by itself: the
 kept tokens are computed the same.
 
-The paper gives three lists of counts for 576 visual tokens: 300, 200, 110 (a budget of 192 tokens in the mean
-of the layers), 303, 110, 36 (128) and 66, 30, 17 (64). Here the counts follow from a ratio, in equal steps.
-The default leaves 110 of 576 in the end, as the first list does, by way of 331 and 191.
+The published form has three lists of counts for 576 visual tokens: 300, 200, 110 for a budget of 192 tokens,
+303, 110, 36 for 128, and 66, 30, 17 for 64. Here the counts follow from a ratio, in equal steps. The default
+leaves 110 of 576 in the end, as the first list does, by way of 331 and 191.
 
 If no share is above the mean, because there is one token of text or all are alike, all of t rates. If a
 prompt ends with a picture, there is no t; the last token that reaches the layer rates then, as in FastV.

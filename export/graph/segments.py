@@ -142,8 +142,8 @@ class SegmentPruner(nn.Module):
     and is_rater [B, S] for a method with raters -> all but scores and count with S' = keep_tokens, named
     `kept_...`, and keep_indices [B, S'] ascending.
 
-    One graph serves every prune point. The count includes text tokens, because a count that
-    depended on `is_visual` would make a shape depend on data.
+    One graph serves every prune point. The count includes text tokens, because a count that depended on
+    `is_visual` would make a shape depend on data.
     """
 
     def forward(

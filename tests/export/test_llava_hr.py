@@ -45,7 +45,11 @@ from visprune.quantize import quantize
 
 SIZES = Sizes(layers=4, depths=(1, 1, 5, 1))  # a stage of the ConvNeXt has more blocks than the ViT layers
 PLACES = SIZES.side**2
+<<<<<<< HEAD
 NEED_CLS = {"fastervlm", "holov", "prumerge+", "visionzip", "vispruner"}
+=======
+NEED_CLS = {"fastervlm", "holov", "vispruner"}
+>>>>>>> w-select
 NEW = 8
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -13,9 +13,12 @@ import method_oracles
 
 from visprune.errors import UnsupportedError, UsageError
 from visprune.pruning.base import Layout, VisionPruner
+from visprune.pruning.cdpruner import CDPruner
+from visprune.pruning.dart import Dart
 from visprune.pruning.divprune import DivPrune
 from visprune.pruning.fopru import FoPruRank, FoPruRow
 from visprune.pruning.freepruner import FreePruner
+from visprune.pruning.holov import HoloV
 from visprune.pruning.random_draw import Random
 from visprune.pruning.registry import BUILTIN, load_method
 from visprune.pruning.select import part, ranks
@@ -373,6 +376,79 @@ def test_divprune_breaks_ties_by_position():
     assert pruner.select(torch.ones(3, 1, 8), {}, 1, Layout(1, (1, 1))).tolist() == [[0]] * 3
 
 
+@pytest.mark.parametrize("pivots", [(1, 1), (4, 4), (3, 5), (40, 2)])
+def test_dart_knobs(pivots):
+    knobs = dict(zip(("image_pivots", "text_pivots"), pivots, strict=True))
+    for keep in (1, 7, 30):
+        agrees(Dart(**knobs), dart, keep, 3, **knobs)
+
+
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_dart_uses_the_tokens_of_a_short_question_again(words):
+    features = vision_features(4)
+    for keep in (6, 12, 20):
+        got = Dart().select(
+            torch.from_numpy(features), {"question_embeds": torch.from_numpy(QUESTION[:words])}, keep, LAYOUT
+        )
+        want = [method_oracles.dart(tile, QUESTION[:words], keep, ALL) for tile in features]
+        assert got.tolist() == want
+
+
+@pytest.mark.parametrize("crops", [1, 5, 36, 50])
+def test_holov_knobs(crops):
+    for keep in (1, 7, 30):
+        agrees(HoloV(crops=crops, variance_share=0.5), holov, keep, 3, crops=crops, share=0.5)
+
+
+def test_holov_passes_the_surplus_of_a_full_crop_on():
+    """Nearly all attention lies on the second of sixteen crops, whose three tokens cannot fill the quota."""
+    late, features = attention_logits(5), vision_features(5)
+    late[:, :, 0, 4:7] += 9
+    for keep in (8, 20, 33):
+        for tile, row in enumerate(
+            HoloV().select(torch.from_numpy(features), signals(HoloV(), late), keep, LAYOUT)
+        ):
+            assert {3, 4, 5} < set(row.tolist())
+            assert row.tolist() == holov(late[tile], None, features[tile], keep)
+
+
+def test_cdpruner_makes_the_determinant_largest_step_by_step():
+    """The definition itself: no step of it is a Cholesky factor."""
+    features = np.random.default_rng(1).normal(size=(N, 48)).astype(np.float32)
+    question = np.random.default_rng(2).normal(size=(5, 48)).astype(np.float32)
+    for relevance, sign in (("unlike", -1), ("alike", 1)):
+        score = [sign * np.mean([cosine(one, word) for word in question]) for one in features]
+        weight = (np.array(score) - min(score) + 1e-6) / (max(score) - min(score))
+        kernel = weight[:, None] * [[cosine(a, b) for b in features] for a in features] * weight
+        picked = []
+        for keep in range(1, 25):
+            rest = [j for j in ALL if j not in picked]
+            gains = {j: np.linalg.slogdet(kernel[np.ix_([*picked, j], [*picked, j])])[1] for j in rest}
+            picked.append(max(rest, key=gains.get))
+            got = CDPruner(relevance).select(
+                torch.from_numpy(features)[None],
+                {"question_embeds": torch.from_numpy(question)},
+                keep,
+                LAYOUT,
+            )
+            assert got.tolist() == [sorted(picked)]
+            assert method_oracles.cdpruner(features, question, keep, ALL, sign) == sorted(picked)
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "dart", "holov"])
+def test_every_count_is_exact_with_duplicates(name):
+    features, late = vision_features(0), attention_logits(0)
+    features[0, 5:20] = features[0, 5]
+    features[1] = features[1, :1]  # nothing but duplicates, so all relevances are equal
+    known = signals(load_method(name)(), late)
+    for keep in range(1, N + 1):
+        got = load_method(name)().select(torch.from_numpy(features), known, keep, LAYOUT)
+        assert got.shape == (2, keep)
+        assert (got.diff(dim=1) > 0).all()
+        assert got.min() >= 0
+        assert got.max() < N
+
+
 def test_methods_that_compare_tokens_of_the_llm_see_them_projected():
     found = {name for name in METHODS if getattr(load_method(name), "projected", False)}
     assert found >= {"cdpruner", "dart", "divprune"}
@@ -495,6 +571,15 @@ def test_knobs_that_mean_nothing_are_refused():
     ):
         with pytest.raises(UsageError):
             FreePruner(**knobs)
+    for method, knobs in (
+        (Dart, {"image_pivots": 0}),
+        (Dart, {"text_pivots": 0}),
+        (HoloV, {"crops": 0}),
+        (HoloV, {"variance_share": -0.1}),
+        (CDPruner, {"relevance": "near"}),
+    ):
+        with pytest.raises(UsageError):
+            method(**knobs)
     for knobs in ({"important_share": 0.0}, {"drop_share": 0.6}, {"drop_share": 0.0}):
         with pytest.raises(UsageError):
             VisPruner(**knobs)

@@ -53,6 +53,25 @@ def test_each_precision(precision, source, lines, tmp_path, report):
     assert after.token_ids
 
 
+@pytest.mark.parametrize("method", ["dart", "visionzip", "resize"])
+def test_methods_that_read_the_question_merge_or_resize(method, checkpoint, lines, tmp_path, report):
+    path = checkpoint(checkpoint.Tiny(lively=True))
+    source = export(path, method=method, ratio=0.3, output=tmp_path / "float", verify=False)
+    made = quantize(source, tmp_path / "made", precision="int8", calibration=lines, timing=False)
+    told = made.manifest.quantization
+    assert {layer["graph"] for layer in report(made)["layers"]} >= {"vision_encoder", "token_pruner"}
+    assert all(error.relative_l2 < BOUND["int8"] for error in told.errors)
+    with load(made.path) as quantized, load(source.path) as whole:
+        for ratio in (0.3, 1.0):
+            before, after = (
+                pipeline.generate(tmp_path / "wide0.png", "What is it?", ratio=ratio, max_new_tokens=4)
+                for pipeline in (whole, quantized)
+            )
+            assert after.tokens_kept == before.tokens_kept
+            shared = set(after.keep_indices[0]) & set(before.keep_indices[0])
+            assert len(shared) >= before.tokens_kept // 2
+
+
 def test_every_segment_has_its_layers(source, lines, tmp_path, report):
     made = quantize(source, tmp_path / "made", precision="int8-dynamic", calibration=lines, timing=True)
     said = report(made)

@@ -32,8 +32,10 @@ def test_every_graph_builds(case, tmp_path):
     check(bundle, bundle.manifest.graphs)
 
 
-@pytest.mark.parametrize("method", ["downsample", "prumerge+", "visionzip"])
-def test_methods_that_merge_build(method, tmp_path):
+@pytest.mark.parametrize(
+    "method", ["cdpruner", "dart", "downsample", "holov", "prumerge+", "resize", "visionzip"]
+)
+def test_methods_before_the_llm_build(method, tmp_path):
     bundle = export(output=tmp_path / "bundle", target="rtx", verify=False, method=method)
     check(bundle, ["vision_encoder", "token_pruner"])
 
