@@ -194,6 +194,6 @@ def _smaller_pictures(report: BenchReport) -> list[str]:
     for row, smaller, found in _slower(report, "resize"):
         beaten.setdefault(smaller.name, []).append(f"{row.name} takes {ratio(found)}")
     return [
-        f"first token: {name} is faster than rows of about as many tokens: {', '.join(rows)}."
+        f"first token: {name} is faster than rows of about as many tokens; relative to it, {', '.join(rows)}."
         for name, rows in beaten.items()
     ]

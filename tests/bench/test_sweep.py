@@ -270,4 +270,6 @@ def test_the_demo_is_asked_its_questions_once(tmp_path, work, monkeypatch):
 
     monkeypatch.setattr("visprune.evaluation.evaluator.open_workers", no_question)
     assert row_accuracies(*options) == (found, notes)
+    monkeypatch.setattr("visprune.bench.row_accuracy.baseline_pairs", lambda _: [(1, 0)])
+    assert row_accuracies(*options)[1][0].startswith("few loses to all: exact match differs by -0.")
     assert Bundle.open(bundle.path).manifest.source.model == "model"
