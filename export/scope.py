@@ -151,6 +151,11 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
         UnsupportedError: The method cannot work on this model, or not in this scope.
     """
     pruner, name = methods.before, methods.before_asked.name
+    if not features.layout.has_cls and any(SIGNALS[s].needs_cls for s in pruner.signals):
+        raise UnsupportedError(
+            f"{name} scores with the CLS token, which this model's vision tower does not have.",
+            "Use fopru-rank, which scores with the attention between patches, or divprune.",
+        )
     budget = pruner.budget(features.layout)
     if features.tiling is None:
         if scope == "global":

@@ -26,7 +26,6 @@ __all__ = [
     "RatingPruner",
     "TokenMethod",
     "VisionPruner",
-    "need_cls",
     "square_side",
 ]
 
@@ -61,19 +60,6 @@ class Merged(NamedTuple):
     tokens: Tensor
     indices: Tensor
     weights: Tensor
-
-
-def need_cls(layout: Layout, method: str) -> None:
-    """Refuse a vision tower without a CLS token, for a method that scores with it.
-
-    Raises:
-        UnsupportedError: The tower has no CLS token.
-    """
-    if not layout.has_cls:
-        raise UnsupportedError(
-            f"{method} scores with the CLS token, which this model's vision tower does not have.",
-            "Use fopru-rank, which scores with the attention between patches, or divprune.",
-        )
 
 
 def square_side(layout: Layout, method: str) -> int:

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
-from visprune.pruning.base import Layout, TokenMethod, need_cls
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, top_indices
 
 if TYPE_CHECKING:
@@ -35,15 +34,6 @@ class FasterVLM(TokenMethod):
     def signals(self) -> tuple[str, ...]:
         """The attention of the CLS token."""
         return ("cls_attention",)
-
-    def budget(self, layout: Layout) -> Budget:
-        """Count single tokens.
-
-        Raises:
-            UnsupportedError: The tower has no CLS token.
-        """
-        need_cls(layout, "fastervlm")
-        return Budget(layout.visual_tokens)
 
     def select(
         self,

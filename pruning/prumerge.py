@@ -30,9 +30,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, Merged, TokenMethod, need_cls
+from visprune.pruning.base import Layout, Merged, TokenMethod
 from visprune.pruning.select import evenly, gather_tokens, last, part, ranks, top_indices, unless_all
 
 if TYPE_CHECKING:
@@ -69,15 +68,6 @@ class PruMergePlus(TokenMethod):
     def signals(self) -> tuple[str, ...]:
         """The attention of the CLS token, and the keys."""
         return ("cls_attention", "keys")
-
-    def budget(self, layout: Layout) -> Budget:
-        """Count single tokens.
-
-        Raises:
-            UnsupportedError: The tower has no CLS token.
-        """
-        need_cls(layout, "prumerge+")
-        return Budget(layout.visual_tokens)
 
     def select(
         self,

@@ -100,6 +100,11 @@ class Signal:
         """Whether it is one number for each visual token."""
         return self.shape(SignalSizes(2, 3, 3, 3)) == (2,)
 
+    @property
+    def needs_cls(self) -> bool:
+        """Whether it is of the CLS token, which is the first query."""
+        return self.reads in ("first", "cls_feature")
+
     def layers(self, count: int) -> range:
         """Return the 0-based layers that it reads, of a number of layers up to the feature layer."""
         last = max(1, int(count * self.depth))

@@ -26,9 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, Merged, TokenMethod, need_cls
+from visprune.pruning.base import Layout, Merged, TokenMethod
 from visprune.pruning.select import last, part, ranks, unless_all
 
 if TYPE_CHECKING:
@@ -62,15 +61,6 @@ class VisionZip(TokenMethod):
     def signals(self) -> tuple[str, ...]:
         """The attention of the CLS token, the mean keys, and the CLS token itself."""
         return ("cls_attention", "mean_keys", "cls_feature")
-
-    def budget(self, layout: Layout) -> Budget:
-        """Count single tokens.
-
-        Raises:
-            UnsupportedError: The tower has no CLS token.
-        """
-        need_cls(layout, "visionzip")
-        return Budget(layout.visual_tokens)
 
     def select(
         self,

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from visprune.budget import Budget
 from visprune.errors import UsageError
-from visprune.pruning.base import Layout, TokenMethod, need_cls
+from visprune.pruning.base import Layout, TokenMethod
 from visprune.pruning.select import last, part, ranks, repeat, top_indices
 
 if TYPE_CHECKING:
@@ -60,15 +59,6 @@ class VisPruner(TokenMethod):
     def signals(self) -> tuple[str, ...]:
         """The attention of the CLS token."""
         return ("cls_attention",)
-
-    def budget(self, layout: Layout) -> Budget:
-        """Count single tokens.
-
-        Raises:
-            UnsupportedError: The tower has no CLS token.
-        """
-        need_cls(layout, "vispruner")
-        return Budget(layout.visual_tokens)
 
     def rounds(self, tokens: int) -> int:
         """Return how many rounds of removal lead from a number of tokens to a single one."""

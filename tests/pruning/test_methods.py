@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,9 @@ torch = pytest.importorskip("torch")
 import method_oracles
 
 from visprune.errors import UnsupportedError, UsageError
+from visprune.export.export_options import MethodRequest, Methods
+from visprune.export.models.parts import Features
+from visprune.export.scope import pruning_for
 from visprune.pruning.base import Layout, VisionPruner
 from visprune.pruning.cdpruner import CDPruner
 from visprune.pruning.dart import Dart
@@ -455,11 +459,13 @@ def test_methods_that_compare_tokens_of_the_llm_see_them_projected():
     assert not found & {"fastervlm", "fopru-rank", "freepruner", "holov", "random", "uniform", "vispruner"}
 
 
-@pytest.mark.parametrize("name", ["fastervlm", "holov", "vispruner"])
+@pytest.mark.parametrize("name", ["fastervlm", "holov", "prumerge+", "visionzip", "vispruner"])
 def test_methods_that_need_a_cls_say_what_to_use_instead(name):
-    with pytest.raises(UnsupportedError, match=f"{name} scores with the CLS token") as caught:
-        load_method(name)().budget(Layout(N, (SIDE, SIDE), has_cls=False))
+    methods = Methods(load_method(name)(), MethodRequest(name, 0.5))
+    with pytest.raises(UnsupportedError, match=f"{re.escape(name)} scores with the CLS token") as caught:
+        pruning_for(methods, Features((3,), 0, 0, SIDE, 14 * SIDE, 14, 3))
     assert "fopru-rank" in caught.value.hint
+    assert pruning_for(methods, Features((3,), 1, 1, SIDE, 14 * SIDE, 14, 3)).keep_tokens == N // 2
 
 
 def test_the_cls_row_is_the_first_of_all_rows():
