@@ -109,7 +109,8 @@ def _with(pruner: VisionPruner) -> Method:
                 parts.append(Chosen(_gathered(data.features[images], found), found))
             order.append(images)
         back = torch.from_numpy(np.concatenate(order).argsort())
-        features, indices = (torch.cat([part[i] for part in parts])[back] for i in (0, 1))
+        features = torch.cat([part.features for part in parts])[back]
+        indices = torch.cat([part.indices for part in parts])[back]
         weights = [part.weights for part in parts if part.weights is not None]
         return Chosen(features, indices, torch.cat(weights)[back] if weights else None)
 
