@@ -1,43 +1,34 @@
 """The self-check of an export: a comparison of the bundle in ONNX Runtime with the checkpoint in PyTorch.
 
 Each graph gets the same inputs as the checkpoint's own modules. Then all graphs together are compared with
-transformers: by the logits of an unpruned prompt, and by greedy tokens after a pruned prompt. This file
-compares everything before the decoder, `verify_decoder.py` the decoder as a whole, and `verify_layers.py` its
-layers one by one if memory does not hold it. Graphs are opened one after another, so that only one is in
-memory.
+transformers: by the logits of an unpruned prompt, and by greedy tokens after a pruned prompt. This file runs
+the graphs and says what is compared when. `verify_inputs.py` compares everything before the decoder,
+`verify_decoder.py` the decoder as a whole, and `verify_layers.py` its layers one by one if memory does not
+hold it. Graphs are opened one after another, so that only one is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from visprune.bundle import Bundle
 from visprune.export import models
 from visprune.export.checkpoint.checkpoint import Checkpoint
-from visprune.export.graph import attention, graphs
-from visprune.export.graph.graph_specs import Cuts, pruner_module
-from visprune.export.graph.tiles import TilePruner
+from visprune.export.graph import graphs
+from visprune.export.graph.graph_specs import Cuts
 from visprune.export.graph.weightless import open_model
 from visprune.export.models.parts import Features, Parts
-from visprune.export.verify.compare import (
-    CHAINED_TOLERANCE,
-    KEPT_TOLERANCE,
-    Arrays,
-    Check,
-    GraphRunner,
-    free_memory,
-)
+from visprune.export.verify.compare import Arrays, Check, GraphRunner, free_memory
 from visprune.export.verify.verify_decoder import NEW_TOKENS, compare_decoder, compute_reference
+from visprune.export.verify.verify_inputs import GraphResults, compare_inputs
 from visprune.export.verify.verify_layers import compare_layers
 from visprune.export.verify.verify_pictures import VerifySample, verify_prompt, verify_samples
-from visprune.export.verify.verify_resampling import ResampledCase, compare_resampled, resampled_case
+from visprune.export.verify.verify_resampling import resampled_case
 from visprune.manifest import Manifest, Parity, Scope
 from visprune.pruning.base import VisionPruner
 from visprune.runtime.vision.kept_tokens import Keep
@@ -113,13 +104,13 @@ def verify(
     )
     mixed = (large, pruned[-1]) if large else None
     count = len(shown)
-    results = _GraphResults(shown, prompts, encoded[:count], feeds[:count], by_prompt[0], embedded[0], mixed)
+    results = GraphResults(shown, prompts, encoded[:count], feeds[:count], by_prompt[0], embedded[0], mixed)
     model, weights = open_model(checkpoint)
     model.float()  # the reference is always float32
     decoder, cuts = model.model.language_model, methods[1]
     if scope == "layers":
         with weights.loaded(model.model, torch.float32, exclude=decoder.layers):
-            embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
+            embedded_prompt = compare_inputs(check, model, manifest, features, methods, results)
         free_memory()
         family = models.family(checkpoint.model_type)
         compare_layers(check, runner, family.parts(model), weights, cuts, embedded_prompt)
@@ -131,7 +122,7 @@ def verify(
         _truncated(row[0], most) for row, most in zip(visual, (limit - NEW_TOKENS + 1, limit), strict=True)
     ]
     with weights.loaded(model, torch.float32):
-        embedded_prompt = _compare_inputs(check, model, manifest, features, methods, results)
+        embedded_prompt = compare_inputs(check, model, manifest, features, methods, results)
         free_memory()
         parts = models.family(checkpoint.model_type).parts(model)
         logits = _unpruned_logits(model, parts, prompts[1], unpruned, fitting[1])
@@ -191,122 +182,3 @@ def _unpruned_logits(model: Any, parts: Parts, ids: Tensor, sample: VerifySample
     (embeds,) = graphs.Embedding(parts, placeholder)(ids, sample.all_tokens(model))
     hidden = parts.language_model(inputs_embeds=embeds[:, places]).last_hidden_state
     return parts.lm_head(hidden[:, -1:])  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class _GraphResults:
-    """Inputs and outputs of the graphs before the decoder.
-
-    Attributes:
-        samples: The images.
-        prompts: Token ids [1, S] of the pruned prompt and of the unpruned one.
-        vision: Outputs of the vision encoder for each image.
-        feeds: Inputs of the pruner for each image of the pruned prompt.
-        pruned: Outputs of the pruner for these inputs.
-        embedded: Outputs of the embedding for the pruned prompt.
-        resampled: A resampled image with the outputs of the pruner for it, if images are resampled.
-    """
-
-    samples: list[VerifySample]
-    prompts: list[Tensor]
-    vision: list[Arrays]
-    feeds: list[Arrays]
-    pruned: list[Arrays]
-    embedded: Arrays
-    resampled: tuple[ResampledCase, Arrays] | None
-
-
-def _compare_inputs(
-    check: Check,
-    model: Any,
-    manifest: Manifest,
-    features: Features,
-    methods: tuple[VisionPruner, Cuts],
-    results: _GraphResults,
-) -> tuple[Tensor, Tensor]:
-    """Compare everything before the decoder.
-
-    Returns:
-        PyTorch's embeddings [1, S, D] of the pruned prompt, and which of them are visual, [1, S] bool.
-    """
-    pruner, cuts = methods
-    parts = models.family(model.config.model_type).parts(model)
-    attention.register()
-    parts.tower.set_attn_implementation(attention.IMPLEMENTATION["primitive"])
-    tower = models.tower(model.config.vision_config.model_type)
-    pruning = manifest.pruning
-    encoder = graphs.VisionEncoder(parts, tower, features, pruner.signals, resizes=pruning.resizes)
-    want = [encoder(torch.from_numpy(sample.picture.pixels)) for sample in results.samples]
-    names = ("image_features", *pruner.signals)
-    for name, values in zip(names, zip(*want, strict=True), strict=True):
-        got = np.concatenate([vision[name] for vision in results.vision])
-        check.close(f"vision_encoder {name}", got, torch.cat(values))
-
-    wrapper = pruner_module(parts, features, pruner, pruning.budget.scope)
-    keep = Keep(pruning.keep_tokens)
-    kept: list[NDArray[np.int64]] = []
-    from_graph, from_torch = kept.copy(), kept.copy()
-    made = []
-    for sample, feeds, pruned, values in zip(
-        results.samples, results.feeds, results.pruned, want, strict=True
-    ):
-        encoded = [
-            torch.from_numpy(feeds[n].astype(np.float32)) for n in ("vision_features", *pruner.signals)
-        ]
-        outputs, other = _prune(wrapper, encoded, feeds), _prune(wrapper, values, feeds)
-        made.append(outputs[0])
-        choices = (pruned["keep_indices"], outputs[1].numpy(), other[1].numpy())
-        arrangement = sample.picture.arrangement
-        tokens = [keep.chosen(pruning, arrangement, indices)[0] for indices in choices]
-        for choice, indices in zip((kept, from_graph, from_torch), tokens, strict=True):
-            choice.append(indices)
-    tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
-    # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
-    exact, ordered = 0.0 if not wrapper.projects_first else tolerance, not pruning.merges
-    check.kept("token_pruner keep_indices", kept, from_graph, exact, ordered=ordered)
-    check.kept("kept set", kept, from_torch, tolerance, ordered=ordered)
-
-    parts.tower.set_attn_implementation("eager")
-    got = np.concatenate([pruned["image_features"] for pruned in results.pruned])
-    if pruning.merges or pruning.resizes:  # transformers has no such tokens
-        check.tokens("token_pruner image_features", got, torch.cat(made), tolerance)
-        image_features = torch.from_numpy(got.astype(np.float32))
-    else:
-        whole = [sample.all_tokens(model) for sample in results.samples]
-        rows = [
-            sample.rows(tokens, features.always_kept)
-            for sample, tokens in zip(results.samples, kept, strict=True)
-        ]
-        image_features = torch.cat([tokens[index] for tokens, index in zip(whole, rows, strict=True)])
-        check.close("token_pruner image_features", got, image_features)
-    if results.resampled is not None:
-        compare_resampled(check, manifest, model, parts, *results.resampled)
-    embedding = graphs.Embedding(parts, model.config.image_token_id, tell_visual=True)
-    embeds, is_visual = embedding(results.prompts[0], image_features)
-    check.close("embedding inputs_embeds", results.embedded["inputs_embeds"], embeds)
-    if cuts.pruner is not None:
-        equal = np.array_equal(results.embedded["is_visual"], is_visual.numpy())
-        check.add("embedding is_visual", float(not equal), 0.0, "")
-    if cuts.rating is not None:
-        # From the graph's own embeddings: a token near the mean must not fall on the other side by rounding.
-        found = cuts.rating.raters(torch.from_numpy(results.embedded["inputs_embeds"]), is_visual)
-        equal = np.array_equal(results.embedded["is_rater"], found.numpy())
-        check.add("embedding is_rater", float(not equal), 0.0, f"{int(found.sum())} tokens rate")
-    return embeds, is_visual
-
-
-def _prune(
-    wrapper: graphs.TokenPruner | TilePruner, encoded: Sequence[Tensor], feeds: Arrays
-) -> tuple[Tensor, ...]:
-    """Return the outputs of the pruner in PyTorch, from features and signals."""
-    given = {name: torch.tensor(array) for name, array in feeds.items()}
-    features, *signals = encoded
-    question = [given["question_embeds"].float()] if wrapper.needs_text else []
-    if isinstance(wrapper, TilePruner):
-        maps = [given[name] for name in ("token_places", "newline_places", "image_tokens")]
-        resampling = [given[name] for name in wrapper.resampling]
-        found = wrapper(features, given["keep_tokens"], *maps, resampling, question, signals)
-    else:
-        found = wrapper(features, given["keep_tokens"], question, signals)
-    outputs: tuple[Tensor, ...] = found
-    return outputs
