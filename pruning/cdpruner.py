@@ -48,7 +48,7 @@ _PADDING, _PICKED = -0.5, -1.0  # in place of g
 
 @dataclass(frozen=True, slots=True)
 class CDPruner(TokenMethod):
-    """Keep the tokens whose determinant, weighted by their relevance for the question, is largest.
+    """Keep diverse tokens that matter for the question.
 
     Attributes:
         relevance: Whether tokens "unlike" the question weigh more, as published, or those "alike".

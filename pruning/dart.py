@@ -39,7 +39,7 @@ _PADDING, _KEPT = -3.0, -4.0  # below every negated cosine
 
 @dataclass(frozen=True, slots=True)
 class Dart(TokenMethod):
-    """Keep the largest image tokens, and those least like them and least like the question's largest.
+    """Keep large tokens, and those least like them and the question.
 
     Attributes:
         image_pivots: Number of pivots among the image's tokens; at least 1.

@@ -27,7 +27,7 @@ __all__ = ["Downsample"]
 
 @dataclass(frozen=True, slots=True)
 class Downsample(TokenMethod):
-    """Average neighbouring tokens, so that a smaller square grid is left."""
+    """Average neighbouring tokens to a smaller square grid."""
 
     paper: ClassVar[str] = "baseline of VTC-Bench, arXiv 2510.07143"
     merges: ClassVar[bool] = True

@@ -49,7 +49,7 @@ _COMPLEMENT = ("feature", "half", "third", "quarter")
 
 @dataclass(frozen=True, slots=True)
 class FreePruner(TokenMethod):
-    """Keep tokens of high degree across layers, and tokens that these attend to (experimental).
+    """Keep attended tokens and what they attend to (experimental).
 
     Attributes:
         layers: Layers whose degrees count: "all" up to the feature layer, the last "half" of these, or the

@@ -43,7 +43,7 @@ __all__ = ["HoloV"]
 
 @dataclass(frozen=True, slots=True)
 class HoloV(TokenMethod):
-    """Keep in each part of the image the tokens that the CLS token attends to, as many as the part deserves.
+    """Keep what the CLS attends to, by a quota for each part.
 
     Attributes:
         crops: Number of parts; at least 1.

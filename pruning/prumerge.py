@@ -42,7 +42,7 @@ __all__ = ["PruMergePlus"]
 
 @dataclass(frozen=True, slots=True)
 class PruMergePlus(TokenMethod):
-    """Keep tokens by attention and evenly spaced ones, and add to each the tokens most like it.
+    """Keep some tokens, and add to each of them those most alike.
 
     Attributes:
         attention_share: Share of the kept tokens that is chosen by attention; in (0, 1].

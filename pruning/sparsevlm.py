@@ -42,7 +42,7 @@ _DEPTH = 32  # layers of the decoder for which the paper names its prune layers
 
 @dataclass(frozen=True, slots=True)
 class SparseVLM:
-    """Drop the visual tokens that the text about them attends to least, in stages.
+    """Drop in stages what the text about the image attends to least.
 
     Attributes:
         stages: Prune layers in a decoder of 32 layers, from 0. In one of L layers they are

@@ -38,7 +38,7 @@ __all__ = ["VisionZip"]
 
 @dataclass(frozen=True, slots=True)
 class VisionZip(TokenMethod):
-    """Keep the CLS token and those that it attends to, and merge the rest into a few contextual tokens.
+    """Keep what the CLS attends to, and merge the rest into a few.
 
     Attributes:
         dominant_share: Share of the K tokens that is dominant, the CLS token included; in (0, 1].

@@ -477,6 +477,7 @@ class TestMethods:
         monkeypatch.setenv("COLUMNS", "100")
         out = call("methods")[1]
         rows = json.loads(call("methods", "--json")[1])
+        assert "…" not in out  # no description is cut
         blocks = [block.splitlines() for block in out.split("\n\n")]
         places = ["before the encoder", "before the LLM", "inside the LLM"]
         used = {row["place"] for row in rows}
