@@ -452,7 +452,7 @@ class TestMethods:
         rows = json.loads(call("methods", "--json")[1])
         assert {"name", "place", "about", "source"} == set(rows[0])
         places = {row["name"]: row["place"] for row in rows}
-        assert set(places.values()) == {"before the LLM", "inside the LLM"}
+        assert set(places.values()) == {"before the encoder", "before the LLM", "inside the LLM"}
         assert {n for n, place in places.items() if place == "inside the LLM"} == {
             "fastv",
             "fitprune",
