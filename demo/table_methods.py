@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from visprune.demo.scenes import SceneQuestion
 from visprune.demo.tower import coverage
-from visprune.pruning.base import Layout, Merged, VisionPruner
+from visprune.pruning.base import Layout, Merged, Traits, VisionPruner
 from visprune.pruning.freepruner import FreePruner
 from visprune.pruning.registry import BUILTIN, load_method
 
@@ -95,10 +95,11 @@ def _with(pruner: VisionPruner) -> Method:
     def choose(data: HeldOut, count: int, rng: np.random.Generator) -> Chosen:
         # Of the counts that the method can keep, this is the largest that is not above `count`.
         keep = pruner.budget(data.layout).from_ratio(count / data.tokens)
-        tokens = data.projected if getattr(pruner, "projected", False) else data.features
+        traits = Traits.of(pruner)
+        tokens = data.projected if traits.projected else data.features
         constants = {name: torch.from_numpy(array) for name, array in pruner.constants(data.layout).items()}
         order, parts = [], []
-        for images, text in _batches(data, by_question=getattr(pruner, "needs_text", False)):
+        for images, text in _batches(data, by_question=traits.needs_text):
             known = {name: data.signals[name][images] for name in pruner.signals} | constants
             if text is not None:
                 known["question_embeds"] = data.question_embeds[text]

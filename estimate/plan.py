@@ -176,18 +176,18 @@ def make_plan(model: PrunedModel, device: PlannedDevice, precision: str, prompt:
         memory=footprint(sizes, tokens, prompt.new_tokens, precision, device.item_size),
         usable=device.usable,
         stages=tuple(stages),
-        findings=_findings(stages, device, precision),
+        findings=_findings(stages, device, precision, resizes=model.pruning.resizes),
         sources=(*model.notes, *device.sources),
     )
 
 
-def _findings(stages: Sequence[StagePlan], device: PlannedDevice, precision: str) -> tuple[str, ...]:
+def _findings(
+    stages: Sequence[StagePlan], device: PlannedDevice, precision: str, *, resizes: bool
+) -> tuple[str, ...]:
     vision, projector, prefill, token = stages
     share = vision.expected_ms / (vision.expected_ms + projector.expected_ms + prefill.expected_ms)
-    found = [
-        f"The vision tower is {share:.0%} of the time to the first token; of all methods, resize alone "
-        "shortens it."
-    ]
+    shorter = "resize has made it shorter" if resizes else "of all methods, resize alone shortens it"
+    found = [f"The vision tower is {share:.0%} of the time to the first token; {shorter}."]
     if prefill.binds == "FLOPs":
         found.append("The prefill is compute-bound: fewer visual tokens shorten it.")
     else:

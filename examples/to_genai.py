@@ -79,6 +79,12 @@ def main(path: Path) -> None:
             "The decoder of this bundle is cut into segments, and GenAI runs one graph.",
             "Export with a method before the language model, without --segments.",
         )
+    pruning = bundle.manifest.pruning
+    if pruning.needs_text or pruning.resizes:
+        raise UnsupportedError(
+            f"{pruning.method} needs the question's embeddings or a smaller image, and GenAI gives neither.",
+            "Export with another method before the language model.",
+        )
     onnx.save(vision(bundle), path / VISION)
     (path / "genai_config.json").write_text(json.dumps(config(bundle), indent=2) + "\n", encoding="utf-8")
 

@@ -215,17 +215,19 @@ class _Advance:
 
 def untraceable(name: str, error: Exception) -> ExportError:
     """Return the error of a graph that PyTorch cannot trace."""
-    return ExportError(
-        f"The graph {name} of this model cannot be traced: {_cause(error)}.",
-        "Its architecture is probably not supported; use a model from the documentation's list.",
-    )
+    hint = "Its architecture is probably not supported; use a model from the documentation's list."
+    if name == "token_pruner":
+        hint = "If the method is your own, see what `select` gets and returns in `visprune.pruning.base`."
+    return ExportError(f"The graph {name} of this model cannot be traced: {_cause(error)}.", hint)
 
 
 def _cause(error: BaseException) -> str:
     """Return the first line of the innermost error: the outer ones say where it happened, and not why."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = (str(error).strip().splitlines() or [""])[0]
+    said = f"{type(error).__name__} {first}" if isinstance(error, KeyError) else first
+    return (said or type(error).__name__).removesuffix(".")
 
 
 def _version(package: str) -> str:

@@ -15,7 +15,7 @@ from visprune.export.export_options import MethodRequest, Methods
 from visprune.export.models.parts import Features
 from visprune.manifest import LayerPruning, Pruning
 from visprune.manifest_pruning import Resizing
-from visprune.pruning.base import LayerPruner
+from visprune.pruning.base import LayerPruner, Traits
 from visprune.pruning.signals import SIGNALS
 from visprune.runtime.vision.arrangement import arrange
 from visprune.runtime.vision.kept_tokens import Keep, count_for
@@ -43,7 +43,8 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
             "This model takes the patch embeddings as features: there is no attention layer to score with.",
             "Use a method without scores: uniform or random.",
         )
-    if getattr(pruner, "resizes", False) and not features.resizable:
+    traits = Traits.of(pruner)
+    if traits.resizes and not features.resizable:
         raise UnsupportedError(
             f"{asked.name} makes images smaller, and this vision tower takes one size only.",
             "Use downsample, which makes the grid of its features smaller.",
@@ -53,9 +54,7 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         keep = count_for(budget, asked.keep_tokens, features.tiling)
     else:
         keep = budget.from_ratio(1.0 if asked.ratio is None else asked.ratio)
-    resizing = None
-    if getattr(pruner, "resizes", False):
-        resizing = Resizing(features.image_size, features.patch_size)
+    resizing = Resizing(features.image_size, features.patch_size) if traits.resizes else None
     return Pruning(
         method=asked.name,
         options=_knobs(pruner),
@@ -65,9 +64,9 @@ def pruning_for(methods: Methods, features: Features, scope: Literal["tile", "gl
         grid_offset=features.skipped_patches,
         always_kept=features.always_kept,
         positions=pruner.positions,
-        projects_all=bool(getattr(pruner, "projected", False)),
-        needs_text=bool(getattr(pruner, "needs_text", False)),
-        merges=bool(getattr(pruner, "merges", False)),
+        projects_all=traits.projected,
+        needs_text=traits.needs_text,
+        merges=traits.merges,
         resizing=resizing,
     )
 
@@ -175,7 +174,12 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
             "videos.",
             "Use fopru-rank, which scores single patches, or divprune.",
         )
-    if scope == "global" and not getattr(pruner, "across_tiles", False):
+    if scope == "global" and not budget.prunable:
+        raise UnsupportedError(
+            "--anyres-scope is about a method before the LLM, and none is asked for.",
+            "Leave it out, or give a method before the LLM, such as fopru-rank.",
+        )
+    if scope == "global" and not Traits.of(pruner).across_tiles:
         raise UnsupportedError(
             f"{name} cannot choose among the tokens of all tiles at once.",
             "Leave --anyres-scope out, or use fopru-rank or fastervlm.",

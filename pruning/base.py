@@ -8,7 +8,7 @@ are protocols and not base classes, so that a method of another package need not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from visprune.budget import Budget, LayerBudget
@@ -25,6 +25,7 @@ __all__ = [
     "Merged",
     "RatingPruner",
     "TokenMethod",
+    "Traits",
     "VisionPruner",
     "square_side",
 ]
@@ -77,24 +78,42 @@ def square_side(layout: Layout, method: str) -> int:
     return layout.grid[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Optional class variables of a method before the LLM, each False unless the method says otherwise.
+
+    Attributes:
+        projected: All tokens go through the projector before the method selects, and it sees them projected.
+        chained: The method picks step by step, so rounding that changes one pick changes later ones. The
+            self-check then allows larger differences between kept sets.
+        across_tiles: The method scores single tokens, alike in every tile, so it can choose among all tiles
+            of a picture at once.
+        needs_text: The choice depends on the question. `signals["question_embeds"]` then has the LLM's
+            embeddings of the question's tokens, [S, D] float32, with S >= 1 symbolic.
+        merges: Tokens are made out of several. `select` then returns `Merged` instead of indices. With K = N
+            it returns all tokens unchanged.
+        resizes: The image is made smaller before the vision tower, so that its patches are K.
+    """
+
+    projected: bool = False
+    chained: bool = False
+    across_tiles: bool = False
+    needs_text: bool = False
+    merges: bool = False
+    resizes: bool = False
+
+    @classmethod
+    def of(cls, method: object) -> Traits:
+        """Return the traits of a method or of its class."""
+        return cls(**{one.name: bool(getattr(method, one.name, False)) for one in fields(cls)})
+
+
 @runtime_checkable
 class VisionPruner(Protocol):
     """Protocol of a pruning method before the LLM. Implement it as a frozen dataclass of knobs.
 
-    Some class variables are optional. They are not members here, because a method without them keeps the
-    protocol.
-
-    - `projected = True`: all tokens go through the projector before the method selects, and it sees them
-      projected.
-    - `chained = True`: the method picks step by step, so rounding that changes one pick changes later ones.
-      The self-check then allows larger differences between kept sets.
-    - `across_tiles = True`: the method scores single tokens, alike in every tile, so it can choose among all
-      tiles of a picture at once.
-    - `needs_text = True`: the choice depends on the question. `signals["question_embeds"]` then has the LLM's
-      embeddings of the question's tokens, [S, D] float32, with S >= 1 symbolic.
-    - `merges = True`: tokens are made out of several. `select` then returns `Merged` instead of indices. With
-      K = N it returns all tokens unchanged.
-    - `resizes = True`: the image is made smaller before the vision tower, so that its patches are K.
+    The class variables of `Traits` are optional. They are not members here, because a method without them
+    keeps the protocol.
 
     Attributes:
         place: Where the method prunes, for people.

@@ -59,8 +59,8 @@ class Generation:
         visual_tokens: Visual tokens of the same images before pruning.
         keep_indices: For each of these images the indices in [0, N) of the kept visual tokens, in the order
             in which a method chose them, which is ascending unless it merges tokens; -1 is a CLS token. In an
-            image of several tiles, a token's index is tile * N + its index in the tile. A method that makes
-            the grid of tokens smaller keeps all of the smaller grid, and these are indices in that.
+            image of several tiles, a token's index is tile * N + its index in the tile. Where a method makes
+            the image itself smaller, N and the indices are those of the smaller image, all of which is kept.
         merged_indices: For each of these images the patches that a method merged into kept tokens which stand
             for other patches, ascending.
         layer_tokens: Number of visual tokens of this call that entered each layer of the LLM; empty if none

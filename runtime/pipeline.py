@@ -240,27 +240,26 @@ class Pipeline:
             keep_indices: Kept tokens of this image, from a `Generation`.
             images: Number of images in its prompt. Some models cut only a single image into tiles.
             merged_indices: Patches merged into the kept tokens, from the same `Generation`.
-            keep_tokens: K of the request, if it was not the bundle's own. It matters only where the method
-                makes the grid of tokens smaller.
+            keep_tokens: K of the request. It matters only where the image is made smaller and tokens leave
+                inside the LLM too; otherwise it follows from the number of kept tokens.
 
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.
         """
-        pruning = self.manifest.pruning
-        count = pruning.keep_tokens if keep_tokens is None else keep_tokens
-        pictures = self.loaded.pictures.for_tokens(pruning, count)
+        pruning, pictures = self.manifest.pruning, self.loaded.pictures
         kept, merged = (np.array(found, dtype=np.int64) for found in (keep_indices, merged_indices))
+        grid, offset = pruning.grid, pruning.grid_offset
+        if pruning.resizes:
+            count = keep_tokens or pictures.resized_tokens(pruning, decode(image), len(kept), images)
+            pictures, side = pictures.for_tokens(pruning, count), pruning.smaller_side(count)
+            grid = grid if side is None else (side, side)
         if pictures.arranged is not None:
             shown, tiled = decode(image), pictures.tiles(images)
-            return overlay_tiled(
-                shown, pictures.arranged, pictures.processor, kept, tiled=tiled, merged=merged
-            )
-        if pruning.grid is None:
+            return overlay_tiled(shown, pictures.arranged, pictures.processor, kept, merged, tiled=tiled)
+        if grid is None:
             raise UnsupportedError(
                 "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
             )
-        side, offset = pruning.smaller_side(count), pruning.grid_offset
-        grid = pruning.grid if side is None else (side, side)
         seen = pictures.seen(pictures.processor.crop(decode(image)))
         return overlay(seen, kept[kept >= 0] + offset, grid, merged + offset)
 

@@ -244,7 +244,7 @@ class Session:
         if self._points:
             left = np.isin(offsets + start, self._history.held[-1])
         merged = np.array([], dtype=np.int64)
-        if indices is not None and "merge_weights" in values and pruning.budget.unit != "square":
+        if indices is not None and "merge_weights" in values:
             weights = to_numpy(values["merge_weights"])
             merged = merged_patches(pruning, picture.arrangement, indices, weights, left)
         return tokens[left], merged

@@ -21,7 +21,7 @@ from visprune.export.graph.graphs import TokenPruner
 from visprune.export.graph.tiles import TilePruner
 from visprune.export.graph.trace import GraphInput
 from visprune.export.models.parts import Features, Parts, cache_shape
-from visprune.pruning.base import LayerPruner, RatingPruner, VisionPruner
+from visprune.pruning.base import LayerPruner, RatingPruner, Traits, VisionPruner
 from visprune.pruning.signals import SIGNALS, SignalSizes
 
 __all__ = ["Cuts", "GraphSpec", "graph_specs", "pruner_module"]
@@ -91,7 +91,7 @@ def graph_specs(
     """
     text, vision = config.text_config, config.vision_config
     tower = models.tower(vision.model_type)
-    signals, resizes = pruner.signals, bool(getattr(pruner, "resizes", False))
+    signals, traits = pruner.signals, Traits.of(pruner)
     count = features.layout.visual_tokens
     width = vision.hidden_size * len(features.layer_counts)
     pixels, tokens = _image_inputs(features, pruner, width, dtype)
@@ -101,14 +101,14 @@ def graph_specs(
         GraphInput(name, (_T, *SIGNALS[name].shape(sizes)), torch.float32, {0: "T"}) for name in signals
     ]
     chosen = {1: "K"} if features.tiling is not None and scope == "image" else {0: "T", 1: "K"}
-    weights = {"merge_weights": {0: "T", 1: "K"}} if getattr(pruner, "merges", False) else {}
+    weights = {"merge_weights": {0: "T", 1: "K"}} if traits.merges else {}
     asked = GraphInput("question_embeds", (1, _Q, text.hidden_size), dtype, {1: "Q"})
-    question = [asked] if getattr(pruner, "needs_text", False) else []
+    question = [asked] if traits.needs_text else []
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
     return [
         GraphSpec(
             "vision_encoder",
-            lambda parts: graphs.VisionEncoder(parts, tower, features, signals, resizes=resizes),
+            lambda parts: graphs.VisionEncoder(parts, tower, features, signals, resizes=traits.resizes),
             [pixels],
             {"image_features": tokens.dims, **{name: {0: "T"} for name in signals}},
         ),
@@ -151,7 +151,7 @@ def _image_inputs(
     """Return the pixels that the vision encoder takes, and the features that the pruner takes."""
     side, edge, tokens = features.side, features.image_size, features.always_kept
     pixel_dims, token_dims = {0: "T"}, {0: "T"}
-    if getattr(pruner, "resizes", False):
+    if Traits.of(pruner).resizes:
         # The example is smaller than the tower's own size, so that the tracer does not take that for granted.
         side, edge = max(2, side // 2), max(2, side // 2) * features.patch_size
         pixel_dims, token_dims = {0: "T", 2: "H", 3: "W"}, {0: "T", 1: "N"}
@@ -167,7 +167,7 @@ def _tile_inputs(features: Features, pruner: VisionPruner) -> list[GraphInput | 
     slots, dims = (_T, features.layout.visual_tokens), {0: "T"}
     if pruner.budget(features.layout).unit == "square":
         side = max(2, features.side // 2)
-        slots, dims = (_T, side * side), {0: "T", 1: "N" if getattr(pruner, "resizes", False) else "K"}
+        slots, dims = (_T, side * side), {0: "T", 1: "N" if Traits.of(pruner).resizes else "K"}
     resampling = [
         GraphInput("token_sources", (*slots, _J), torch.int64, {**dims, 2: "J"}),
         GraphInput("token_weights", (*slots, _J), torch.float32, {**dims, 2: "J"}),

@@ -13,10 +13,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from visprune.errors import UnsupportedError
 from visprune.export.graph.attention import Recorder, recording
 from visprune.export.graph.layers import GraphCache, causal_mask
 from visprune.export.models.parts import Features, Parts
-from visprune.pruning.base import Merged, RatingPruner, VisionPruner
+from visprune.pruning.base import Merged, RatingPruner, Traits, VisionPruner
 from visprune.pruning.select import gather_tokens
 from visprune.pruning.signals import SIGNALS, LayerAttention, Signal
 
@@ -112,14 +113,28 @@ class Pruner(nn.Module):
         super().__init__()
         self.projector = parts.projector
         self.pruner = pruner
-        self.projects_first = bool(getattr(pruner, "projected", False))
-        self.needs_text = bool(getattr(pruner, "needs_text", False))
-        self.merges = bool(getattr(pruner, "merges", False))
+        self.traits = Traits.of(pruner)
+        self.projects_first = self.traits.projected
         self.features = features
         constants = pruner.constants(features.layout)
         self.constant_names = list(constants)
         for name, array in constants.items():
             self.register_buffer(f"constant_{name}", torch.tensor(array.tolist(), dtype=torch.float32))
+
+    def checked(self, selected: Tensor | Merged) -> Tensor | Merged:
+        """Return what a method selected.
+
+        Raises:
+            UnsupportedError: It is not of the kind that the method's class says.
+        """
+        if isinstance(selected, Merged) != self.traits.merges:
+            kind = "indices" if self.traits.merges else "`Merged`"
+            raise UnsupportedError(
+                f"`select` of {type(self.pruner).__name__} returns {kind}, and its class has "
+                f"merges = {self.traits.merges}.",
+                "Return what `visprune.pruning.base` asks for.",
+            )
+        return selected
 
     def method_inputs(self, question: list[Tensor], signals: list[Tensor]) -> dict[str, Tensor]:
         """Return the signals, the question and the constants that the method reads, by name."""
@@ -144,7 +159,7 @@ class TokenPruner(Pruner):
         count = symbolic_size(keep_tokens, layout.visual_tokens)
         tokens = self.projector(vision_features) if self.projects_first else vision_features
         known = self.method_inputs(question, signals)
-        selected = self.pruner.select(tokens[:, always_kept:], known, count, layout)
+        selected = self.checked(self.pruner.select(tokens[:, always_kept:], known, count, layout))
         found: tuple[Tensor, ...]
         if isinstance(selected, Merged):
             made = torch.cat([tokens[:, :always_kept], selected.tokens.to(tokens.dtype)], dim=1)

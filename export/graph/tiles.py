@@ -109,7 +109,9 @@ class TilePruner(Pruner):
 
     def _shrunk(self, features: Tensor, count: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the tokens of the smaller grids [T, K, Dv], and what the method says of them."""
-        selected = self.pruner.select(features, self.method_inputs([], []), count, self.features.layout)
+        selected = self.checked(
+            self.pruner.select(features, self.method_inputs([], []), count, self.features.layout)
+        )
         if isinstance(selected, Merged):
             return selected.tokens.to(features.dtype), (selected.indices, selected.weights)
         return features, (selected,)
@@ -130,7 +132,7 @@ class TilePruner(Pruner):
             tokens, valid = tokens.reshape(1, -1, tokens.shape[-1]), valid.reshape(1, -1)
             known = {name: value.reshape(1, -1) for name, value in known.items()}
         number = symbolic_size(keep_tokens, valid.shape[1] if self.scope == "image" else layout.visual_tokens)
-        return self.pruner.select(tokens, known, number, layout, valid)
+        return self.checked(self.pruner.select(tokens, known, number, layout, valid))
 
     def _ordered(self, kept: Tensor, places: Tensor, newline_places: Tensor, image_tokens: Tensor) -> Tensor:
         """Return kept tokens and newlines in the order of their places, without padding, which sorts last."""

@@ -93,7 +93,7 @@ def compare_inputs(
         tokens = [keep.chosen(pruning, arrangement, indices)[0] for indices in choices]
         for choice, indices in zip((kept, from_graph, from_torch), tokens, strict=True):
             choice.append(indices)
-    tolerance = (CHAINED_TOLERANCE if getattr(pruner, "chained", False) else KEPT_TOLERANCE)[check.dtype]
+    tolerance = (CHAINED_TOLERANCE if wrapper.traits.chained else KEPT_TOLERANCE)[check.dtype]
     # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
     exact, ordered = 0.0 if not wrapper.projects_first else tolerance, not pruning.merges
     check.kept("token_pruner keep_indices", kept, from_graph, exact, ordered=ordered)
@@ -134,7 +134,7 @@ def _prune(
     """Return the outputs of the pruner in PyTorch, from features and signals."""
     given = {name: torch.tensor(array) for name, array in feeds.items()}
     features, *signals = encoded
-    question = [given["question_embeds"].float()] if wrapper.needs_text else []
+    question = [given["question_embeds"].float()] if wrapper.traits.needs_text else []
     if isinstance(wrapper, TilePruner):
         maps = [given[name] for name in ("token_places", "newline_places", "image_tokens")]
         resampling = [given[name] for name in wrapper.resampling]

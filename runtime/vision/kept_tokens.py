@@ -93,10 +93,10 @@ class Keep:
 
         Returns:
             Tokens in the order of the graph, and the place of each in the image's part of the sequence, both
-            [M] int64. A token is its index among the tokens of all tiles, tile * N + index; where the method
-            makes the grid smaller, among those of the smaller grids. -1 is a CLS token among the kept ones.
+            [M] int64. A token is its index among the tokens of all tiles, tile * N + index; where the image
+            is made smaller, among those of the smaller tiles. -1 is a CLS token among the kept ones.
         """
-        if pruning.budget.unit == "square":
+        if pruning.resizes:
             keep_indices = None
         if arrangement is None:
             tokens = np.arange(self.tokens) if keep_indices is None else keep_indices[0]
@@ -154,7 +154,7 @@ def merged_patches(
     rows = merge_weights.reshape(tiles * kept, count) > 0
     tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
     if arrangement is not None:
-        shown = arrangement.places.ravel()[tokens] >= 0
+        shown = _with_places(pruning, arrangement, keep_indices)[1] >= 0
         left = shown & np.isin(np.cumsum(shown) - 1, np.flatnonzero(left))
     went_in = np.zeros((tiles, count), dtype=bool)
     np.logical_or.at(went_in, np.repeat(np.arange(tiles), kept)[left], rows[left])
@@ -166,14 +166,15 @@ def _with_places(
     pruning: Pruning, arrangement: Arrangement, keep_indices: NDArray[np.int64] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the tokens that a pruner chose in the tiles of an image, and their places, -1 for padding."""
-    tiles, count = arrangement.places.shape
+    places = arrangement.places.ravel()
     if keep_indices is None:
-        tokens = np.arange(tiles * count)
-    elif pruning.budget.scope == "image":
-        tokens = keep_indices[0]
-    else:
-        tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
-    return tokens, arrangement.places.ravel()[tokens]
+        return np.arange(places.size), places
+    if pruning.budget.scope == "image":
+        return keep_indices[0], places[keep_indices[0]]
+    tiles = np.arange(arrangement.tiles)[:, None]
+    tokens = (keep_indices + pruning.budget.visual_tokens * tiles).ravel()
+    # A smaller grid has a slot for each token that is kept, in the same order.
+    return tokens, places if pruning.budget.unit == "square" else places[tokens]
 
 
 def count_for(budget: Budget, keep_tokens: int, tiling: Tiling | None) -> int:
@@ -223,7 +224,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
         if inside.budget.is_recipe:
             raise UsageError(
                 f"The bundle's {inside.method} recipe fixes what is kept, so no other ratio can be chosen.",
-                f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
+                f"Make another bundle: visprune export MODEL --method {inside.method} --ratio R.",
             )
         if keep_tokens is not None and manifest.tiling is not None:
             raise no_count(inside.method)

@@ -134,6 +134,9 @@ def overlay_tiled(
     """
     arrangement = arrange((image.height, image.width), tiling, tiled=tiled)
     slots = arrangement.places.reshape(-1)
+    if merged.size:  # of several patches, the one in the middle may lie in the padding
+        merged = merged[slots.take(merged, mode="clip") >= 0]
+        keep_indices = keep_indices[slots.take(keep_indices, mode="clip") >= 0]
     found = np.concatenate([keep_indices, merged])
     inside = found[(found >= 0) & (found < slots.size)]
     if len(inside) < len(found) or (slots[inside] < 0).any():

@@ -7,7 +7,9 @@ makes the grid of tokens smaller, it also depends on how many tokens are kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -88,6 +90,24 @@ class PictureMaker:
         """
         arranged, edge = pruning.arranged(self.tiling, keep_tokens), pruning.smaller_image(keep_tokens)
         return replace(self, arranged=arranged, edge=edge)
+
+    def resized_tokens(self, pruning: Pruning, image: Image.Image, kept: int, images: int) -> int:
+        """Return K for an image that was made smaller and has so many kept tokens; else the bundle's own K.
+
+        Args:
+            pruning: The manifest's `pruning`.
+            image: The image, RGB.
+            kept: Its tokens, of all tiles.
+            images: Number of images in its prompt.
+        """
+        size, tiled = (image.height, image.width), self.tiles(images)
+        for side in range(1, math.isqrt(pruning.budget.visual_tokens) + 1):
+            count, arranged = side * side, pruning.arranged(self.tiling, side * side)
+            with contextlib.suppress(InputError):  # it may be too elongated for so few tokens
+                tokens = arrange(size, arranged, tiled=tiled).visual_tokens if arranged else count
+                if tokens == kept:
+                    return count
+        return pruning.keep_tokens
 
     def tiles(self, images: int) -> bool:
         """Return whether a picture becomes several tiles if a prompt has this number of images."""

@@ -140,6 +140,7 @@ class Bundle:
             pruning.budget.from_tokens(pruning.keep_tokens)
         except UsageError as error:
             raise BundleError(f"{MANIFEST} cannot be used: {error.what}", "Export again.") from None
+        self._check_traits()
         if not 0 <= pruning.always_kept <= pruning.budget.visual_tokens:
             raise BundleError(f"{MANIFEST} always keeps {pruning.always_kept} tokens.", "Export again.")
         shapes, decoder = self.manifest.shapes, self.manifest.decoder
@@ -169,6 +170,27 @@ class Bundle:
                 f"{MANIFEST} has {tokens} visual tokens from patch {pruning.grid_offset} on, "
                 f"which are not the rest of a grid of {rows} x {columns}.",
                 "Export again.",
+            )
+
+    def _check_traits(self) -> None:
+        """Check that what the manifest says of the method before the LLM fits its program and its budget."""
+        pruning, stages = self.manifest.pruning, self.manifest.stages
+        read = {value for stage in stages for value in stage.inputs.values()}
+        assigned = {value for stage in stages for value in stage.outputs.values()}
+        resizing, shrinks = pruning.resizing, pruning.budget.unit == "square"
+        tokens = pruning.budget.visual_tokens
+        facts = {
+            "needs_text": pruning.needs_text == ("question_ids" in read),
+            "merges": pruning.merges == ("merge_weights" in assigned),
+            "budget": not shrinks or pruning.merges or pruning.resizes,
+            "resizing": resizing is None
+            or (shrinks and (resizing.image_size // resizing.patch_size) ** 2 == tokens),
+        }
+        wrong = next((name for name, holds in facts.items() if not holds), None)
+        if wrong is not None:
+            raise BundleError(
+                f"{MANIFEST} has a {wrong} of {pruning.method} that does not fit the rest of the bundle.",
+                "Copy the bundle again, or export again.",
             )
 
     def _check_files(self) -> None:

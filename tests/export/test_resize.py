@@ -7,6 +7,7 @@ the processor's crop, and its grid pinpoints shrink with them.
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from oracle import NEW, Oracle
 from PIL import Image
 
 import visprune
-from visprune.errors import InputError, UnsupportedError, UsageError
+from visprune.errors import BundleError, InputError, UnsupportedError, UsageError
 from visprune.estimate.flops import savings
 from visprune.export import export
 from visprune.export.models.positions import resampled_positions
@@ -193,8 +194,9 @@ def test_later_turns_and_the_overlay(made):
     second = chat.generate("Two?", [picture(unit, 2 * unit, 3)], max_new_tokens=2)
     assert first.tokens_kept == 4 * (1 + (pipeline.manifest.tiling is not None))
     for answer, size, number in ((first, (unit, unit), 1), (second, (unit, 2 * unit), 2)):
-        drawn = pipeline.overlay(picture(*size), answer.keep_indices[0], images=number, keep_tokens=4)
-        assert min(drawn.size) > 100
+        drawn = pipeline.overlay(picture(*size), answer.keep_indices[0], images=number)
+        told = pipeline.overlay(picture(*size), answer.keep_indices[0], images=number, keep_tokens=4)
+        assert drawn.tobytes() == told.tobytes()
 
 
 def test_work_counts_the_smaller_tower(made):
@@ -215,6 +217,27 @@ def test_work_counts_the_smaller_tower(made):
         saved += projected
         assert half.model.unpruned - half.model.pruned == saved + tower(16) - tower(4)
     assert half.model.unpruned - half.model.pruned >= saved + tower(16) - tower(4)
+
+
+WRONG = {
+    "not resized": {"resizing": None},
+    "other patches": {"resizing": {"image_size": 56, "patch_size": 7}},
+    "single tokens": {"budget": {"unit": "token"}},
+    "a question": {"needs_text": True},
+    "merged": {"merges": True},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_altered_manifest_is_refused(what, checkpoint, tmp_path):
+    path = checkpoint(checkpoint.Tiny())
+    bundle = export(path, method="resize", ratio=0.6, output=tmp_path / "bundle", verify=False)
+    manifest = json.loads((bundle.path / "visprune.json").read_text())
+    for name, value in WRONG[what].items():
+        manifest["pruning"][name] = {**manifest["pruning"][name], **value} if name == "budget" else value
+    (bundle.path / "visprune.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="of resize that does not fit the rest of the bundle"):
+        visprune.load(bundle.path)
 
 
 def test_a_tower_of_one_size_is_refused(checkpoint, tmp_path):

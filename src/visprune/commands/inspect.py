@@ -13,8 +13,9 @@ from visprune.terminal import print_json
 from visprune.units import in_bytes
 
 if TYPE_CHECKING:
+    from visprune.budget import Budget
     from visprune.bundle import Bundle
-    from visprune.manifest import Manifest, TensorSpec
+    from visprune.manifest import Manifest, Pruning, TensorSpec
 
 
 __all__ = ["graph_size", "inspect", "parity_line", "parity_table", "work_line"]
@@ -83,8 +84,8 @@ def _facts(manifest: Manifest) -> list[str]:
         f"SHA-256 {source.weights_sha256[:16]}",
         f"target    {manifest.target}: {manifest.flavour} flavour, opset {manifest.opset}, {manifest.dtype}",
         f"pruning   {pruning.method}{options}: {pruning.budget.describe(pruning.keep_tokens)}{always}",
-        f"counts    {pruning.budget.unit}s of {pruning.budget.unit_tokens}, {grid}, "
-        f"positions {pruning.positions}",
+        f"counts    {_units(pruning.budget)}, {grid}, positions {pruning.positions}",
+        *_reads(pruning),
         *_inside(manifest),
         *_tiles(manifest),
         f"decoder   {decoder.num_layers} layers, {decoder.num_kv_heads} key-value heads of "
@@ -96,6 +97,21 @@ def _facts(manifest: Manifest) -> list[str]:
         f"files     {len(manifest.files)}, {in_bytes(total)}",
         f"made      {source.created}, {versions}",
     ]
+
+
+def _units(budget: Budget) -> str:
+    """Return what a method counts, for people."""
+    if budget.unit == "square":
+        return "tokens of a smaller square grid"
+    return "rows" if budget.unit == "row" else "tokens"
+
+
+def _reads(pruning: Pruning) -> list[str]:
+    """Return the line about what decides the tokens of an image, beside the image and the count."""
+    found = ["the question decides which tokens are kept"] if pruning.needs_text else []
+    found += ["kept tokens may be made of several"] if pruning.merges else []
+    found += ["the image is made smaller before the vision tower"] if pruning.resizes else []
+    return [f"          {'; '.join(found)}"] if found else []
 
 
 def _parts(manifest: Manifest) -> list[str]:

@@ -150,8 +150,9 @@ def test_merged_patches_of_another_picture_are_refused():
     for wrong in (-1, 4):
         with pytest.raises(UsageError, match="outside a grid"):
             overlay(Image.new("RGB", (28, 28)), np.array([0]), (2, 2), np.array([wrong]))
+    for wrong in (-1, 12):
         with pytest.raises(UsageError, match="stands for none"):
-            overlay_tiled(Image.new("RGB", (60, 30)), TILING, PROCESSOR, np.array([0]), np.array([wrong * 3]))
+            overlay_tiled(Image.new("RGB", (60, 30)), TILING, PROCESSOR, np.array([0]), np.array([wrong]))
 
 
 def test_merged_tokens_of_a_tiled_picture():
