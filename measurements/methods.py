@@ -8,7 +8,8 @@ and the decoder, which is not measured, has one layer. Bundles are quantized to 
 A method's time is that of its vision encoder, which may have to put out attention, and of its pruner at 144
 of 576 tokens. `uniform` reads nothing and computes next to nothing. A method's share is what its time is more
 than that of `uniform`, divided by the time of `uniform`'s vision encoder. All methods take turns in every
-round on the same threads. Figures are medians over rounds, with the 25th and the 75th percentile.
+round, in random order, on the same threads. Figures are medians over rounds, with the 25th and the 75th
+percentile.
 """
 
 from __future__ import annotations
@@ -99,7 +100,11 @@ def main() -> None:
     cases = {name: Case(quantized(args.work, name)) for name in methods()}
     for case in cases.values():
         case.seconds()
-    rounds = [{name: case.seconds() for name, case in cases.items()} for _ in range(args.rounds)]
+    random = np.random.default_rng(0)
+    # The order is drawn anew in each round, so that no method always follows the same one.
+    rounds = [
+        {name: cases[name].seconds() for name in random.permutation(list(cases))} for _ in range(args.rounds)
+    ]
     found = {}
     print(f"{'method':14} {'encoder ms':>10} {'pruner ms':>10} {'share of the vision time':>30}")
     for name in cases:
