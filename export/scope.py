@@ -174,12 +174,9 @@ def budget_for(methods: Methods, features: Features, scope: Literal["tile", "glo
             "videos.",
             "Use fopru-rank, which scores single patches, or divprune.",
         )
-    if scope == "global" and not budget.prunable:
-        raise UnsupportedError(
-            "--anyres-scope is about a method before the LLM, and none is asked for.",
-            "Leave it out, or give a method before the LLM, such as fopru-rank.",
-        )
     if scope == "global" and not Traits.of(pruner).across_tiles:
+        if methods.inside_asked is not None and not budget.prunable:
+            name = methods.inside_asked.name
         raise UnsupportedError(
             f"{name} cannot choose among the tokens of all tiles at once.",
             "Leave --anyres-scope out, or use fopru-rank or fastervlm.",

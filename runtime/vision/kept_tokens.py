@@ -224,7 +224,7 @@ def keep_for(manifest: Manifest, *, ratio: float | None = None, keep_tokens: int
         if inside.budget.is_recipe:
             raise UsageError(
                 f"The bundle's {inside.method} recipe fixes what is kept, so no other ratio can be chosen.",
-                f"Make another bundle: visprune export MODEL --method {inside.method} --ratio R.",
+                f"Make another bundle: visprune-export MODEL --method {inside.method} --ratio R.",
             )
         if keep_tokens is not None and manifest.tiling is not None:
             raise no_count(inside.method)
