@@ -261,6 +261,7 @@ class TestRun:
             "tokens_kept",
             "visual_tokens",
             "keep_indices",
+            "merged_indices",
             "layer_tokens",
             "finish_reason",
             "timings_ms",
