@@ -29,7 +29,7 @@ from visprune.manifest import Manifest
 from visprune.rebuild import export_command
 from visprune.runtime.vision.kept_tokens import Keep
 
-__all__ = ["MADE_HERE", "Maker", "Missing", "add_baselines", "baseline_pairs", "random_tokens", "reachable"]
+__all__ = ["MADE_HERE", "Maker", "Missing", "add_baselines", "baseline_pairs", "random_tokens"]
 
 Maker = Callable[[Bundle, str], Bundle]
 """Makes a bundle of the same model and precision with another method; raises VispruneError if it cannot."""
@@ -77,11 +77,6 @@ def random_tokens(manifest: Manifest, keep: Keep) -> int:
     return min(range(1, count + 1), key=difference)
 
 
-def reachable(budget: Budget, tokens: int) -> int:
-    """Return the largest number of tokens that a budget can keep, of those that are not above `tokens`."""
-    return budget.from_ratio(tokens / budget.visual_tokens)
-
-
 def add_baselines(found: LineUp, entries: Sequence[Entry], make: Maker) -> list[Missing]:
     """Add the rows of each baseline for the pruned rows of one model in one precision.
 
@@ -116,7 +111,7 @@ def _add_baseline(
         at_most = "" if method == "random" else "at most "
         rows = ", ".join(f"{method}, {at_most}{count} of {total}" for count in counts)
         return Missing.of(rows, method, manifest, error)
-    wanted = dict.fromkeys(reachable(bundle.manifest.pruning.budget, count) for count in counts)
+    wanted = dict.fromkeys(bundle.manifest.pruning.budget.at_most(count) for count in counts)
     there = [one.keep.tokens for one in given]
     added = []
     for count in wanted:
@@ -144,7 +139,7 @@ def baseline_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
         count = random_tokens(one.manifest, one.keep)
         for method in BASELINES:
             key = group_of(one.manifest), method
-            other = at.get((*key, reachable(budgets[key], count))) if key in budgets else None
+            other = at.get((*key, budgets[key].at_most(count))) if key in budgets else None
             if other is not None:
                 pairs.append((place, other))
     return pairs

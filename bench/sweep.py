@@ -21,7 +21,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visprune.bench.baselines import random_tokens, reachable
+from visprune.bench.baselines import random_tokens
 from visprune.bench.comparison import Comparison, check_work, measure_rows, pytorch_entries
 from visprune.bench.entries import Entry, LineUp, entry
 from visprune.bench.report.report import BASELINES, NotMade, Role, Workload
@@ -247,7 +247,7 @@ def _add_baseline(
         rows.entries.remove(one)
         budget = one.manifest.pruning.budget
         asked = plan.pruned if wanted.method in plan.methods else ()
-        counts = {reachable(budget, count) for count in equal} | {budget.from_ratio(r) for r in asked}
+        counts = {budget.at_most(count) for count in equal} | {budget.from_ratio(r) for r in asked}
         for count in sorted(counts, reverse=True):
             share = f"{100 * count / budget.visual_tokens:.3g}%"
             name = f"{wanted.method} {share}, {wanted.precision}"

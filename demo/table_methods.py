@@ -93,8 +93,7 @@ def _with(pruner: VisionPruner) -> Method:
     """Return a method as a function, which calls what is exported."""
 
     def choose(data: HeldOut, count: int, rng: np.random.Generator) -> Chosen:
-        # Of the counts that the method can keep, this is the largest that is not above `count`.
-        keep = pruner.budget(data.layout).from_ratio(count / data.tokens)
+        keep = pruner.budget(data.layout).at_most(count)
         traits = Traits.of(pruner)
         tokens = data.projected if traits.projected else data.features
         constants = {name: torch.from_numpy(array) for name, array in pruner.constants(data.layout).items()}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from visprune.pruning.base import Layout, TokenMethod
-from visprune.pruning.select import ascending, last, repeat
+from visprune.pruning.select import ascending, cosines, last, repeat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +49,7 @@ class DivPrune(TokenMethod):
         import torch
 
         tiles, count = features.shape[:2]
-        unit = torch.nn.functional.normalize(features.float(), dim=-1)
-        cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
+        cosine = cosines(features)  # [T, N, N]
         distance = 1 - (cosine + cosine.transpose(1, 2)) / 2
         position = torch.arange(count)
         itself = position.unsqueeze(0) == position.unsqueeze(1)  # [N, N]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ascending",
+    "cosines",
     "evenly",
     "fence",
     "gather_tokens",
@@ -81,6 +82,15 @@ def ranks(scores: Tensor) -> Tensor:
     mine, other = scores.unsqueeze(2), scores.unsqueeze(1)
     ahead = (other > mine) | ((other == mine) & earlier)  # [T, N, N]
     return ahead.float().sum(dim=-1)
+
+
+def cosines(rows: Tensor) -> Tensor:
+    """Return the cosine of each two rows: [T, N, X] -> [T, N, N] float32."""
+    import torch
+
+    unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+    products: Tensor = unit @ unit.transpose(1, 2)
+    return products
 
 
 def evenly(among: Tensor, count: int | Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout, Merged, TokenMethod
-from visprune.pruning.select import last, part, ranks, unless_all
+from visprune.pruning.select import cosines, last, part, ranks, unless_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,8 +132,4 @@ def _most_alike(keys: Tensor, is_target: Tensor) -> Tensor:
     Returns:
         [T, N] int64; 0 where there is no target.
     """
-    import torch
-
-    unit = torch.nn.functional.normalize(keys, dim=-1)
-    cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
-    return cosine.where(is_target.unsqueeze(1), -2.0).argmax(dim=-1)
+    return cosines(keys).where(is_target.unsqueeze(1), -2.0).argmax(dim=-1)

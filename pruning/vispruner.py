@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visprune.errors import UsageError
 from visprune.pruning.base import Layout, TokenMethod
-from visprune.pruning.select import last, part, ranks, repeat, top_indices
+from visprune.pruning.select import cosines, last, part, ranks, repeat, top_indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +82,7 @@ class VisPruner(TokenMethod):
         important = part(keep_tokens, self.important_share)  # [1, 1]
         diverse = torch.full((1, 1), keep_tokens, dtype=torch.float32) - important
         is_important = ranks(last(signals["cls_attention"], valid)) < important  # [T, N]
-        unit = torch.nn.functional.normalize(features.float(), dim=-1)
-        cosine = unit @ unit.transpose(1, 2)  # [T, N, N]
+        cosine = cosines(features)  # [T, N, N]
         position = torch.arange(features.shape[1])
         before = (position.unsqueeze(1) < position.unsqueeze(0)).float()  # [N, N], 1 where row < column
         share = self._share

@@ -103,7 +103,7 @@ def graph_specs(
     chosen = {1: "K"} if features.tiling is not None and scope == "image" else {0: "T", 1: "K"}
     weights = {"merge_weights": {0: "T", 1: "K"}} if traits.merges else {}
     asked = GraphInput("question_embeds", (1, _Q, text.hidden_size), dtype, {1: "Q"})
-    question = [asked] if traits.needs_text else []
+    question: list[GraphInput] = [asked] if traits.needs_text else []
     visual = GraphInput("image_features", (_M, text.hidden_size), dtype, {0: "M"})
     return [
         GraphSpec(
@@ -119,7 +119,7 @@ def graph_specs(
                 tokens,
                 GraphInput("keep_tokens", (), torch.int64, {}),
                 *_tile_inputs(features, pruner),
-                [*question],
+                question,
                 scores,
             ],
             {"image_features": {0: "M"}, "keep_indices": chosen, **weights},

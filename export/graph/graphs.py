@@ -114,7 +114,6 @@ class Pruner(nn.Module):
         self.projector = parts.projector
         self.pruner = pruner
         self.traits = Traits.of(pruner)
-        self.projects_first = self.traits.projected
         self.features = features
         constants = pruner.constants(features.layout)
         self.constant_names = list(constants)
@@ -157,7 +156,7 @@ class TokenPruner(Pruner):
         """Prune and project."""
         layout, always_kept = self.features.layout, self.features.always_kept
         count = symbolic_size(keep_tokens, layout.visual_tokens)
-        tokens = self.projector(vision_features) if self.projects_first else vision_features
+        tokens = self.projector(vision_features) if self.traits.projected else vision_features
         known = self.method_inputs(question, signals)
         selected = self.checked(self.pruner.select(tokens[:, always_kept:], known, count, layout))
         found: tuple[Tensor, ...]
@@ -166,7 +165,7 @@ class TokenPruner(Pruner):
             kept, found = made.flatten(0, 1), (selected.indices, selected.weights)
         else:
             kept, found = gather_tokens(tokens, selected, always_kept), (selected,)
-        return (kept if self.projects_first else self.projector(kept)), *found  # [T * (A + K), D], [T, K]
+        return (kept if self.traits.projected else self.projector(kept)), *found  # [T * (A + K), D], [T, K]
 
 
 def symbolic_size(tensor: Tensor, most: int) -> int:

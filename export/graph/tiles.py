@@ -82,7 +82,7 @@ class TilePruner(Pruner):
             if sources is not None and weights is not None:
                 kept = _weighted_sums(kept, sources, weights)
             return self._ordered(kept, places, newline_places, image_tokens), *found
-        tokens = self.projector(encoded) if self.projects_first else encoded
+        tokens = self.projector(encoded) if self.traits.projected else encoded
         if sources is not None and weights is not None:
             tokens = _weighted_sums(tokens, sources, weights)
         known = self.method_inputs(question, signals)
@@ -93,9 +93,9 @@ class TilePruner(Pruner):
         found = (indices,)
         if isinstance(selected, Merged):
             kept = selected.tokens.flatten(0, 1).to(tokens.dtype)
-            kept = kept if self.projects_first else self.projector(kept)
+            kept = kept if self.traits.projected else self.projector(kept)
             found = (indices, selected.weights)
-        elif self.projects_first:
+        elif self.traits.projected:
             kept = tokens.index_select(0, chosen)
         elif sources is None or weights is None:
             kept = self.projector(encoded.index_select(0, chosen))

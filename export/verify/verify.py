@@ -80,7 +80,10 @@ def verify(
     shown = verify_samples(features, manifest.pruning, keeps[0].tokens)
     unpruned = verify_samples(features, manifest.pruning, keeps[1].tokens)[0]
     cases = [(keeps[0], sample) for sample in shown] + [(keeps[1], unpruned)]
-    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for _, sample in cases])
+    seen = [*shown, unpruned] if manifest.pruning.resizes else shown
+    encoded = runner.run("vision_encoder", [{"pixel_values": sample.picture.pixels} for sample in seen])
+    if not manifest.pruning.resizes:
+        encoded.append(encoded[0])  # the unpruned image has the pixels of the first
     question = _question(manifest, runner) if manifest.pruning.needs_text else {}
     feeds: list[Arrays] = []
     for (keep, sample), vision in zip(cases, encoded, strict=True):

@@ -95,7 +95,7 @@ def compare_inputs(
             choice.append(indices)
     tolerance = (CHAINED_TOLERANCE if wrapper.traits.chained else KEPT_TOLERANCE)[check.dtype]
     # A graph projects in its own precision, so a method that reads projected tokens may choose differently.
-    exact, ordered = 0.0 if not wrapper.projects_first else tolerance, not pruning.merges
+    exact, ordered = 0.0 if not wrapper.traits.projected else tolerance, not pruning.merges
     check.kept("token_pruner keep_indices", kept, from_graph, exact, ordered=ordered)
     check.kept("kept set", kept, from_torch, tolerance, ordered=ordered)
 

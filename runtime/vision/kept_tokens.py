@@ -150,16 +150,13 @@ def merged_patches(
     Returns:
         Indices among the tokens of all tiles, ascending.
     """
-    tiles, kept, count = merge_weights.shape
-    rows = merge_weights.reshape(tiles * kept, count) > 0
-    tokens = (keep_indices + count * np.arange(tiles)[:, None]).ravel()
+    tokens, reaches = keep_indices.ravel(), left
     if arrangement is not None:
-        shown = _with_places(pruning, arrangement, keep_indices)[1] >= 0
-        left = shown & np.isin(np.cumsum(shown) - 1, np.flatnonzero(left))
-    went_in = np.zeros((tiles, count), dtype=bool)
-    np.logical_or.at(went_in, np.repeat(np.arange(tiles), kept)[left], rows[left])
-    own = tokens[left & (keep_indices.ravel() >= 0)]
-    return np.setdiff1d(np.flatnonzero(went_in), own)
+        tokens, places = _with_places(pruning, arrangement, keep_indices)
+        reaches = places >= 0  # [T * K]; `left` says nothing of padding
+        reaches[reaches] = left
+    went_in = (merge_weights > 0) & reaches.reshape(*keep_indices.shape, 1)  # [T, K, N]
+    return np.setdiff1d(np.flatnonzero(went_in.any(axis=1)), tokens[reaches])
 
 
 def _with_places(

@@ -104,6 +104,10 @@ class Budget:
         kept = max(self.minimum, math.floor(units * ratio + 1e-9))
         return self._checked(kept * self.unit_tokens)
 
+    def at_most(self, tokens: int) -> int:
+        """Return the largest count that can be kept and is not above `tokens`; if none is, the smallest."""
+        return self.from_ratio(tokens / self.visual_tokens)
+
     def from_tokens(self, keep_tokens: int) -> int:
         """Return K for an explicit count, which must be reachable exactly.
 

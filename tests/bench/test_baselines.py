@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from visprune.bench.baselines import add_baselines, baseline_pairs, reachable
+from visprune.bench.baselines import add_baselines, baseline_pairs
 from visprune.bench.entries import LineUp
 from visprune.bench.evaluation_rows import baseline_rows, made_baselines
 from visprune.bench.lineup import given_entry
@@ -51,9 +51,9 @@ def rows(found):
 
 def test_a_count_is_the_largest_that_is_not_above():
     for count in range(1, 577):
-        assert reachable(Budget(576), count) == count
-        assert reachable(Budget(576, unit="square"), count) == math.isqrt(count) ** 2
-    assert reachable(Budget(576, unit="row", unit_tokens=24), 71) == 48
+        assert Budget(576).at_most(count) == count
+        assert Budget(576, unit="square").at_most(count) == math.isqrt(count) ** 2
+    assert Budget(576, unit="row", unit_tokens=24).at_most(71) == 48
 
 
 def test_rows_have_their_true_counts_and_one_bundle_for_all(tiny):
