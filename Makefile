@@ -5,7 +5,7 @@
 PYTHON ?= $(shell python3.11 -c "import sys; print(sys.executable)" 2>/dev/null || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml $(shell find src/visprune bench engines estimate evaluation export pruning quantize runtime demo -name '*.py')
+SOURCES := pyproject.toml $(shell find src/visprune bench engines estimate evaluation export pruning quantize runtime serve demo -name '*.py')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

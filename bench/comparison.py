@@ -107,6 +107,11 @@ def check_work(work: Workload, against: str | None) -> None:
             f"PyTorch is measured on the CPU only, and the provider is {work.provider!r}.",
             "Leave --against out, or use the provider cpu.",
         )
+    if against is not None and work.cached:
+        raise UnsupportedError(
+            "PyTorch keeps no features of images, and --cached measures with those kept.",
+            "Leave one of --against and --cached out.",
+        )
     backend(work.provider)
     for image in work.images:
         decode(image)

@@ -107,6 +107,8 @@ def _flops(one: Entry, last: Done, images: int) -> Flops | None:
 def _realised(report: BenchReport, row: Row) -> float | None:
     """Return the share of time that pruning saves, divided by the share of work that it removes."""
     full = report.unpruned(row)
+    if report.work.cached:  # the FLOPs are those of a first question
+        return None
     if full is None or full is row or row.flops is None or row.role == "pytorch" or row.flops.removed <= 0.0:
         return None
     return (1.0 - row.against(full).ratio) / row.flops.removed

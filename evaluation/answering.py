@@ -16,7 +16,8 @@ from visprune.errors import BundleError, InputError
 from visprune.evaluation.questions import Question
 from visprune.manifest import Manifest
 from visprune.runtime.generation import GenerationLimits
-from visprune.runtime.pipeline import Pipeline, check_threads, load, threads_for
+from visprune.runtime.loading import check_threads, load, threads_for
+from visprune.runtime.pipeline import Pipeline
 from visprune.runtime.vision.kept_tokens import Keep, keep_for
 
 __all__ = ["Answer", "AnswerJob", "AnswerSettings", "Candidate", "answer", "check", "close", "identity"]
@@ -178,6 +179,9 @@ def check(job: AnswerJob) -> None:
         raise BundleError(f"{path} has changed since the evaluation began.", "Run the evaluation again.")
 
 
+# Bytes for features of images, because many sets ask several questions in a row about each image.
+_PICTURE_CACHE = 64_000_000
+
 _open: dict[tuple[Path, str, int, str], Pipeline] = {}
 """The bundle that this process has loaded. It holds at most one, so that two never take memory at once."""
 
@@ -189,7 +193,7 @@ def _opened(job: AnswerJob) -> Pipeline:
         close()
         check(job)
         threads = threads_for(settings.provider, settings.threads)
-        _open[key] = load(path, provider=settings.provider, threads=threads)
+        _open[key] = load(path, provider=settings.provider, threads=threads, picture_cache=_PICTURE_CACHE)
     return _open[key]
 
 

@@ -57,7 +57,7 @@ def bundle(args: argparse.Namespace) -> Repeat:
     """Load a bundle; a repetition is a new conversation that starts with pixels and token ids."""
     import visprune
     from visprune.runtime.backends.runner import to_numpy
-    from visprune.runtime.pipeline import threads_for
+    from visprune.runtime.loading import threads_for
     from visprune.runtime.session import Session
     from visprune.runtime.vision.kept_tokens import keep_for
     from visprune.runtime.vision.pictures import Picture

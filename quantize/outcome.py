@@ -15,7 +15,8 @@ from visprune.quantize.quantize_options import FLOAT
 from visprune.quantize.timing import time_graph
 from visprune.quantize.verdict import REPORT, Answers, GraphReport, LayerReport, Report
 from visprune.records import sha256
-from visprune.runtime.pipeline import Pipeline, load
+from visprune.runtime.loading import load
+from visprune.runtime.pipeline import Pipeline
 from visprune.runtime.samples import Sample
 
 __all__ = [

@@ -17,20 +17,25 @@ from visprune.packages import lazy
 if TYPE_CHECKING:
     from visprune.runtime.conversation import Chat
     from visprune.runtime.generation import Generation, Stream
-    from visprune.runtime.pipeline import Pipeline, load
+    from visprune.runtime.loading import load
+    from visprune.runtime.messages import Message
+    from visprune.runtime.pipeline import Pipeline
     from visprune.runtime.sampling import Sampling
+    from visprune.runtime.turns import Turn
     from visprune.runtime.vision.sources import Video
 
-__all__ = ["Chat", "Generation", "Pipeline", "Sampling", "Stream", "Video", "load"]
+__all__ = ["Chat", "Generation", "Message", "Pipeline", "Sampling", "Stream", "Turn", "Video", "load"]
 
 _LAZY = {
     "Chat": "visprune.runtime.conversation",
     "Generation": "visprune.runtime.generation",
+    "Message": "visprune.runtime.messages",
     "Pipeline": "visprune.runtime.pipeline",
     "Sampling": "visprune.runtime.sampling",
     "Stream": "visprune.runtime.generation",
+    "Turn": "visprune.runtime.turns",
     "Video": "visprune.runtime.vision.sources",
-    "load": "visprune.runtime.pipeline",
+    "load": "visprune.runtime.loading",
 }
 
 __getattr__ = lazy(__name__, _LAZY)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from jinja2 import Template, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
 from visprune.errors import BundleError, InputError, VispruneError
+from visprune.runtime.messages import Message, Part, is_video
 from visprune.runtime.sandbox import MAX_RENDERED, RefusedError, template_environment
 
-__all__ = ["ANY_NUMBER", "ChatTemplate", "Message"]
+__all__ = ["ANY_NUMBER", "ChatTemplate"]
 
 ANY_NUMBER = "any number of pictures"
 """Result of `ChatTemplate.describe` for a template that shows each image of every turn."""
@@ -26,34 +26,9 @@ _Form = Literal["parts", "string", "bare"]
 _FORMS: tuple[_Form, ...] = ("parts", "string", "bare")
 _SHOWS_ALL, _SHOWS_NONE = (0, 1, 2), (0, 0, 0)
 _PROBE, _OTHER_PROBE = "visprune probe", "visprune tries"  # neither contains the other
+_END = "visprune ends here "  # the space shows whether a template removes white space at the end of a text
 # A part of a message list that a template printed, because it expects a text.
 _PRINTED_PART = re.compile(r"""["']type["']:\s*["'](text|image)["']""")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: "user", "assistant", "system", or another role of the template.
-        text: Text of the message. Images are put before it.
-        images: Number of images of the message.
-        videos: Number of videos, which come after the images.
-
-    Raises:
-        InputError: The role is empty or the number of images is negative.
-    """
-
-    role: str
-    text: str
-    images: int = 0
-    videos: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.role:
-            raise InputError("A message has no role.", 'Use "user", "assistant" or "system".')
-        if self.images < 0:
-            raise InputError(f"A message has {self.images} images.", "Give a number of 0 or more.")
 
 
 class ChatTemplate:
@@ -61,9 +36,9 @@ class ChatTemplate:
 
     A user's message reaches the template in one of three forms:
 
-    1. a list, as transformers' processors pass it: `{"type": "image"}` for each image and one
-       `{"type": "text", "text": ...}`;
-    2. a string, with the image token and a newline in front for each image;
+    1. a list, as transformers' processors pass it: `{"type": "image"}` for each image and
+       `{"type": "text", "text": ...}` for each text, in order;
+    2. a string, with the image token and a newline for each image;
     3. the text alone, for a template that writes the image token itself.
 
     The form is chosen once, by rendering short messages. It is the first form with which messages with no,
@@ -120,7 +95,7 @@ class ChatTemplate:
     @property
     def shows_system(self) -> bool:
         """Whether the text of a system message appears in the rendered conversation."""
-        return self._template is None or self._shows_text("system")
+        return self._template is None or self._shows_text("system", self._as_list("system"))
 
     def describe(self) -> str:
         """Describe the images that the template can show, as a phrase that follows "shows"."""
@@ -163,14 +138,43 @@ class ChatTemplate:
             BundleError: The template fails, does something that the sandbox forbids, or renders more than
                 `MAX_RENDERED` characters.
         """
+        return self._render(messages, add_generation_prompt, self._lists)
+
+    def render_begun(self, messages: Sequence[Message]) -> str:
+        """Render a conversation whose last message is an answer that the model is to continue.
+
+        The prompt ends with the text of this message, as with `continue_final_message` of transformers.
+
+        Raises:
+            InputError: As for `render`, or the template does not show the begun answer.
+            BundleError: As for `render`.
+        """
+        *before, begun = messages
+        marked = Message(begun.role, f"{begun.text}{_END}")
+        rendered = self.render([*before, marked], add_generation_prompt=False)
+        shown, end, after = rendered.rpartition(_END.strip())
+        if not end:
+            raise InputError(
+                "The model's chat template does not show an answer that is begun.",
+                "Leave the last message out, so that it ends with the user's.",
+            )
+        return shown if after.startswith(" ") or self._template is None else shown.rstrip()
+
+    def _render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, lists: dict[str, bool]
+    ) -> str:
+        """Render with the roles in `lists` as lists or strings; roles that are missing are tried out."""
         if not messages:
             raise InputError("The conversation is empty.", "Give at least one message.")
-        given = [{"role": message.role, "content": self._content(message)} for message in messages]
+        given = [
+            {"role": message.role, "content": self._content(message, lists.get(message.role))}
+            for message in messages
+        ]
         if self._template is None:
             return "\n".join(str(one["content"]) for one in given)
-        return self._render(self._template, given, add_generation_prompt)
+        return self._run(self._template, given, add_generation_prompt)
 
-    def _render(self, template: Template, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _run(self, template: Template, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         parts: list[str] = []
         length = 0
         try:
@@ -202,14 +206,19 @@ class ChatTemplate:
             ) from error
         return "".join(parts)
 
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        if self._template is not None and self._as_list(message.role):
-            shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
-            return [*shown, {"type": "text", "text": message.text}]
+    def _content(self, message: Message, as_list: bool | None) -> str | list[dict[str, str]]:
+        if self._template is not None and (self._as_list(message.role) if as_list is None else as_list):
+            return [_listed(part) for part in message.parts]
         if self._form == "bare":
             return message.text
-        # Every placeholder is an image's; the graphs do not tell videos from images.
-        return f"{self._image_token}\n" * (message.images + message.videos) + message.text
+        content = ""
+        for part in message.parts:
+            if isinstance(part, str):
+                content += part
+            else:  # every placeholder is an image's; the graphs do not tell videos from images
+                line = "\n" if content and not content[-1].isspace() else ""
+                content += f"{line}{self._image_token}\n"
+        return content
 
     def _as_list(self, role: str) -> bool:
         """Return whether messages of a role are lists."""
@@ -217,42 +226,49 @@ class ChatTemplate:
         if role == "user":
             return usual
         if role not in self._lists:
-            for self._lists[role] in (usual, not usual):  # `_shows_text` renders with this entry
-                if self._shows_text(role):
-                    return self._lists[role]
-            self._lists[role] = usual
+            shown = [as_list for as_list in (usual, not usual) if self._shows_text(role, as_list)]
+            self._lists[role] = shown[0] if shown else usual
         return self._lists[role]
 
     def _probe_turn(self) -> Message:
         """Return a turn of the user that the template can show, with an image if possible."""
-        return Message("user", _PROBE, images=int(self.shown[1] == 1))
+        return Message.blank("user", _PROBE, images=int(self.shown[1] == 1))
 
     def _try_form(self, form: _Form) -> tuple[int, int, int]:
         """Use a form, and return the value of `shown` with it."""
         self._form = form
-        one = self._count_images([Message("user", _PROBE, images=1)])
+        one = self._count_images([Message.blank("user", _PROBE, images=1)])
         if one is None:
             return _SHOWS_NONE
-        none, two = (self._count_images([Message("user", _PROBE, images=images)]) for images in (0, 2))
+        none, two = (self._count_images([Message.blank("user", _PROBE, images=images)]) for images in (0, 2))
         return none or 0, one, two or 0
 
-    def _shows_text(self, role: str) -> bool:
+    def _shows_text(self, role: str, as_list: bool) -> bool:
         """Return whether the text of a role's message is rendered, and the user's turn as without it."""
         user, other = self._probe_turn(), Message(role, _OTHER_PROBE)
         messages = [other, user] if role == "system" else [user, other]
-        return self._count_images(messages, _OTHER_PROBE) == self.shown[user.images]
+        return self._count_images(messages, _OTHER_PROBE, lists={role: as_list}) == self.shown[user.images]
 
     def _where_shown(self, usual: str) -> str:
         """Return the phrase for templates that show images in the first turn only, or `usual`."""
         turns = [self._probe_turn(), Message("assistant", _OTHER_PROBE), self._probe_turn()]
         return ", in the first turn of the user alone" if self._count_images(turns) == 1 else usual
 
-    def _count_images(self, messages: Sequence[Message], *told: str) -> int | None:
+    def _count_images(
+        self, messages: Sequence[Message], *told: str, lists: dict[str, bool] | None = None
+    ) -> int | None:
         """Count the image tokens of a rendered conversation; None if it fails, or loses or garbles a text."""
         try:
-            rendered = self.render(messages, add_generation_prompt=messages[-1].role == "user")
+            add_generation_prompt = messages[-1].role == "user"
+            rendered = self._render(messages, add_generation_prompt, self._lists if lists is None else lists)
         except VispruneError:
             return None
         if _PRINTED_PART.search(rendered) or not all(text in rendered for text in (_PROBE, *told)):
             return None
         return rendered.count(self._image_token)
+
+
+def _listed(part: Part) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if is_video(part) else "image"}

@@ -1,23 +1,31 @@
 """Executor of a manifest's stages, which are a dataflow program over named values.
 
 It knows stages, values and runners, but neither the model nor the meaning of a value (tokens, images): that
-is up to the code that supplies or asks for the value.
+is up to the code that supplies or asks for the value. The one value that it knows is `pixel_values`: what
+depends on nothing else can be kept for the next question about the same image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visprune.errors import BundleError, UsageError
 from visprune.manifest import Graph, Stage, TensorSpec
-from visprune.runtime.backends.runner import Runner, Value, to_numpy
+from visprune.runtime.backends.runner import Runner, Value, size_in_bytes, to_numpy
+from visprune.runtime.bounded import BoundedCache
 
-__all__ = ["Execution", "Executor"]
+__all__ = ["Execution", "Executor", "PictureCache"]
+
+_PIXELS = "pixel_values"
+PictureCache: TypeAlias = "BoundedCache[bytes, dict[str, Value]]"
+"""Values that were computed from the pixels of an image, by the digest of the pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +36,13 @@ class Execution:
         values: Wanted values that were assigned, except those of single images.
         images: For each image, the wanted values that its stages assigned.
         timings_ms: Milliseconds of each stage that ran, by graph, in order.
+        images_cached: Number of images whose features were in the cache of pictures.
     """
 
     values: dict[str, Value]
     images: tuple[dict[str, Value], ...]
     timings_ms: dict[str, float]
+    images_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,8 @@ class Executor:
         graphs: Interfaces of the graphs.
         runners: Runners of the graphs.
         wanted: Names of the values to return; names that no stage assigns are ignored.
+        pictures: Cache of what the stages compute that read nothing but the pixels of an image. By default
+            nothing is kept.
 
     Raises:
         BundleError: A stage reads a value before it is assigned, or a stage of single images comes after a
@@ -64,9 +76,11 @@ class Executor:
         graphs: Mapping[str, Graph],
         runners: Mapping[str, Runner],
         wanted: Iterable[str],
+        pictures: PictureCache | None = None,
     ) -> None:
         stages = tuple(stages)
         self._runners = runners
+        self._pictures: PictureCache = BoundedCache(0) if pictures is None else pictures
         assigned = {value for stage in stages for value in stage.outputs.values()}
         self._wanted = frozenset(wanted) & assigned
         self.inputs: dict[str, TensorSpec] = {}
@@ -100,8 +114,15 @@ class Executor:
         count = sum(stage.when == "image" for stage in stages)
         if any(step.stage.when == "image" for step in steps[count:]):
             raise BundleError("A stage of single images follows one of the whole prompt.", "Export again.")
-        self._image_steps, self._steps = steps[:count], steps[count:]
-        made = {value for step in self._image_steps for value in step.stage.outputs.values()}
+        self._steps = steps[count:]
+        self._pixel_steps, self._image_steps = _split(steps[:count])
+        self._dtypes = {
+            step.stage.outputs[spec.name]: spec.dtype
+            for step in self._pixel_steps
+            for spec in graphs[step.stage.graph].outputs
+            if spec.name in step.stage.outputs
+        }
+        made = {value for step in steps[:count] for value in step.stage.outputs.values()}
         self._joined = tuple(made & {value for step in self._steps for value in step.specs})
 
     @property
@@ -126,8 +147,9 @@ class Executor:
             raise UsageError("The pipeline is closed.", "Load the bundle again.")
         timings: dict[str, float] = {}
         seen = []
+        hits = self._pictures.hits
         for image in images:
-            values = {**supplied, **image}
+            values = {**supplied, **image, **self._features(image, timings)}
             self._run(self._image_steps, values, timings, visual=True)
             seen.append({name: values[name] for name in (*self._joined, *self._wanted) if name in values})
         values = {
@@ -137,7 +159,24 @@ class Executor:
         own = tuple({n: v for n, v in image.items() if n in self._wanted} for image in seen)
         del seen
         self._run(self._steps, values, timings, visual=bool(images))
-        return Execution({name: values[name] for name in self._wanted if name in values}, own, timings)
+        found = {name: values[name] for name in self._wanted if name in values}
+        return Execution(found, own, timings, self._pictures.hits - hits)
+
+    def _features(self, image: Mapping[str, Value], timings: dict[str, float]) -> dict[str, Value]:
+        """Return the values that depend on the pixels of an image alone, computed unless they are cached."""
+        if not self._pixel_steps:
+            return {}
+        pixels = to_numpy(image[_PIXELS])
+        key = _digest(pixels) if self._pictures.limit else b""
+        found = self._pictures.get(key) if key else None
+        if found is None:
+            values: dict[str, Value] = {_PIXELS: pixels}
+            self._run(self._pixel_steps, values, timings, visual=True)
+            found = {name: made for name, made in values.items() if name != _PIXELS}
+            if key:
+                size = sum(size_in_bytes(made, self._dtypes[name]) for name, made in found.items())
+                self._pictures.put(key, found, size)
+        return found
 
     def _run(
         self, steps: Sequence[_Step], values: dict[str, Value], timings: dict[str, float], *, visual: bool
@@ -161,6 +200,26 @@ class Executor:
                 del feeds, outputs  # they hold references to values that are freed next
             for value in step.done_after:
                 values.pop(value, None)
+
+
+def _split(steps: Sequence[_Step]) -> tuple[list[_Step], list[_Step]]:
+    """Split the stages of one image into those that depend on its pixels alone, and the others."""
+    known = {_PIXELS}
+    pixel_steps, others = [], []
+    for step in steps:
+        if step.specs.keys() <= known:
+            known |= set(step.stage.outputs.values())
+            pixel_steps.append(step)
+        else:
+            others.append(step)
+    return pixel_steps, others
+
+
+def _digest(array: NDArray[Any]) -> bytes:
+    """Return a digest of the content and the shape of an array."""
+    found = hashlib.blake2b(repr((array.shape, array.dtype.str)).encode(), digest_size=16)
+    found.update(np.ascontiguousarray(array).data)
+    return found.digest()
 
 
 def _join(parts: Sequence[Value]) -> Value:

@@ -66,6 +66,9 @@ class Generation:
         layer_tokens: Number of visual tokens of this call that entered each layer of the LLM; empty if none
             are pruned inside it.
         finish_reason: Why the answer ended.
+        tokens_cached: Number of tokens of the prompt that were in the cache of an earlier answer.
+        images_cached: Number of these images that were not encoded, because their features or their visual
+            tokens were cached.
         timings_ms: Milliseconds of `preprocess` (images and text), of each graph of the prefill by its name
             (the decoder is `prefill`), of `decode` (all later tokens), `decode_per_token`, and `total`.
     """
@@ -79,6 +82,8 @@ class Generation:
     merged_indices: tuple[tuple[int, ...], ...]
     layer_tokens: tuple[int, ...]
     finish_reason: FinishReason
+    tokens_cached: int
+    images_cached: int
     timings_ms: dict[str, float]
 
 
@@ -96,20 +101,42 @@ class Stream(Iterator[str]):
     does not become part of the conversation.
 
     Args:
-        pieces: Generator that yields text and returns the generation.
+        pieces: Generator that yields the text which each token makes final, often "". With the last token it
+            returns the generation, whose text ends with what that token made final.
     """
 
     def __init__(self, pieces: Generator[str, None, Generation]) -> None:
         self._pieces = pieces
+        self._given = 0  # characters of the text
         self._result: Generation | None = None
 
     def __next__(self) -> str:
+        while (piece := self.step()) == "":
+            pass
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def step(self) -> str | None:
+        """Compute one token; at first also the whole prompt.
+
+        Returns:
+            The text that is final now, often ""; None if there was no token to compute any more.
+        """
         try:
-            return next(self._pieces)
+            piece = next(self._pieces)
         except StopIteration as end:
-            if end.value is not None:
-                self._result = end.value
-            raise StopIteration from None
+            if end.value is None:
+                return None
+            self._result = end.value
+            piece = self._result.text[self._given :]
+        self._given += len(piece)
+        return piece
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last token was computed, and `result` is there."""
+        return self._result is not None
 
     @property
     def result(self) -> Generation:

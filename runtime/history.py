@@ -67,15 +67,29 @@ class History:
         Returns:
             How many of the first `ids` are held: fewer than all, and no image is cut in two.
         """
-        kept = self._common_prefix(ids, images)
-        begun = self._prompt_start(kept)
-        if len(self.held) > 1 and any(image.start >= begun for image in images):
-            kept = begun
+        kept, begun = self._reusable(ids, images)
         self.crop(kept)
         # Images and prompts past the held tokens are never read, so an interrupted run does no harm.
         self._images += [image for image in images if image.start >= kept]
         self._prompts.append(_Prompt(begun, len(ids)))
         return kept
+
+    def shared(self, ids: Sequence[int], images: Sequence[Image]) -> int:
+        """Return how many tokens `rewind` would keep for a prompt, and change nothing."""
+        return self._reusable(ids, images)[0]
+
+    def copy(self) -> History:
+        """Return a history that begins with the same tokens."""
+        other = History(len(self.held) - 1)
+        other.ids = list(self.ids)
+        other.held = [list(held) for held in self.held]
+        other._images, other._prompts = list(self._images), list(self._prompts)
+        return other
+
+    def continues(self, other: History) -> bool:
+        """Return whether this history begins with all tokens of another one."""
+        images, same = len(other._images), len(other.ids)
+        return self.ids[:same] == other.ids and self._images[:images] == other._images
 
     def crop(self, length: int) -> None:
         """Forget all but the first tokens."""
@@ -98,6 +112,14 @@ class History:
             if group and survivors:
                 new = [new[index] for index in survivors[group - 1]]
             self.held[group] += new
+
+    def _reusable(self, ids: Sequence[int], images: Sequence[Image]) -> tuple[int, int]:
+        """Return how many of the first `ids` can be kept, and where the prompt begins that is fed then."""
+        kept = self._common_prefix(ids, images)
+        begun = self._prompt_start(kept)
+        if len(self.held) > 1 and any(image.start >= begun for image in images):
+            kept = begun
+        return kept, begun
 
     def _common_prefix(self, ids: Sequence[int], images: Sequence[Image]) -> int:
         """Return how many of the first `ids` are cached, with no image cut in two."""

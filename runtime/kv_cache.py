@@ -6,13 +6,14 @@ The graphs append new tokens themselves, so nothing here copies but `crop`, whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 
 import numpy as np
 
 from visprune.cache_names import PAST, PRESENT, past_names, present_names
 from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
-from visprune.runtime.backends.runner import Croppable, Value, to_numpy
+from visprune.runtime.backends.runner import Croppable, Value, size_in_bytes, to_numpy
 
 __all__ = ["KVCache", "check_cache"]
 
@@ -62,7 +63,8 @@ class KVCache:
         self._past = past_names(decoder)
         self._present = present_names(decoder)
         shape = (1, decoder.num_kv_heads, 0, decoder.head_dim)
-        self._empty = np.zeros(shape, dtype=decoder.cache_dtype)
+        self._dtype = decoder.cache_dtype
+        self._empty = np.zeros(shape, dtype=self._dtype)
         self._values: list[Value] = []
         self.clear()
 
@@ -70,6 +72,22 @@ class KVCache:
     def lengths(self) -> tuple[int, ...]:
         """P of each layer. All are equal unless tokens are pruned inside the LLM."""
         return tuple(_length(value) for value in self._values[::2])
+
+    @property
+    def shareable(self) -> bool:
+        """Whether two caches may begin with the same values: no backend writes them in place."""
+        return not any(isinstance(value, Croppable) for value in self._values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values; of the whole buffer where a backend writes in place."""
+        return sum(size_in_bytes(value, self._dtype) for value in self._values)
+
+    def copy(self) -> KVCache:
+        """Return a cache that begins with the same values, if they are shareable."""
+        other = copy(self)
+        other._values = list(self._values)
+        return other
 
     def feeds(self) -> dict[str, Value]:
         """Return the past keys and values, by value name."""

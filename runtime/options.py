@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TypedDict, cast
 
 from visprune.runtime.sampling import Sampling
+from visprune.runtime.structured import JsonSchema
 
 __all__ = ["AnswerOptions", "ChatOptions", "PromptOptions", "check_names", "split_options"]
 
@@ -28,6 +29,7 @@ class AnswerOptions(TypedDict, total=False):
     max_new_tokens: int
     sampling: Sampling
     stop: Sequence[str]
+    schema: JsonSchema | None
 
 
 class PromptOptions(ChatOptions, AnswerOptions, total=False):

@@ -1,10 +1,9 @@
-"""The entry of the runtime: `load` a bundle into a `Pipeline`, which answers questions about images."""
+"""A loaded bundle, which answers questions about images. `loading` makes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Generator, Sequence
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,22 +11,20 @@ import numpy as np
 
 from visprune.bundle import Bundle
 from visprune.cache_names import past_names
-from visprune.cores import usable_cores
-from visprune.errors import BundleError, UnsupportedError, UsageError
+from visprune.errors import BundleError
 from visprune.manifest import SUPPLIED, Manifest
-from visprune.runtime.backends import ENGINES, backend, check_low_memory, graph_opener
 from visprune.runtime.backends.runner import BackendOptions, Runner
-from visprune.runtime.conversation import Chat, LoadedModel
+from visprune.runtime.conversation import Chat
 from visprune.runtime.executor import Executor
 from visprune.runtime.generation import Generation, Stream
-from visprune.runtime.interfaces import check_interfaces
-from visprune.runtime.options import ChatOptions, PromptOptions, check_names, split_options
+from visprune.runtime.loaded_model import Caches, LoadedModel
+from visprune.runtime.messages import Message
+from visprune.runtime.options import AnswerOptions, ChatOptions, PromptOptions, check_names, split_options
 from visprune.runtime.reading import read_pictures, read_template, read_tokenizer
 from visprune.runtime.session import cache_capacities, session_values
-from visprune.runtime.vision.images import decode
+from visprune.runtime.turns import Turn, prepare, respond
 from visprune.runtime.vision.kept_tokens import keep_for
-from visprune.runtime.vision.overlay import overlay, overlay_tiled
-from visprune.verified import verify as verify_files
+from visprune.runtime.vision.overlay import draw_overlay
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,82 +32,7 @@ if TYPE_CHECKING:
 
     from visprune.runtime.vision.sources import ImageSource, VisualInput
 
-__all__ = ["Pipeline", "check_threads", "load", "threads_for"]
-
-_MAX_THREADS = 1024  # more than any machine needs; ONNX Runtime starts as many threads as it is told to
-
-
-def load(
-    path: str | Path,
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-    low_memory: bool = False,
-    verify: bool = True,
-    on_file: Callable[[str, int], None] | None = None,
-) -> Pipeline:
-    """Load a bundle.
-
-    Args:
-        path: Directory of the bundle.
-        provider: Backend that runs the graphs: "cpu", "cuda", "ort-tensorrt" or "ort-tensorrt-rtx";
-            "tensorrt" or "tensorrt-rtx" for a bundle with engines.
-        threads: Processor threads, 1 to 1024; by default as many as this process may use.
-        low_memory: Use less memory and more time. On the CPU, weights stay in their files as they are, and
-            each is converted to float32 when it is used. Engines are loaded when they are used, and unloaded
-            when others need the GPU's memory.
-        verify: Compare every file with its hash. A file that was verified before and has not changed since
-            is not read again.
-        on_file: Called with the name and the size (in bytes) of each file before it is hashed, to show
-            progress.
-
-    Raises:
-        BundleError: The bundle is incomplete, altered or of a newer schema, or its program needs a value that
-            this runtime does not supply.
-        UsageError: The provider is unknown or does not take one of the options, or the number of threads is
-            out of range.
-        UnsupportedError: The provider cannot be used with this version or on this machine, the bundle has no
-            engines for it, or there is too little memory.
-        MissingExtraError: The provider's package is not installed.
-    """
-    bundle = Bundle.open(path)
-    backend(provider)
-    if threads is not None:
-        check_threads(threads)
-    if low_memory:
-        check_low_memory(provider)
-    if threads is not None and provider in ENGINES:
-        raise UsageError(f"The provider {provider!r} computes on no processor threads.", "Leave them out.")
-    check_interfaces(bundle.manifest)
-    if verify:
-        verify_files(bundle, on_file)
-    options = BackendOptions(provider, threads or usable_cores(), low_memory)
-    open_graph = graph_opener(bundle, options)
-    with ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(open_graph(name))
-            for name in {stage.graph: None for stage in bundle.manifest.stages}
-        }
-        pipeline = Pipeline(bundle, runners, options)
-        stack.pop_all()  # the pipeline closes the runners from here on
-    return pipeline
-
-
-def threads_for(provider: str, threads: int) -> int | None:
-    """Return the `threads` to give to `load`: None for engines, which take no number of threads."""
-    return None if provider in ENGINES else threads
-
-
-def check_threads(threads: int) -> None:
-    """Refuse a number of threads that is out of range.
-
-    Raises:
-        UsageError: The number is below 1 or above 1024.
-    """
-    if not 1 <= threads <= _MAX_THREADS:
-        raise UsageError(
-            f"Cannot run on {threads} threads.", f"Give a number from 1 to {_MAX_THREADS}, or leave it out."
-        )
+__all__ = ["Pipeline"]
 
 
 class Pipeline:
@@ -122,6 +44,7 @@ class Pipeline:
         bundle: The bundle.
         runners: One runner for each graph that a stage names.
         options: Options that the runners were opened with.
+        caches: What is kept from one request to the next; by default nothing.
 
     Attributes:
         loaded: Parts of the loaded bundle, shared by all of its chats.
@@ -131,16 +54,24 @@ class Pipeline:
             the runtime needs.
     """
 
-    def __init__(self, bundle: Bundle, runners: dict[str, Runner], options: BackendOptions) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runners: dict[str, Runner],
+        options: BackendOptions,
+        caches: Caches | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.options = options
         self._runners = runners
-        executor = Executor(manifest.stages, manifest.graphs, runners, session_values(manifest))
+        caches = caches or Caches()
+        values = session_values(manifest)
+        executor = Executor(manifest.stages, manifest.graphs, runners, values, caches.pictures)
         inside = manifest.layer_pruning
         supplied = {*SUPPLIED, *past_names(manifest.decoder), *(inside.supplied() if inside else ())}
         unknown = set(executor.inputs) - supplied
-        missing = set(session_values(manifest)) - executor.outputs - {"keep_indices", "merge_weights"}
+        missing = set(values) - executor.outputs - {"keep_indices", "merge_weights"}
         if unknown or missing:
             raise BundleError(
                 f"The bundle's program needs {min(unknown)!r}, which this visprune does not supply."
@@ -155,6 +86,7 @@ class Pipeline:
             read_template(bundle),
             read_pictures(bundle),
             cache_capacities(manifest, runners),
+            caches,
         )
 
     @property
@@ -191,6 +123,7 @@ class Pipeline:
                 sampling (Sampling): How tokens are chosen; greedy by default.
                 stop (sequence of str): Texts that end the answer and are not part of it. The text of a
                     special token ends the answer at that token.
+                schema (dict or bool): JSON Schema that the answer follows; see `visprune.runtime.structured`.
                 system (str): System prompt, which begins the conversation; none by default.
                 ratio (float): Fraction of the visual tokens to keep, in (0, 1], by the bundle's method before
                     the LLM; by the method inside the LLM if there is no other. By default the one that the
@@ -224,6 +157,75 @@ class Pipeline:
         keep = keep_for(self.manifest, ratio=options.get("ratio"), keep_tokens=options.get("keep_tokens"))
         return Chat(self.loaded, keep, options.get("system"))
 
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        ratio: float | None = None,
+        keep_tokens: int | None = None,
+        reuse_prefix: bool = True,
+        **options: Unpack[AnswerOptions],
+    ) -> Turn:
+        """Check a whole conversation and get its next answer ready, in any thread. No graph runs.
+
+        Args:
+            messages: The conversation, oldest first, system prompt included. If the last message is the
+                assistant's, the answer continues it and holds only what is new.
+            ratio: As in `stream`.
+            keep_tokens: As in `stream`.
+            reuse_prefix: Whether `answer` may use the prefix cache. Without it, the times are those of the
+                whole prompt.
+            **options: Those of an answer, as in `stream`.
+
+        Raises:
+            TypeError: An option is unknown.
+            UsageError: As for `stream`.
+            InputError: A message cannot be used, the model's chat template cannot show the conversation, or
+                it is longer than the model's context.
+        """
+        check_names("Pipeline.prepare", options, AnswerOptions.__optional_keys__)
+        keep = keep_for(self.manifest, ratio=ratio, keep_tokens=keep_tokens)
+        return prepare(self.loaded, messages, keep, options, reuse_prefix=reuse_prefix)
+
+    def answer(self, turn: Turn) -> Stream:
+        """Answer a prepared turn, piece by piece or step by step (`Stream.step`).
+
+        What an earlier answer of this method has computed of the same prompt is taken from the prefix cache.
+        The figures are those of all images of the turn.
+
+        Args:
+            turn: From `prepare` of this pipeline.
+        """
+        return Stream(self._answer(turn))
+
+    def _answer(self, turn: Turn) -> Generator[str, None, Generation]:
+        prefixes = self.loaded.caches.prefixes
+        session = self.loaded.session(turn.keep)
+        if turn.reuse_prefix:
+            session = prefixes.take(session, turn.ids, turn.pictures)
+        try:
+            answer = yield from respond(self.loaded, session, turn, all_images=True)
+        except GeneratorExit:  # ended early: what was computed is as good as that of a whole answer
+            prefixes.put(session)
+            raise
+        prefixes.put(session)
+        return answer
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Return the bytes of the keys and values of a conversation of so many tokens, at most.
+
+        They are fewer where tokens leave inside the LLM. Engines have buffers of a fixed size.
+        """
+        decoder = self.manifest.decoder
+        tokens = max(tokens, *(int(room) for room in self.loaded.cache_capacities if room < inf), 0)
+        numbers = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
+        return tokens * numbers * np.dtype(decoder.cache_dtype).itemsize
+
+    @property
+    def caches(self) -> Caches:
+        """What is kept from one request to the next."""
+        return self.loaded.caches
+
     def overlay(
         self,
         image: ImageSource,
@@ -246,28 +248,23 @@ class Pipeline:
         Raises:
             UnsupportedError: The visual tokens of this model are not a grid of patches.
         """
-        pruning, pictures = self.manifest.pruning, self.loaded.pictures
-        kept, merged = (np.array(found, dtype=np.int64) for found in (keep_indices, merged_indices))
-        grid, offset = pruning.grid, pruning.grid_offset
-        if pruning.resizes:
-            count = keep_tokens or pictures.resized_tokens(pruning, decode(image), len(kept), images)
-            pictures, side = pictures.for_tokens(pruning, count), pruning.smaller_side(count)
-            grid = grid if side is None else (side, side)
-        if pictures.arranged is not None:
-            shown, tiled = decode(image), pictures.tiles(images)
-            return overlay_tiled(shown, pictures.arranged, pictures.processor, kept, merged, tiled=tiled)
-        if grid is None:
-            raise UnsupportedError(
-                "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
-            )
-        seen = pictures.seen(pictures.processor.crop(decode(image)))
-        return overlay(seen, kept[kept >= 0] + offset, grid, merged + offset)
+        return draw_overlay(
+            self.manifest.pruning,
+            self.loaded.pictures,
+            image,
+            keep_indices,
+            images=images,
+            merged_indices=merged_indices,
+            keep_tokens=keep_tokens,
+        )
 
     def close(self) -> None:
         """Free the graphs. Nothing can be generated afterwards."""
         for runner in self._runners.values():
             runner.__exit__(None, None, None)
         self._runners.clear()  # the executor uses the same dictionary
+        self.caches.pictures.clear()
+        self.caches.prefixes.clear()
 
     def __enter__(self) -> Pipeline:
         return self

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from visprune.errors import InputError, UsageError
 from visprune.manifest import Manifest, Text
-from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
+from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate
+from visprune.runtime.messages import Message
 from visprune.runtime.text import Tokenizer
 
 __all__ = [
+    "check_message",
     "check_prompt",
     "check_stops",
     "check_system",
@@ -39,8 +41,11 @@ def prompt_ids(
         InputError: The template refuses the conversation or shows another number of images than it has, or
             a token has no row in the embedding table.
         BundleError: The template fails.
+
+    If the last message is the assistant's, the prompt ends with its text: the answer is to continue it.
     """
-    ids = tokenizer.encode(template.render(messages))
+    begun = bool(messages) and messages[-1].role == "assistant"
+    ids = tokenizer.encode(template.render_begun(messages) if begun else template.render(messages))
     if text.video_token_id is not None:
         # The graphs replace every placeholder by visual tokens, so one kind of placeholder is enough.
         ids = [text.image_token_id if token == text.video_token_id else token for token in ids]
@@ -85,6 +90,29 @@ def check_prompt(prompt: str, manifest: Manifest) -> None:
         InputError: The prompt is empty, is not valid Unicode, or contains the image token.
     """
     _check_text("prompt", prompt, manifest.text)
+
+
+def check_message(message: Message, manifest: Manifest) -> None:
+    """Refuse a message of any role that no conversation can have, but a system prompt that is not shown.
+
+    Raises:
+        InputError: The role is none of system, user and assistant; a user's message has neither a text nor
+            an image; an image comes with another role; a system prompt is empty; or a text is not valid
+            Unicode or contains the image token.
+    """
+    if message.role not in ("system", "user", "assistant"):
+        raise InputError(
+            f"A message has the unknown role {message.role!r}.", 'Use "system", "user" or "assistant".'
+        )
+    if message.visual and message.role != "user":
+        raise InputError(
+            f"A message of the role {message.role!r} has a picture.", "Put pictures into the user's messages."
+        )
+    if message.visual or message.role == "assistant":
+        _check_content(f"{message.role}'s message", message.text, manifest.text)
+    else:
+        what = "prompt" if message.role == "user" else f"{message.role} prompt"
+        _check_text(what, message.text, manifest.text)
 
 
 def check_system(system: str | None, text: Text, template: ChatTemplate, whose: str = "this model") -> None:
@@ -144,6 +172,10 @@ def _check_text(what: str, said: str, text: Text) -> None:
     if not said.strip():
         hint = "Give a question or an instruction." if what == "prompt" else "Give a text, or leave it out."
         raise InputError(f"The {what} is empty.", hint)
+    _check_content(what, said, text)
+
+
+def _check_content(what: str, said: str, text: Text) -> None:
     try:
         said.encode("utf-8")
     except UnicodeEncodeError:  # bytes of a command line that are not UTF-8 arrive as lone surrogates

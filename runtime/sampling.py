@@ -1,7 +1,8 @@
 """Choice of the next token from the logits of one position.
 
 The filters and their order are those of transformers' logits processors: repetition penalty, temperature,
-top-k, top-p. This module knows nothing of models, text or stops.
+top-k, top-p. A constraint forbids tokens before all of them. This module knows nothing of models, text or
+stops.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from visprune.errors import BundleError, UsageError
 from visprune.runtime.backends.runner import Ranked
+from visprune.runtime.structured import Constraint
 
 __all__ = ["Sampler", "Sampling", "probabilities"]
 
@@ -67,10 +69,12 @@ class Sampler:
 
     Args:
         sampling: The settings.
+        constraint: Forbids tokens, and is told of each one that was chosen; None allows all.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
         self._sampling = sampling
+        self._constraint = constraint
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(
@@ -88,7 +92,18 @@ class Sampler:
 
         Raises:
             BundleError: The logits contain NaN or +inf, or are all -inf.
+            UnsupportedError: The constraint allows no token.
         """
+        if self._constraint is None:
+            return self._choose(logits, history)
+        scores = logits if isinstance(logits, np.ndarray) else logits.numpy()[0, -1]
+        token = self._choose(self._constraint.mask(scores), history)
+        self._constraint.accept(token)
+        return token
+
+    def _choose(
+        self, logits: NDArray[np.float32] | Ranked, history: Sequence[int] | NDArray[np.int64]
+    ) -> int:
         if not isinstance(logits, np.ndarray):
             if self._sampling.temperature == 0.0 and self._sampling.repetition_penalty == 1.0:
                 return _usable(logits.argmax(), "not a finite number")
@@ -100,7 +115,7 @@ class Sampler:
         kept, weights = _candidates(scores, history, self._sampling)
         cumulative = np.cumsum(weights)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(kept[min(int(drawn), kept.size - 1)])  # rounding may reach the very end
+        return int(kept[min(int(drawn), np.flatnonzero(weights)[-1])])  # rounding may reach the very end
 
 
 def probabilities(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
 from itertools import accumulate
 from math import inf
 
@@ -23,33 +23,11 @@ from visprune.runtime.backends.runner import Ranked, Runner, Value, to_numpy
 from visprune.runtime.executor import Execution, Executor
 from visprune.runtime.history import History, Image
 from visprune.runtime.kv_cache import KVCache
+from visprune.runtime.prefill import ImageTokens, Prefill
 from visprune.runtime.vision.kept_tokens import Keep, merged_patches
 from visprune.runtime.vision.pictures import Picture
 
-__all__ = ["Prefill", "Session", "cache_capacities", "session_values"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """The result of a prefill.
-
-    Attributes:
-        logits: Logits of the last position, [V], in the model's dtype; or the backend's own array if it
-            knows their largest.
-        keep_indices: Visual tokens of each encoded image that reach the last layer; see `Generation`.
-        merged_indices: Patches of each encoded image that went into tokens which stand for other patches.
-        visual_tokens: Visual tokens of these images before pruning.
-        layer_tokens: Number of visual tokens of these images that entered each layer; empty if none are
-            pruned inside the LLM.
-        timings_ms: Milliseconds of each stage, by graph.
-    """
-
-    logits: NDArray[np.floating] | Ranked
-    keep_indices: tuple[tuple[int, ...], ...]
-    merged_indices: tuple[tuple[int, ...], ...]
-    visual_tokens: int
-    layer_tokens: tuple[int, ...]
-    timings_ms: dict[str, float]
+__all__ = ["Session", "cache_capacities", "session_values"]
 
 
 def session_values(manifest: Manifest) -> list[str]:
@@ -99,6 +77,7 @@ class Session:
         self._manifest = manifest
         self._keep = keep
         self._cache = KVCache(manifest.decoder)
+        self._images: list[tuple[Image, ImageTokens]] = []
         self._points = manifest.layer_pruning.layers if manifest.layer_pruning else ()
         self._history = History(len(self._points))
         self._capacities = tuple(cache_capacities) or (inf,) * (len(self._points) + 1)
@@ -117,10 +96,51 @@ class Session:
             len(h) >= r for h, r in zip(held, self._capacities, strict=True)
         )
 
+    @property
+    def keep(self) -> Keep:
+        """How many visual tokens are kept of every image."""
+        return self._keep
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return self._cache.nbytes
+
+    @property
+    def shareable(self) -> bool:
+        """Whether `fork` works with this backend."""
+        return self._cache.shareable
+
+    def fork(self) -> Session:
+        """Return a session that holds the same tokens. Both go on independently and share memory."""
+        other = copy(self)
+        other._cache, other._history = self._cache.copy(), self._history.copy()
+        other._images = list(self._images)
+        return other
+
+    def shared(self, ids: Sequence[int], pictures: Sequence[Picture]) -> int:
+        """Return how many tokens of a prompt need not be fed, for the answer that a new session gives.
+
+        Inside the LLM, the tokens of an image were chosen by the prompt that it was fed with. A new session
+        chooses by the whole prompt, so such an image cannot be shared.
+
+        Args:
+            ids: The whole prompt, which `check` does not refuse.
+            pictures: Its pictures.
+        """
+        images = self._placed(ids, pictures)
+        shared = self._history.shared(ids, images)
+        return 0 if self._points and any(image.start < shared for image in images) else shared
+
+    def continues(self, other: Session) -> bool:
+        """Return whether this session holds all tokens and images that another one holds."""
+        return self._keep == other._keep and self._history.continues(other._history)
+
     def clear(self) -> None:
         """Forget everything."""
         self._history.crop(0)
         self._cache.clear()
+        self._images = []
 
     def image_length(self, picture: Picture) -> int:
         """Return the number of tokens that an image takes in the sequence."""
@@ -151,25 +171,25 @@ class Session:
                 shares with the prompt.
         """
         self.check(ids, pictures)
-        images = [
-            Image(start, self.image_length(picture), picture.key)
-            for start, picture in zip(self._image_starts(ids, pictures), pictures, strict=True)
-        ]
+        images = self._placed(ids, pictures)
         kept = self._history.rewind(ids, images)
+        self._images = [(image, tokens) for image, tokens in self._images if image.end <= kept]
         layers = range(self._manifest.decoder.num_layers)
         self._cache.crop([len(self._history.held[bisect_left(self._points, layer)]) for layer in layers])
         new = [(image, p) for image, p in zip(images, pictures, strict=True) if image.start >= kept]
         entering = sum(image.length for image, _ in new)
         done = self._run(ids[kept:], [picture for _, picture in new], entering)
-        kept_tokens = [
-            self._kept_tokens(image.start, p, own) for (image, p), own in zip(new, done.images, strict=True)
+        self._images += [
+            (image, self._image_tokens(image, picture, own))
+            for (image, picture), own in zip(new, done.images, strict=True)
         ]
+        tokens = tuple(own for _, own in self._images)
         return Prefill(
             self._logits(done),
-            tuple(tuple(own.tolist()) for own, _ in kept_tokens),
-            tuple(tuple(merged.tolist()) for _, merged in kept_tokens),
-            sum(self._visual_tokens(picture) for _, picture in new),
-            self._layer_tokens(entering),
+            tokens[len(tokens) - len(new) :],
+            tokens[: len(tokens) - len(new)],
+            done.images_cached,
+            kept,
             done.timings_ms,
         )
 
@@ -229,37 +249,38 @@ class Session:
             )
         return [places[end] for end in ends[:-1]]
 
+    def _placed(self, ids: Sequence[int], pictures: Sequence[Picture]) -> list[Image]:
+        """Return the places of the pictures of a prompt."""
+        starts = self._image_starts(ids, pictures)
+        return [Image(s, self.image_length(p), p.key) for s, p in zip(starts, pictures, strict=True)]
+
     def _logits(self, done: Execution) -> NDArray[np.floating] | Ranked:
         value = done.values["logits"]
         return value if isinstance(value, Ranked) else to_numpy(value)[0, -1]
 
-    def _kept_tokens(
-        self, start: int, picture: Picture, values: Mapping[str, Value]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the tokens of a new image that reach the last layer, and the patches merged into them."""
+    def _image_tokens(self, image: Image, picture: Picture, values: Mapping[str, Value]) -> ImageTokens:
+        """Return the tokens of a new image, from the values that its stages gave."""
         pruning = self._manifest.pruning
         indices = to_numpy(values["keep_indices"]) if "keep_indices" in values else None
         tokens, offsets = self._keep.chosen(pruning, picture.arrangement, indices)
         left = np.ones(len(tokens), dtype=bool)
         if self._points:
-            left = np.isin(offsets + start, self._history.held[-1])
+            left = np.isin(offsets + image.start, self._history.held[-1])
         merged = np.array([], dtype=np.int64)
         if indices is not None and "merge_weights" in values:
             weights = to_numpy(values["merge_weights"])
             merged = merged_patches(pruning, picture.arrangement, indices, weights, left)
-        return tokens[left], merged
+        whole = pruning.budget.visual_tokens if picture.visual_tokens is None else picture.visual_tokens
+        kept = tuple(tokens[left].tolist())
+        return ImageTokens(kept, tuple(merged.tolist()), whole, self._by_layer(image))
 
-    def _visual_tokens(self, picture: Picture) -> int:
-        whole = picture.visual_tokens
-        return self._manifest.pruning.budget.visual_tokens if whole is None else whole
-
-    def _layer_tokens(self, entering: int) -> tuple[int, ...]:
-        """Return how many of the visual tokens that enter the LLM reach each layer."""
-        inside = self._manifest.layer_pruning
-        if inside is None or not entering:
+    def _by_layer(self, image: Image) -> tuple[int, ...]:
+        """Return how many tokens of an image entered each layer; nothing if all layers hold the same."""
+        if not self._points:
             return ()
-        kept = self._keep.in_layers(self._manifest, entering)
-        return inside.kept_by_layer(self._manifest.decoder.num_layers, kept, entering)
+        held = [bisect_left(h, image.end) - bisect_left(h, image.start) for h in self._history.held]
+        layers = range(self._manifest.decoder.num_layers)
+        return tuple(held[bisect_left(self._points, layer)] for layer in layers)
 
 
 def _positions(start: int, count: int) -> NDArray[np.int64]:

@@ -168,15 +168,18 @@ class TextStream:
         tokenizer: Tokenizer that decodes.
         stops: Texts that end the answer and are not part of it, none of them empty. The text of a special
             token also ends the answer at that token.
+        context: Text before the first token, so that a word which continues it keeps its leading space.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = (), context: str = "") -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._stop_ids = {tokenizer.special_id(stop) for stop in stops} - {None}
-        self._ids: list[int] = []  # the window: tokens whose text was returned, for context, then the others
-        self._out = 0  # number of tokens whose text was returned
-        self._out_length = 0  # length of their text, decoded alone
+        before = tokenizer.backend.encode(context, add_special_tokens=False).ids if context else []
+        # The window: tokens whose text was returned, for context, then the others.
+        self._ids: list[int] = before[-_MAX_HELD:]
+        self._out = len(self._ids)  # number of tokens whose text was returned
+        self._out_length = len(tokenizer.decode(self._ids))  # length of their text, decoded alone
         self._held = ""  # text that may begin a stop
         self._stopped = False
 

@@ -17,7 +17,7 @@ ROOMS = (
     ("pruning", "runtime.vision"),
     ("runtime.backends",),
     ("runtime",),
-    ("export.models", "export.files", "quantize", "engines", "evaluation"),
+    ("export.models", "export.files", "quantize", "engines", "evaluation", "serve"),
     ("export.formats",),
     ("export.checkpoint",),
     ("export.graph",),
@@ -41,11 +41,15 @@ MAY_IMPORT = {
     "quantize": {"core", "runtime", "quantize"},
     "engines": {"core", "runtime", "engines"},
     "evaluation": {"core", "runtime", "evaluation"},
+    "serve": {"core", "runtime", "serve"},
     "estimate": {"core", "pruning", "runtime", "export", "estimate"},
 }
 
 # Never, not even inside a function: they are not installed where a bundle runs.
 HEAVY = {"onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
+
+# Of the server and of answers in JSON: imported where they are used, and nowhere else.
+SERVER = {"fastapi", "llguidance", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn"}
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
@@ -124,7 +128,7 @@ def test_the_core_and_the_runtime_never_import_what_a_device_lacks():
         for module, file in modules().items()
         if room_of(module).split(".")[0] in ("core", "runtime")
         for name in imports(file)
-        if name.split(".")[0] in HEAVY
+        if name.split(".")[0] in HEAVY | SERVER
     ]
     assert not wrong
 
@@ -140,7 +144,7 @@ def test_importing_what_runs_a_bundle_loads_nothing_heavy(module):
         """
     ).split()
     assert "jinja2" in loaded
-    assert not (HEAVY | {"onnxruntime", "tensorrt"}) & set(loaded)
+    assert not (HEAVY | SERVER | {"onnxruntime", "tensorrt"}) & set(loaded)
 
 
 def test_every_module_of_a_device_imports_where_nothing_heavy_is_installed():
@@ -152,7 +156,7 @@ def test_every_module_of_a_device_imports_where_nothing_heavy_is_installed():
 
         class Blocker:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {HEAVY | {"onnxruntime", "tensorrt", "huggingface_hub"}!r}:
+                if name.split(".")[0] in {HEAVY | SERVER | {"onnxruntime", "tensorrt", "huggingface_hub"}!r}:
                     raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
         sys.meta_path.insert(0, Blocker())
@@ -186,4 +190,5 @@ def test_help_loads_nothing_it_does_not_need():
         """
     ).split()
     assert "typer" in loaded
-    assert not (HEAVY | {"jinja2", "numpy", "onnxruntime", "PIL", "tensorrt", "tokenizers"}) & set(loaded)
+    others = {"jinja2", "numpy", "onnxruntime", "PIL", "tensorrt", "tokenizers"}
+    assert not (HEAVY | SERVER | others) & set(loaded)

@@ -69,6 +69,20 @@ def test_the_wheel_holds_every_module_once(wheel):
     assert "visprune/py.typed" in wheel
 
 
+def test_the_wheel_holds_the_page_of_the_server(wheel):
+    files = [path for path in (ROOT / "serve" / "page").iterdir() if path.is_file()]
+    assert {path.name for path in files} >= {
+        "index.html",
+        "app.js",
+        "style.css",
+        "docs.html",
+        "docs.js",
+        "icon.svg",
+    }
+    for path in files:
+        assert wheel[f"visprune/serve/page/{path.name}"] == path.read_bytes()
+
+
 def test_the_wheel_holds_the_demo_model(wheel):
     files = [path for path in demo.MODEL_DIR.rglob("*") if path.is_file()] + [demo.IMAGE, demo.QUESTIONS]
     samples = list(demo.CALIBRATION.with_suffix("").iterdir())

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["BundleModel", "main"]
 
 _OVERLAY = 320  # pixels of the longer side of an overlay in a report
+_PICTURE_CACHE = 1 << 40  # bytes; no images of one prompt take so many
 
 
 class BundleModel:
@@ -50,12 +51,17 @@ class BundleModel:
     """
 
     def __init__(self, contender: Contender, work: Workload) -> None:
-        from visprune.runtime.pipeline import load, threads_for
+        from visprune.runtime.loading import load, threads_for
         from visprune.runtime.vision.kept_tokens import keep_for
 
         start = time.perf_counter()
         threads = threads_for(work.provider, work.threads)
-        self._pipeline: Pipeline = load(contender.path, provider=work.provider, threads=threads)
+        self._pipeline: Pipeline = load(
+            contender.path,
+            provider=work.provider,
+            threads=threads,
+            picture_cache=_PICTURE_CACHE if work.cached else 0,
+        )
         self.load = elapsed(start)
         manifest = self._pipeline.manifest
         self._keep = keep_for(manifest, ratio=contender.ratio, keep_tokens=contender.keep_tokens)

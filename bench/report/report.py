@@ -57,6 +57,8 @@ class Workload:
         provider: The execution provider that runs the graphs.
         threads: Processor threads of each row.
         system: The system prompt, with which the prompt begins.
+        cached: Whether the features of the images are kept from the warm-up rounds, as for a second question
+            about an image.
 
     Raises:
         UsageError: There is no image or prompt, or a number is out of range.
@@ -70,8 +72,11 @@ class Workload:
     warm_up: int = 2
     provider: str = "cpu"
     system: str | None = None
+    cached: bool = False
 
     def __post_init__(self) -> None:
+        if self.cached and not self.warm_up:
+            raise UsageError("Without a warm-up round nothing is cached.", "Give one.")
         if not self.images:
             raise UsageError("There is no picture, so there are no visual tokens.", "Give one with --image.")
         if not self.prompt.strip():

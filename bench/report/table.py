@@ -129,6 +129,7 @@ def _legend(report: BenchReport) -> list[str]:
         ),
         f"{images} and {work.max_new_tokens} new tokens on {machine.gpu or machine.processor}, "
         f"{work.provider}, {work.threads} threads; energy: {machine.energy_counter}.",
+        *(["The times are those of a second question: the image was encoded before."] if work.cached else []),
         "memory: largest resident set of the row's own process. cache: keys and values after the prefill.",
     ]
 

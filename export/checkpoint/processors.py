@@ -27,7 +27,8 @@ from visprune.export.files.small_files import (
     VIDEO_PROCESSOR,
 )
 from visprune.manifest import Text
-from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.messages import Message
 from visprune.runtime.text import Tokenizer
 
 __all__ = ["IMAGE_PROCESSOR", "VIDEO_PROCESSOR", "Processor", "load_processor", "processor_files"]
@@ -140,7 +141,7 @@ def _form(checkpoint: Checkpoint, template: ChatTemplate) -> tuple[str, ...]:
     """Return a note that shows the prompt form that was chosen by its name."""
     if checkpoint.conversation is None:
         return ()
-    shown = template.render([Message("user", "What is this?", images=1)])
+    shown = template.render([Message.blank("user", "What is this?", images=1)])
     return (f"Prompts have the form {checkpoint.conversation}: {shown!r}",)
 
 

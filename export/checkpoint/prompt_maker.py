@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visprune.export.checkpoint.processors import Processor
 from visprune.export.models.parts import Features
-from visprune.runtime.chat_template import Message
+from visprune.runtime.messages import Message
 from visprune.runtime.prompts import prompt_ids
 from visprune.runtime.vision.pictures import Picture, PictureMaker
 from visprune.runtime.vision.preprocess import ImageProcessor
@@ -79,10 +79,10 @@ class PromptMaker:
             InputError: The chat template cannot show these images or refuses the conversation, or a token has
                 no row in the embedding table.
         """
-        messages = [*([Message("system", system)] if system else []), Message("user", text, len(images))]
+        messages = [*([Message("system", system)] if system else []), Message("user", [*images, text])]
         processor, tokenizer = self._processor, self._processor.tokenizer
         ids = prompt_ids(messages, processor.template, tokenizer, processor.text, self._rows)
-        pictures = self._pictures.add([], images)
+        pictures = self._pictures.make(images)
         ids = tokenizer.expand_images(ids, [self._length(picture) for picture in pictures])
         input_ids = torch.tensor([ids])
         visual = torch.nonzero(input_ids[0] == tokenizer.image_token_id).flatten()

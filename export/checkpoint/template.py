@@ -16,7 +16,8 @@ from visprune.errors import CheckpointError, UsageError, VispruneError
 from visprune.export.checkpoint.checkpoint import Checkpoint
 from visprune.export.checkpoint.tokenizer import role_token
 from visprune.export.files.small_files import PROCESSOR_CONFIG, file_exists, read_text
-from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
+from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate
+from visprune.runtime.messages import Message
 
 if TYPE_CHECKING:
     from visprune.runtime.text import Tokenizer
@@ -116,7 +117,7 @@ def check_placeholders(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         BundleError: The template fails on a question about an image.
     """
     for question in _QUESTIONS:
-        rendered = template.render([Message("user", question, images=1)])
+        rendered = template.render([Message.blank("user", question, images=1)])
         if question not in rendered:
             raise CheckpointError(
                 "The chat template leaves out what the user says.",

@@ -68,6 +68,11 @@ class CacheArray(Array):
         """Copy the tokens that it holds to host memory."""
         return np.ascontiguousarray(super().numpy()[:, :, : self.length])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer."""
+        return self.block.size
+
     def cropped(self, length: int) -> CacheArray:
         """Return the first tokens, in the same buffer."""
         return CacheArray(self._device, self.block, self.buffer_shape, self.dtype, length)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visprune.cores import available_memory
-from visprune.errors import MissingExtraError, UnsupportedError
+from visprune.errors import MemoryShortageError, MissingExtraError, UnsupportedError
 from visprune.optional import have, require
 from visprune.units import in_bytes
 
@@ -26,7 +26,7 @@ _STAGING = 8 << 20  # bytes of the pinned buffer through which host and device e
 _LEAST = 512  # bytes of the smallest block: even an empty tensor needs an address
 
 
-class DeviceMemoryError(UnsupportedError):
+class DeviceMemoryError(MemoryShortageError):
     """The GPU has too little free memory; `needed` is in bytes, or None if unknown."""
 
     def __init__(self, needed: int | None, free: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from visprune.bundle import Bundle
 from visprune.cores import sums_may_overflow
-from visprune.errors import BundleError, UnsupportedError
+from visprune.errors import BundleError, MemoryShortageError, UnsupportedError
 from visprune.manifest import TensorSpec
 from visprune.optional import require
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
@@ -286,8 +286,8 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
-def _no_memory(graph: str) -> UnsupportedError:
-    return UnsupportedError(
+def _no_memory(graph: str) -> MemoryShortageError:
+    return MemoryShortageError(
         f"There is not enough memory for the graph {graph!r}.",
         "Keep fewer visual tokens, shorten the prompt, or use a smaller model or a narrower dtype.",
     )

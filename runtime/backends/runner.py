@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -24,6 +25,7 @@ __all__ = [
     "Runner",
     "Specs",
     "Value",
+    "size_in_bytes",
     "to_numpy",
 ]
 
@@ -40,7 +42,7 @@ class DeviceArray(Protocol):
 
 @runtime_checkable
 class Croppable(DeviceArray, Protocol):
-    """Keys or values that can be cropped without a copy."""
+    """Keys or values in a buffer that is written in place, so that they can be cropped without a copy."""
 
     def cropped(self, length: int) -> DeviceArray:
         """Return the first tokens, [1, Hkv, `length`, Dh]."""
@@ -110,6 +112,15 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free the graph's memory. The graph cannot run afterwards."""
+
+
+def size_in_bytes(value: Value, dtype: str) -> int:
+    """Return the bytes that a value of a dtype takes: of its whole buffer if it is written in place."""
+    found = getattr(value, "nbytes", None)
+    if found is not None:
+        return int(found)
+    assert not isinstance(value, np.ndarray)
+    return prod(int(dim) for dim in value.shape()) * np.dtype(dtype).itemsize
 
 
 def to_numpy(value: Value) -> NDArray[Any]:

@@ -29,10 +29,10 @@ MAX_PIXELS = 89_478_485
 # Pillow also reads formats that start other programs (EPS runs Ghostscript) or are no usual image formats.
 # An untrusted file should not be able to choose one of those.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
-_FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture."
+_FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000 or ICO picture."
 
 
-def decode(source: ImageSource) -> Image.Image:
+def decode(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
     """Read an image as 8-bit RGB.
 
     The EXIF orientation is applied. Transparency (an alpha channel, or a transparent colour of a palette,
@@ -46,6 +46,7 @@ def decode(source: ImageSource) -> Image.Image:
         source: A path, a `data:` URL, the bytes of a file, a file opened in binary mode, a Pillow image, or
             pixels as a NumPy array of uint8: [H, W, 3] in the order RGB (OpenCV's is BGR), or [H, W] of grey.
             The source is not changed.
+        max_pixels: A lower limit than `MAX_PIXELS`, or None.
 
     Returns:
         A new image of mode RGB with empty metadata, so that decoding it again changes nothing.
@@ -53,14 +54,14 @@ def decode(source: ImageSource) -> Image.Image:
     Raises:
         InputError: The source is something else, such as another URL. Or the file is missing, a directory,
             not an image, damaged, of zero size, of a mode that cannot become RGB, or larger than
-            `MAX_PIXELS` (which is checked before the pixels are decoded).
+            the limit (which is checked before the pixels are decoded).
     """
     given = as_path_bytes_or_image(source)
     if isinstance(given, Image.Image):
         with _as_input_errors("The picture"):
-            return _to_rgb(given, "The picture")
+            return _to_rgb(given, "The picture", max_pixels)
     if isinstance(given, bytes):
-        return _read(io.BytesIO(given), "The picture given as bytes")
+        return _read(io.BytesIO(given), "The picture", max_pixels)
     path = given
     try:
         stream = path.open("rb")
@@ -71,7 +72,7 @@ def decode(source: ImageSource) -> Image.Image:
     except (OSError, ValueError) as error:
         raise InputError(f"The picture {path} cannot be opened: {error}.", "Check the path.") from None
     with stream:
-        return _read(stream, f"The picture {path}")
+        return _read(stream, f"The picture {path}", max_pixels)
 
 
 def decode_frames(source: str | Path, count: int) -> list[Image.Image]:
@@ -127,9 +128,9 @@ def _spaced(total: int, count: int, label: str) -> list[int]:
     return [(2 * index + 1) * total // (2 * number) for index in range(number)]
 
 
-def _read(stream: IO[bytes], label: str) -> Image.Image:
+def _read(stream: IO[bytes], label: str, max_pixels: int | None) -> Image.Image:
     with _opened(stream, label) as image:
-        return _to_rgb(image, label)
+        return _to_rgb(image, label, max_pixels)
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def _as_input_errors(label: str) -> Iterator[None]:
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large(label) from None
+        raise _too_large(label, MAX_PIXELS) from None
     except UnidentifiedImageError:
         raise InputError(f"{label} is not a picture in a known format.", _FORMATS_HINT) from None
     except MemoryError:  # a damaged file may ask for any amount of memory
@@ -166,21 +167,22 @@ def _as_input_errors(label: str) -> Iterator[None]:
         raise InputError(f"{label} is damaged or cut short: {error}.", _FORMATS_HINT) from error
 
 
-def _too_large(label: str) -> InputError:
+def _too_large(label: str, limit: int) -> InputError:
     return InputError(
-        f"{label} has more pixels than the limit of {MAX_PIXELS:,}.",
+        f"{label} has more pixels than the limit of {limit:,}.",
         "Scale it down first; the model sees a few hundred pixels a side anyway.",
     )
 
 
-def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+def _to_rgb(image: Image.Image, label: str, max_pixels: int | None = None) -> Image.Image:
+    limit = MAX_PIXELS if max_pixels is None else min(MAX_PIXELS, max_pixels)
     width, height = image.size
     if width * height == 0:
         raise InputError(
             f"{label} has a size of {width} x {height} pixels.", "Give a picture that is not empty."
         )
-    if width * height > MAX_PIXELS:
-        raise _too_large(label)
+    if width * height > limit:
+        raise _too_large(label, limit)
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)

@@ -6,16 +6,22 @@ it is two images side by side: the whole image, and the tiles put together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from visprune.errors import UsageError
+from visprune.errors import UnsupportedError, UsageError
+from visprune.manifest import Pruning
 from visprune.runtime.vision.arrangement import arrange, best_pinpoint, views, window
+from visprune.runtime.vision.images import decode
+from visprune.runtime.vision.pictures import PictureMaker
 from visprune.runtime.vision.preprocess import ImageProcessor
+from visprune.runtime.vision.sources import ImageSource
 from visprune.tiling import Tiling
 
-__all__ = ["overlay", "overlay_tiled"]
+__all__ = ["draw_overlay", "overlay", "overlay_tiled"]
 
 _LONGER_SIDE = 480
 _COLOUR = (255, 176, 0)
@@ -28,6 +34,47 @@ _NONE = np.array([], dtype=np.int64)
 _TALLEST = 1536
 _WIDEST = 4  # times the height; a longer strip is scaled down to that
 _GAP = 16
+
+
+def draw_overlay(
+    pruning: Pruning,
+    pictures: PictureMaker,
+    image: ImageSource,
+    keep_indices: Sequence[int],
+    *,
+    images: int = 1,
+    merged_indices: Sequence[int] = (),
+    keep_tokens: int | None = None,
+) -> Image.Image:
+    """Draw an image as a model saw it, with dropped patches dimmed and merged ones tinted.
+
+    Args:
+        pruning: The manifest's `pruning`.
+        pictures: Maker of the model's pictures.
+        image: The image.
+        keep_indices: Its kept tokens, from a `Generation`.
+        images: Number of images in its prompt.
+        merged_indices: Patches merged into the kept tokens, from the same `Generation`.
+        keep_tokens: K of the request, if it is known.
+
+    Raises:
+        UnsupportedError: The visual tokens of the model are not a grid of patches.
+    """
+    kept, merged = (np.array(found, dtype=np.int64) for found in (keep_indices, merged_indices))
+    grid, offset = pruning.grid, pruning.grid_offset
+    if pruning.resizes:
+        count = keep_tokens or pictures.resized_tokens(pruning, decode(image), len(kept), images)
+        pictures, side = pictures.for_tokens(pruning, count), pruning.smaller_side(count)
+        grid = grid if side is None else (side, side)
+    if pictures.arranged is not None:
+        shown, tiled = decode(image), pictures.tiles(images)
+        return overlay_tiled(shown, pictures.arranged, pictures.processor, kept, merged, tiled=tiled)
+    if grid is None:
+        raise UnsupportedError(
+            "The visual tokens of this model are not a grid of patches.", "Leave the overlay out."
+        )
+    seen = pictures.seen(pictures.processor.crop(decode(image)))
+    return overlay(seen, kept[kept >= 0] + offset, grid, merged + offset)
 
 
 def overlay(

@@ -20,7 +20,9 @@ from PIL import Image
 from visprune.errors import InputError
 from visprune.manifest import Pruning
 from visprune.runtime.vision.arrangement import Arrangement, arrange, arrange_video, views
+from visprune.runtime.vision.images import decode
 from visprune.runtime.vision.preprocess import ImageProcessor
+from visprune.runtime.vision.sources import Video
 from visprune.tiling import Tiling
 
 __all__ = ["Picture", "PictureMaker"]
@@ -113,35 +115,42 @@ class PictureMaker:
         """Return whether a picture becomes several tiles if a prompt has this number of images."""
         return self.tiling is not None and (self.tiling.several == "tiled" or images == 1)
 
-    def add(
+    def make(
         self,
-        pictures: Sequence[Picture],
-        images: Sequence[Image.Image],
-        videos: Sequence[Sequence[Image.Image]] = (),
-        question: tuple[int, ...] = (),
+        shown: Sequence[Image.Image | Video | Picture],
+        questions: Sequence[tuple[int, ...]] = (),
     ) -> list[Picture]:
-        """Return the pictures of a conversation after images and videos were added to it.
+        """Return the pictures of a conversation.
 
         Args:
-            pictures: Pictures that it has already.
-            images: New images, RGB.
-            videos: Frames of new videos, RGB. Videos come after the images.
-            question: Tokens of the text that the new images and videos came with.
+            shown: Its images (RGB), its videos, and pictures that were made for an earlier turn, in order.
+            questions: For each of them the tokens of the text that it came with; none if left out. A picture
+                keeps its own.
 
         Raises:
             InputError: An image or a frame cannot be resized, or the model takes no videos.
         """
-        tiled = self.tiles(sum(not picture.is_video for picture in pictures) + len(images))
-        earlier = [
-            p if tiled or p.source is None else self._make(p.source, p.question, tiled=False)
-            for p in pictures
+        videos = [isinstance(one, Video) or (isinstance(one, Picture) and one.is_video) for one in shown]
+        tiled = self.tiles(videos.count(False))
+        return [
+            self._make(one, question, tiled=tiled)
+            for one, question in zip(shown, questions or [()] * len(shown), strict=True)
         ]
-        shown = [self._make(image, question, tiled=tiled) for image in images]
-        return [*earlier, *shown, *(self._make_video(frames, question) for frames in videos)]
 
     def seen(self, view: Image.Image) -> Image.Image:
         """Return a view, as `ImageProcessor.crop` gives it, at the size that the vision tower gets it."""
         return view if self.edge is None else self.processor.resized(view, (self.edge, self.edge))
+
+    def _make(
+        self, shown: Image.Image | Video | Picture, question: tuple[int, ...], *, tiled: bool
+    ) -> Picture:
+        if isinstance(shown, Video):
+            return self._make_video([decode(frame) for frame in shown.frames], question)
+        if isinstance(shown, Image.Image):
+            return self._make_image(shown, question, tiled=tiled)
+        if tiled or shown.source is None:
+            return shown
+        return self._make_image(shown.source, shown.question, tiled=False)
 
     def _make_video(self, frames: Sequence[Image.Image], question: tuple[int, ...]) -> Picture:
         if self.video is None or self.tiling is None or self.arranged is None:
@@ -151,7 +160,7 @@ class PictureMaker:
         count = whole.visual_tokens
         return Picture(pixels, arrangement, is_video=True, question=question, visual_tokens=count)
 
-    def _make(self, image: Image.Image, question: tuple[int, ...], *, tiled: bool) -> Picture:
+    def _make_image(self, image: Image.Image, question: tuple[int, ...], *, tiled: bool) -> Picture:
         if self.tiling is None or self.arranged is None:
             view = self.seen(self.processor.crop(image))
             return Picture(self.processor.tensor([view]), question=question)

@@ -33,6 +33,7 @@ VERBS = {
     "build": "visprune.commands.build:build",
     "run": "visprune.commands.run:run",
     "chat": "visprune.commands.chat:chat",
+    "serve": "visprune.commands.serve:serve",
     "bench": "visprune.commands.bench:bench",
     "eval": "visprune.commands.evaluate:evaluate",
     "plan": "visprune.commands.plan:plan",

@@ -24,7 +24,9 @@ __all__ = [
 _CPUS = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_QUOTA = _CGROUPS / "cpu.max"
+_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
@@ -53,12 +55,32 @@ def total_memory() -> int:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that are available without swapping; None if the system does not say."""
+    """Return the bytes of memory that are available without swapping; None if the system does not say.
+
+    They are at most what the limit of a container or of a service leaves.
+    """
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+    return min([free, *_left_of_limits()])
+
+
+def _left_of_limits() -> list[int]:
+    """Return what each limit of memory leaves that this process is under (control groups, version 2)."""
+    found = []
+    with suppress(OSError, ValueError):
+        path = next((line[3:] for line in _CGROUP.read_text().splitlines() if line.startswith("0::")), "")
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):
+            group = _CGROUPS.joinpath(*parts[:depth])
+            with suppress(OSError, ValueError):  # "max" where there is no limit
+                most = int((group / "memory.max").read_text())
+                used = int((group / "memory.current").read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                found.append(max(0, most - used + int(stat.get("inactive_file", 0))))  # files can be dropped
+    return found
 
 
 def sums_may_overflow() -> bool:

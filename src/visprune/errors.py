@@ -4,6 +4,7 @@
     ├── UsageError          an option, an argument or a combination of them is wrong
     ├── CheckpointError     the model to export is missing, truncated or of another kind
     ├── UnsupportedError    the request is understood, and is not possible
+    │   └── MemoryShortageError  there is not enough memory for it
     ├── ExportError         the export failed
     │   └── ParityError     an exported graph does not compute what PyTorch computes
     ├── EngineError         a TensorRT engine could not be built
@@ -23,6 +24,7 @@ __all__ = [
     "EngineError",
     "ExportError",
     "InputError",
+    "MemoryShortageError",
     "MissingExtraError",
     "ParityError",
     "UnsupportedError",
@@ -58,6 +60,10 @@ class CheckpointError(VispruneError):
 
 class UnsupportedError(VispruneError):
     """The request is understood, and is not possible."""
+
+
+class MemoryShortageError(UnsupportedError):
+    """There is not enough memory, perhaps only now."""
 
 
 class ExportError(VispruneError):

@@ -12,9 +12,10 @@ from visprune.bench.baselines import random_tokens
 from visprune.bench.comparison import compare
 from visprune.bench.entries import is_unpruned, precision_of
 from visprune.bench.lineup import line_up
+from visprune.bench.report.page import facts
 from visprune.bench.report.report import read_report
 from visprune.bundle import Bundle
-from visprune.errors import BundleError, CheckpointError, InputError, UsageError
+from visprune.errors import BundleError, CheckpointError, InputError, UnsupportedError, UsageError
 from visprune.estimate.flops import savings
 from visprune.runtime.vision.kept_tokens import keep_for
 
@@ -40,6 +41,21 @@ def test_a_bundle_against_itself_is_no_difference_and_has_its_controls(tiny_bund
     assert found.report.work == work
     assert rows["tiny"].memory_bytes > 10_000_000
     assert rows["tiny"].disk_bytes == sum(r.size for r in Bundle.open(tiny_bundle).manifest.files.values())
+
+
+def test_a_second_question_needs_no_vision_encoder(tiny_bundle, work):
+    report = compare([tiny_bundle], replace(work, cached=True)).report
+    assert report.rows
+    for row in report.rows:
+        assert all("vision_encoder" not in one.stages for one in row.repetitions)
+        assert all("prefill" in one.stages for one in row.repetitions)
+        assert row.realised is None
+    assert "second question" in "".join(facts.method(report).values())
+
+
+def test_pytorch_keeps_no_features(tiny_bundle, work):
+    with pytest.raises(UnsupportedError, match="keeps no features"):
+        compare([tiny_bundle], replace(work, cached=True), against="transformers", progress=_nothing_runs)
 
 
 def test_rows_of_different_models_are_allowed_and_told(tiny_bundle, tiny_copy, edit_manifest):

@@ -264,6 +264,8 @@ class TestRun:
             "merged_indices",
             "layer_tokens",
             "finish_reason",
+            "tokens_cached",
+            "images_cached",
             "timings_ms",
         ]
         assert (answer["tokens_kept"], answer["visual_tokens"]) == (16, 32)

@@ -60,7 +60,7 @@ def test_refused_before_anything_is_computed(
         (tiny_copy / "other.jinja").write_text(template, encoding="utf-8")
         edit_manifest(tiny_copy, "text", chat_template="other.jinja")
     for name in (
-        "runtime.pipeline.verify_files",
+        "runtime.loading.verify_files",
         "bench.comparison.verify",
         "evaluation.evaluator.verify",
     ):

@@ -67,6 +67,26 @@ def test_available_memory(text, found, tmp_path, monkeypatch):
     assert cores.available_memory() == found
 
 
+def test_limits_of_a_service_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemAvailable: 9000 kB\n")
+    (tmp_path / "self").write_text("1:name=systemd:/x\n0::/system.slice/visprune.service\n")
+    slice_, service = tmp_path / "system.slice", tmp_path / "system.slice/visprune.service"
+    service.mkdir(parents=True)
+    for group, most in ((slice_, "max"), (service, "4000000")):
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text("1500000\n")
+        (group / "memory.stat").write_text("anon 900000\ninactive_file 300000\n")
+    monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path / "self")
+    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
+    assert cores.available_memory() == 4_000_000 - 1_500_000 + 300_000
+    (service / "memory.current").write_text("5000000\n")
+    assert cores.available_memory() == 0
+    (slice_ / "memory.max").unlink()
+    (service / "memory.max").write_text("max\n")
+    assert cores.available_memory() == 9000 * 1024
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

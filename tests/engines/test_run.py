@@ -22,7 +22,7 @@ from PIL import Image
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UnsupportedError
 from visprune.manifest import MANIFEST
-from visprune.runtime import Sampling, load
+from visprune.runtime import Message, Sampling, load
 from visprune.runtime.backends.engines import Engines
 from visprune.runtime.backends.profiles import Limits
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
@@ -82,7 +82,7 @@ def turns(pipeline, **keep):
 def logits(pipeline, tokens):
     """Return the logits of a prompt with an image, and those after each of these tokens."""
     chat = pipeline.chat()
-    shown = pipeline.loaded.pictures.add([], [picture(3)], [])
+    shown = pipeline.loaded.pictures.make([picture(3)])
     text = pipeline.manifest.text
     ids = [5, *[text.image_token_id] * chat._session.image_length(shown[0]), 7, 8]
     found = [chat._session.prefill(ids, shown).logits, *map(chat._session.decode, tokens)]
@@ -110,6 +110,32 @@ class TestSameAnswers:
             wanted, found = logits(cpu, range(20, 24)), logits(engines, range(20, 24))
             np.testing.assert_allclose(found[0], wanted[0], atol=0.1)
             assert found[1] == wanted[1]
+
+    @pytest.mark.parametrize("in_place", [True, False])
+    def test_of_conversations_that_continue_and_branch(self, rtx, gpu, tmp_path, in_place):
+        shutil.copytree(rtx.path, tmp_path / "demo")
+        bundle = with_engines(
+            _endless(Bundle.open(tmp_path / "demo")), tmp_path / "engines", in_place=in_place
+        )
+        first = [Message("user", [picture(1), "What is it?"])]
+        second = [*first, Message("assistant", "It is a cat."), Message("user", "And why?")]
+        other = [*first, Message("assistant", "It is a cat."), Message("user", "Where is it?")]
+        asked = [first, second, other, [Message("user", [picture(1), "Which?"])], first, second]
+        said, cached = [], []
+        for room in (0, 1 << 30):
+            with load(bundle.path, provider="tensorrt", picture_cache=room, prefix_cache=room) as pipeline:
+                turns = [pipeline.prepare(messages, max_new_tokens=STEPS) for messages in asked]
+                answers = [pipeline.answer(turn).result for turn in turns]
+                running = [pipeline.answer(turn) for turn in turns[1:3]]
+                waiting = list(running)
+                while waiting:
+                    waiting = [stream for stream in waiting if stream.step() is not None]
+                answers += [stream.result for stream in running]
+                said.append([(answer.token_ids, answer.keep_indices) for answer in answers])
+                cached.append([answer.tokens_cached > 0 for answer in answers])
+        assert said[0] == said[1]
+        assert cached[0] == [False] * 8
+        assert sum(cached[1]) >= 4
 
     def test_of_two_conversations_by_turns(self, inside, inside_engines, gpu):
         said = []

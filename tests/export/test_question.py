@@ -93,9 +93,9 @@ def test_each_picture_keeps_the_question_of_its_turn(asked, oracle):
 
 def test_the_same_picture_with_another_question_is_another_picture(asked):
     pictures = asked[1].loaded.pictures
-    one, other = (pictures.add([], [picture()], question=ids)[0] for ids in ((5, 6), (5, 7)))
+    one, other = (pictures.make([picture()], [ids])[0] for ids in ((5, 6), (5, 7)))
     assert one.key != other.key
-    assert one.key == pictures.add([], [picture()], question=(5, 6))[0].key
+    assert one.key == pictures.make([picture()], [(5, 6)])[0].key
 
 
 def test_the_program_embeds_the_question_first(asked):

@@ -6,7 +6,8 @@ import pytest
 
 from visprune.errors import BundleError, InputError
 from visprune.runtime import chat_template
-from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.messages import Message
 
 LLAVA = """\
 {% for message in messages %}
@@ -76,13 +77,13 @@ LLAMA_3 = """\
 TEMPLATES = {"llava": LLAVA, "chatml": CHATML, "mistral": MISTRAL, "llama-3": LLAMA_3}
 
 CONVERSATIONS = {
-    "one image": [Message("user", "What is <this>? 猫 & 'cat'", images=1)],
-    "two images": [Message("user", " What differs?\n", images=2)],
+    "one image": [Message.blank("user", "What is <this>? 猫 & 'cat'", images=1)],
+    "two images": [Message.blank("user", " What differs?\n", images=2)],
     "no image": [Message("user", "Hello")],
     "two turns": [
-        Message("user", "What is this?", images=1),
+        Message.blank("user", "What is this?", images=1),
         Message("assistant", "A cat."),
-        Message("user", "And this?", images=1),
+        Message.blank("user", "And this?", images=1),
     ],
 }
 
@@ -149,7 +150,9 @@ def test_a_missing_special_token_is_undefined_and_not_the_word_none():
     ],
 )
 def test_templates_that_take_strings(source):
-    rendered = ChatTemplate(source, None, None, image_token="<im>").render([Message("user", "Hi", images=2)])
+    rendered = ChatTemplate(source, None, None, image_token="<im>").render(
+        [Message.blank("user", "Hi", images=2)]
+    )
     assert rendered == "[user]<im>\n<im>\nHi"
 
 
@@ -160,8 +163,8 @@ def test_tojson_escapes_nothing():
 
 def test_without_a_template():
     plain = ChatTemplate(None, "<s>", "</s>")
-    assert plain.render([Message("user", "Hi", images=2)]) == "<image>\n<image>\nHi"
-    two = [Message("user", "Hi", images=1), Message("assistant", "Yes.")]
+    assert plain.render([Message.blank("user", "Hi", images=2)]) == "<image>\n<image>\nHi"
+    two = [Message.blank("user", "Hi", images=1), Message("assistant", "Yes.")]
     assert plain.render(two, add_generation_prompt=False) == "<image>\nHi\nYes."
 
 
@@ -176,7 +179,7 @@ def test_messages_are_checked():
     with pytest.raises(InputError, match="no role"):
         Message("", "Hi")
     with pytest.raises(InputError, match="-1 images"):
-        Message("user", "Hi", images=-1)
+        Message.blank("user", "Hi", images=-1)
 
 
 def test_a_syntax_error_names_its_line():

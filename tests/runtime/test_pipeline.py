@@ -211,7 +211,7 @@ class TestLaterTurns:
         chat = pipeline.chat()
         spelled = [pipeline.loaded.tokenizer.backend.token_to_id(letter) for letter in "a<image>b"] + [EOS]
         letters = iter(spelled)
-        monkeypatch.setattr("visprune.runtime.conversation.Sampler", lambda _: lambda *_: next(letters))
+        monkeypatch.setattr("visprune.runtime.turns.Sampler", lambda *_: lambda *_: next(letters))
         answer = chat.generate("q")
         assert answer.text == "a<image>b"
         monkeypatch.undo()

@@ -8,7 +8,8 @@ import pytest
 from visprune.bundle import Bundle
 from visprune.errors import InputError, UsageError
 from visprune.runtime import load
-from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.messages import Message
 from visprune.runtime.prompts import prompt_ids
 from visprune.runtime.reading import check_texts, read_template, read_tokenizer
 
@@ -70,7 +71,7 @@ def test_a_video_that_the_template_does_not_write(tiny_bundle):
         "{% endfor %}{% endfor %}"
     )
     template = ChatTemplate(source, None, None)
-    messages = [Message("user", "What?", images=1, videos=1)]
+    messages = [Message.blank("user", "What?", images=1, videos=1)]
     with pytest.raises(
         InputError, match="writes 1 image placeholder for a conversation with 1 picture and 1"
     ):
@@ -99,7 +100,7 @@ def test_placeholders_need_no_row(tiny_bundle):
         text=replace(bundle.manifest.text, video_token="~", video_token_id=video),
         decoder=replace(bundle.manifest.decoder, vocab_size=IMAGE),
     )
-    messages = [Message("user", "q", images=1, videos=1)]
+    messages = [Message.blank("user", "q", images=1, videos=1)]
     template = ChatTemplate("<bos><image>~", None, None)
     assert prompt_ids(messages, template, tokenizer, manifest.text, manifest.decoder.vocab_size) == [
         0,

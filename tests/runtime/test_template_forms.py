@@ -5,7 +5,8 @@ import time
 import pytest
 
 from visprune.errors import BundleError
-from visprune.runtime.chat_template import ChatTemplate, Message
+from visprune.runtime.chat_template import ChatTemplate
+from visprune.runtime.messages import Message
 
 ANY, ONE_A_TURN = "any number of pictures", "exactly one picture in each turn of the user"
 
@@ -113,14 +114,18 @@ def test_what_a_template_can_show(case):
     ],
 )
 def test_each_role_in_the_form_that_it_takes(source, expected):
-    turns = [Message("user", "What?", images=1), Message("assistant", "A cat."), Message("user", "Where?")]
+    turns = [
+        Message.blank("user", "What?", images=1),
+        Message("assistant", "A cat."),
+        Message("user", "Where?"),
+    ]
     rendered = ChatTemplate(source, "<s>", "</s>").render([Message("system", "Be brief."), *turns])
     assert rendered == expected
 
 
 def test_a_template_that_writes_the_token_gets_the_text_alone():
     template = ChatTemplate(JOY.replace("<image>", "<|69|>"), "<s>", "</s>", image_token="<|69|>")
-    rendered = template.render([Message("user", " What? ", images=1)])
+    rendered = template.render([Message.blank("user", " What? ", images=1)])
     assert rendered == (
         "<|start_header_id|>user<|end_header_id|>\n\n<|before|><|69|><|after|>What?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -128,7 +133,7 @@ def test_a_template_that_writes_the_token_gets_the_text_alone():
 
 
 def test_a_video_in_a_string_has_a_placeholder():
-    rendered = ChatTemplate(LLAMA_3, "", "").render([Message("user", "What?", images=1, videos=1)])
+    rendered = ChatTemplate(LLAMA_3, "", "").render([Message.blank("user", "What?", images=1, videos=1)])
     assert "<image>\n<image>\nWhat?" in rendered
 
 
@@ -138,7 +143,7 @@ def test_a_string_shows_two_pictures_where_a_list_shows_one():
     )
     template = ChatTemplate(both + "{% endif %}{% endfor %}", None, None)
     assert template.shown == (0, 1, 2)
-    assert template.render([Message("user", "What?", images=2)]) == "<image>\n<image>\nWhat?"
+    assert template.render([Message.blank("user", "What?", images=2)]) == "<image>\n<image>\nWhat?"
 
 
 def test_json_of_the_template_itself_is_no_printed_list():

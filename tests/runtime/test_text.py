@@ -268,7 +268,8 @@ def test_a_whole_prompt_equals_the_llava_processor(kind, begins, tmp_path):
     from PIL import Image
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from visprune.runtime.chat_template import ChatTemplate, Message
+    from visprune.runtime.chat_template import ChatTemplate
+    from visprune.runtime.messages import Message
 
     backend = KINDS[kind]()
     start = backend.token_to_id("<s>")
@@ -293,7 +294,7 @@ def test_a_whole_prompt_equals_the_llava_processor(kind, begins, tmp_path):
     expected = theirs.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, return_dict=True
     )
-    text = ChatTemplate(source, "<s>", "</s>").render([Message("user", "What differs? 猫", images=2)])
+    text = ChatTemplate(source, "<s>", "</s>").render([Message.blank("user", "What differs? 猫", images=2)])
     ids = tokenizer.expand_images(tokenizer.encode(text), [4, 4])
     assert [ids] == [list(row) for row in expected["input_ids"]]
     assert ids.count(start) == 1

@@ -74,6 +74,9 @@ def method(report: BenchReport) -> dict[str, str]:
         "drawn anew for each",
         "Work": f"{images} in one prompt, “{work.prompt}”{system}; {work.max_new_tokens} new tokens, past "
         "the end of an answer too",
+        "Image": "encoded in the warm-up rounds; the times are those of a second question"
+        if work.cached
+        else None,
         "Rows": "each in a process of its own, with its own copy of the weights",
         "Test": "Wilcoxon's signed-rank test on the pairs of each round, 99%; a difference below 2% is none",
         "FLOPs": _convention(report),

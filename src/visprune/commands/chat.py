@@ -13,6 +13,7 @@ from visprune.commands.arguments import BundleDir
 from visprune.commands.conversation_options import ConversationOptions, open_pipeline
 from visprune.commands.option_fields import with_options
 from visprune.terminal import note, print_json
+from visprune.units import read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,6 +38,10 @@ def chat(
     *,
     options: ConversationOptions,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of one answer.")] = 256,
+    picture_cache: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Memory for features of images that come again; 0 is none."),
+    ] = "64MB",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
     """Talk about images. Each line is a turn; lines may also be piped in.
@@ -49,8 +54,9 @@ def chat(
 
     Example: visprune-chat llava-fopru --image cat.png
     """
+    room = read_bytes("--picture-cache", picture_cache)
     checked = options.check(bundle, max_new_tokens)
-    with open_pipeline(bundle, options) as pipeline:
+    with open_pipeline(bundle, options, room) as pipeline:
         talk = _Talk(
             pipeline.chat(**checked.chat),
             checked.pictures,

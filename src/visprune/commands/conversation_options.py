@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from visprune.backend_choice import BackendChoice
 from visprune.options import Option
 from visprune.terminal import busy
 from visprune.units import in_bytes
@@ -41,7 +42,7 @@ class CheckedOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationOptions:
+class ConversationOptions(BackendChoice):
     """Options of a conversation, as they are given on the command line."""
 
     system: Annotated[str | None, Option("A system prompt, before all else.", metavar="TEXT")] = None
@@ -70,19 +71,6 @@ class ConversationOptions:
         None
     )
     keep_tokens: Annotated[int | None, Option("The same as a number of tokens of one image.")] = None
-    provider: Annotated[
-        str,
-        Option(
-            "Backend that runs the graphs (cpu, cuda, ort-tensorrt, ort-tensorrt-rtx) or the engines "
-            "(tensorrt, tensorrt-rtx).",
-            metavar="NAME",
-        ),
-    ] = "cpu"
-    threads: Annotated[int | None, Option("Processor threads.", shows="physical cores")] = None
-    low_memory: Annotated[
-        bool,
-        Option("Use less memory and more time: on the CPU half for fp16 weights; engines are loaded singly."),
-    ] = False
 
     def check(self, bundle: Path, max_new_tokens: int, prompt: str | None = None) -> CheckedOptions:
         """Refuse all that can be refused without the model, before gigabytes are hashed and loaded.
@@ -120,8 +108,8 @@ class ConversationOptions:
         )
 
 
-def open_pipeline(bundle: Path, options: ConversationOptions) -> Pipeline:
-    """Load a bundle, with a spinner on the terminal."""
+def open_pipeline(bundle: Path, options: ConversationOptions, picture_cache: int = 0) -> Pipeline:
+    """Load a bundle, with a spinner on the terminal, and so many bytes for features of images."""
     from visprune.runtime import load
 
     with busy(f"Loading {bundle}") as update:
@@ -130,5 +118,6 @@ def open_pipeline(bundle: Path, options: ConversationOptions) -> Pipeline:
             provider=options.provider,
             threads=options.threads,
             low_memory=options.low_memory,
+            picture_cache=picture_cache,
             on_file=lambda name, count: update(f"Checking {name} ({in_bytes(count)}), once"),
         )

@@ -32,11 +32,17 @@ _PACKAGES = {
     _PLUGIN: (f"{_PLUGIN}-cu13", f"{_PLUGIN}-cu12"),
     "polygraphy": ("polygraphy",),
     "cuda-bindings": ("cuda-bindings",),
+    "fastapi": ("fastapi",),
+    "uvicorn": ("uvicorn",),
+    "prometheus-client": ("prometheus-client",),
+    "llguidance": ("llguidance",),
+    "ray": ("ray",),
 }
 _EXPORT = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 _QUANTIZE = ("onnx-ir", "ml-dtypes")
 _BUILD = ("polygraphy", "onnx-ir", "ml-dtypes")
 _ON_A_GPU = ("cuda-bindings",)
+_SERVE = ("fastapi", "uvicorn", "prometheus-client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,13 @@ def features(found: Found) -> list[Feature]:
         *(_builds(found, one) for one in TARGETS.values() if one.builds_engines),
         _needs("run on cpu", _without_cpu(found)),
     ]
-    return made + [_needs(f"run on {name}", why) for name, why in _providers_that_fail(found)]
+    made += [_needs(f"run on {name}", why) for name, why in _providers_that_fail(found)]
+    return [
+        *made,
+        _needs("answers in JSON", found.missing(("llguidance",), "structured")),
+        _needs("serve", found.missing(_SERVE, "serve")),
+        _needs("serve with replicas", found.missing((*_SERVE, "ray"), "serve,distributed")),
+    ]
 
 
 def _needs(name: str, why_not: str) -> Feature:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -145,8 +144,6 @@ def test_labels_are_spread_out_in_order_and_within_bounds():
     assert places[3] < places[0] < places[1] < places[2] < places[4]
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 # Texts of one drawing that are on the screen and lie on each other; half a pixel is rounding.
 OVERLAPS = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
   const seen = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()])
@@ -175,17 +172,6 @@ CONTRAST = """() => {
   return Math.min(...texts.map(e => of(e instanceof SVGTextElement ? getComputedStyle(e).fill
     : getComputedStyle(e).color)));
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as found:
-        browser = found.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,7 +21,8 @@ from visprune.export.checkpoint.conversations import (
     image_text,
 )
 from visprune.export.checkpoint.tokenizer import read_tokenizer
-from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate, Message
+from visprune.runtime.chat_template import ANY_NUMBER, ChatTemplate
+from visprune.runtime.messages import Message
 from visprune.runtime.text import Tokenizer as RuntimeTokenizer
 
 USER = (
@@ -42,11 +43,11 @@ HONEST = (
 )
 # Three turns: a picture in the first, none in the second, two in the third.
 TURNS = [
-    Message("user", "Who is it?", images=1),
+    Message.blank("user", "Who is it?", images=1),
     Message("assistant", "A cat."),
     Message("user", "Where?"),
     Message("assistant", "On a mat."),
-    Message("user", "Compare them.", images=2),
+    Message.blank("user", "Compare them.", images=2),
 ]
 # What the system says without a system message, and the published text of these turns with {} in its place.
 PUBLISHED = {
@@ -143,8 +144,8 @@ class TestTexts:
         form = template(name)
         assert form.describe() == ANY_NUMBER
         assert form.shows_system
-        video = form.render([Message("user", "What?", videos=1)])
-        assert video == form.render([Message("user", "What?", images=1)])
+        video = form.render([Message.blank("user", "What?", videos=1)])
+        assert video == form.render([Message.blank("user", "What?", images=1)])
         with pytest.raises(InputError, match="turns of user and assistant"):
             form.render([Message("user", "What?"), Message("tool", "3")])
 

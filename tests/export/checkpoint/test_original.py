@@ -24,7 +24,7 @@ import visprune
 from visprune.errors import InputError
 from visprune.export import export
 from visprune.runtime import Video
-from visprune.runtime.chat_template import Message
+from visprune.runtime.messages import Message
 from visprune.runtime.prompts import prompt_ids
 
 FORMS = {
@@ -66,7 +66,7 @@ class Reference:
 
     def shown(self, images):
         """What the model takes of the pictures of one conversation."""
-        tiles = [torch.from_numpy(p.pixels) for p in self.loaded.pictures.add([], images)]
+        tiles = [torch.from_numpy(p.pixels) for p in self.loaded.pictures.make(images)]
         if self.family == "llava":
             return {"pixel_values": torch.cat(tiles)}
         pixels = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)  # [P, T, 3, H, W]
@@ -83,7 +83,7 @@ class Reference:
         """The bundle's ids of a conversation of (pictures, prompt, answer)."""
         messages = []
         for count, text, answer in turns:
-            messages.append(Message("user", text, images=count))
+            messages.append(Message.blank("user", text, images=count))
             messages += [] if answer is None else [Message("assistant", answer)]
         text, left = self.loaded.manifest.text, iter(lengths)
         ids = prompt_ids(messages, self.loaded.template, self.loaded.tokenizer, text, ROWS)
@@ -209,16 +209,16 @@ def test_pixels_are_those_of_the_original_code(form):
     colours = "SigLIP" if original.siglip else "CLIP"
     if original.aspect != "pad":
         grid = [(width, height) for height, width in reference.model.config.image_grid_pinpoints]
-    made = pipeline.loaded.pictures.add
+    made = pipeline.loaded.pictures.make
     sizes = [*SIZES.values(), (131, 90), (90, 130), (130, 90), (edge, edge + 1), (edge + 1, edge), (300, 299)]
     for size in sizes:
         image = picture(size, 5)
-        (got,) = made([], [image])
+        (got,) = made([image])
         views = [square(image, edge, colours)] if original.aspect == "pad" else tiles(image, edge, grid)
         want = normalised(views, colours)
         assert got.pixels.shape == want.shape, size
         np.testing.assert_allclose(got.pixels, want, rtol=0, atol=1e-5, err_msg=str(size))
     if original.aspect == "anyres_max_9":  # several pictures are padded and not cut
-        for image, got in zip(two := [picture((90, 131)), picture((84, 61))], made([], two), strict=True):
+        for image, got in zip(two := [picture((90, 131)), picture((84, 61))], made(two), strict=True):
             want = normalised([square(image, edge, colours)], colours)
             np.testing.assert_allclose(got.pixels, want, rtol=0, atol=1e-5)

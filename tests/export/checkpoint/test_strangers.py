@@ -33,7 +33,7 @@ from visprune.export.checkpoint.template import find_template
 from visprune.export.graph import weightless
 from visprune.export.preview import preview
 from visprune.runtime.backends.runner import to_numpy
-from visprune.runtime.chat_template import Message
+from visprune.runtime.messages import Message
 
 LONG = (("max_position_embeddings", 2048),)
 QWEN = {"tower": "siglip", "strategy": "full", "feature_layer": -1, "margin": 6, "text": "qwen2"}
@@ -563,7 +563,7 @@ class TestVariants:
         want = transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(
             told, tokenize=False, add_generation_prompt=True
         )
-        assert processor.template.render([Message("user", "What?", images=1)]) == want
+        assert processor.template.render([Message.blank("user", "What?", images=1)]) == want
 
     @pytest.mark.parametrize(
         "name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
