@@ -189,9 +189,13 @@ def _embedding(weights: Weights) -> Any:
     from onnx import TensorProto, helper
 
     nodes = [
-        helper.make_node("Equal", ["input_ids", "image"], ["is_visual"]),
-        helper.make_node("Cast", ["is_visual"], ["ones"], to=TensorProto.INT64),
+        helper.make_node("Equal", ["input_ids", "image"], ["is_placeholder"]),
+        helper.make_node("Cast", ["is_placeholder"], ["ones"], to=TensorProto.INT64),
         helper.make_node("CumSum", ["ones", "axis"], ["order"]),
+        # As in an exported graph, a placeholder that the model itself generated counts as text.
+        helper.make_node("Shape", ["image_features"], ["count"], end=1),
+        helper.make_node("LessOrEqual", ["order", "count"], ["is_inside"]),
+        helper.make_node("And", ["is_placeholder", "is_inside"], ["is_visual"]),
         helper.make_node("Where", ["is_visual", "order", "zero"], ["index"]),
         helper.make_node("Concat", ["blank", "image_features"], ["rows"], axis=0),
         helper.make_node("Gather", ["rows", "index"], ["visual"]),
