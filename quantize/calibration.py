@@ -25,7 +25,7 @@ from visprune.progress import Progress
 from visprune.quantize.bundle_graphs import load_graph, serialize
 from visprune.quantize.observe import ObservedValue, Observer, Sink, add_observations
 from visprune.records import sha256
-from visprune.runtime.backends.ort import open_cpu, open_model
+from visprune.runtime.backends.ort_cpu import open_cpu, open_model
 from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.generation import Generation
 from visprune.runtime.pipeline import Pipeline

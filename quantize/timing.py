@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from visprune.bundle import Bundle
 from visprune.cores import available_memory, usable_cores
 from visprune.quantize.output_error import RecordedGraph
-from visprune.runtime.backends.ort import open_cpu
+from visprune.runtime.backends.ort_cpu import open_cpu
 from visprune.runtime.backends.runner import BackendOptions, Runner
 
 __all__ = ["Times", "time_graph"]

@@ -13,7 +13,7 @@ import numpy as np
 from visprune.cache_names import PAST, PRESENT, past_names, present_names
 from visprune.errors import BundleError
 from visprune.manifest import Decoder, Manifest, TensorSpec
-from visprune.runtime.backends.runner import Croppable, Value, size_in_bytes, to_numpy
+from visprune.runtime.backends.runner import Croppable, Value, shape_of, size_in_bytes, to_numpy
 
 __all__ = ["KVCache", "check_cache"]
 
@@ -71,12 +71,12 @@ class KVCache:
     @property
     def lengths(self) -> tuple[int, ...]:
         """P of each layer. All are equal unless tokens are pruned inside the LLM."""
-        return tuple(_length(value) for value in self._values[::2])
+        return tuple(shape_of(value)[2] for value in self._values[::2])
 
     @property
     def shareable(self) -> bool:
-        """Whether two caches may begin with the same values: no backend writes them in place."""
-        return not any(isinstance(value, Croppable) for value in self._values)
+        """Whether `copy` works, and is cheap."""
+        return all(not isinstance(value, Croppable) or value.shareable for value in self._values)
 
     @property
     def nbytes(self) -> int:
@@ -84,9 +84,9 @@ class KVCache:
         return sum(size_in_bytes(value, self._dtype) for value in self._values)
 
     def copy(self) -> KVCache:
-        """Return a cache that begins with the same values, if they are shareable."""
+        """Return a cache that begins with the same values; copies of those that are written in place."""
         other = copy(self)
-        other._values = list(self._values)
+        other._values = [to_numpy(value) if isinstance(value, Croppable) else value for value in self._values]
         return other
 
     def feeds(self) -> dict[str, Value]:
@@ -112,7 +112,7 @@ class KVCache:
             return
         for index, value in enumerate(self._values):
             length = lengths[index // 2]
-            if length >= _length(value):
+            if length >= shape_of(value)[2]:
                 continue
             if isinstance(value, Croppable):
                 self._values[index] = value.cropped(length)
@@ -120,8 +120,3 @@ class KVCache:
                 # Through host memory, because that needs no operator of the backend, and it happens at most
                 # once a turn. The copy frees the rest of the buffer.
                 self._values[index] = np.ascontiguousarray(to_numpy(value)[:, :, :length])
-
-
-def _length(value: Value) -> int:
-    shape = value.shape if isinstance(value, np.ndarray) else value.shape()
-    return int(shape[2])

@@ -13,6 +13,7 @@ from visprune.bundle import Bundle
 from visprune.cache_names import past_names
 from visprune.errors import BundleError
 from visprune.manifest import SUPPLIED, Manifest
+from visprune.runtime.backends.host_cache import capacity_for
 from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.conversation import Chat
 from visprune.runtime.executor import Executor
@@ -214,10 +215,12 @@ class Pipeline:
     def cache_bytes(self, tokens: int) -> int:
         """Return the bytes of the keys and values of a conversation of so many tokens, at most.
 
-        They are fewer where tokens leave inside the LLM. Engines have buffers of a fixed size.
+        They are fewer where tokens leave inside the LLM. Buffers that are written in place have room for more
+        tokens, and those of engines have a fixed size.
         """
         decoder = self.manifest.decoder
-        tokens = max(tokens, *(int(room) for room in self.loaded.cache_capacities if room < inf), 0)
+        rooms = [int(room) for room in self.loaded.cache_capacities if room < inf]
+        tokens = max(capacity_for(tokens), *rooms, 0)
         numbers = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
         return tokens * numbers * np.dtype(decoder.cache_dtype).itemsize
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "graph_opener"]
 
 PROVIDERS = {
-    "cpu": "visprune.runtime.backends.ort:open_cpu",
+    "cpu": "visprune.runtime.backends.ort_cpu:open_cpu",
     "cuda": "visprune.runtime.backends.ort_nvidia:open_cuda",
     "tensorrt": "visprune.runtime.backends.engines:Engines",
     "tensorrt-rtx": "visprune.runtime.backends.engines:Engines",

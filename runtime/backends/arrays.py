@@ -53,6 +53,8 @@ class CacheArray(Array):
         length: P, the number of tokens that the buffer holds.
     """
 
+    shareable = False
+
     def __init__(
         self, device: Device, block: Block, buffer_shape: tuple[int, ...], dtype: np.dtype[Any], length: int
     ) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions on the CPU, and the parts that sessions on a GPU share with them.
+"""ONNX Runtime: what sessions on the CPU and on a GPU have in common.
 
 Outputs are bound to the device and passed on as `OrtValue`s, so the values between graphs, above all the
 cache, are neither copied nor read by Python.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
@@ -18,10 +17,19 @@ from visprune.bundle import Bundle
 from visprune.cores import sums_may_overflow
 from visprune.errors import BundleError, MemoryShortageError, UnsupportedError
 from visprune.manifest import TensorSpec
-from visprune.optional import require
 from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
 
-__all__ = ["CPU", "CUDA", "OrtRunner", "Provider", "open_cpu", "open_graph", "open_model", "settings_for"]
+__all__ = [
+    "CPU",
+    "CUDA",
+    "OrtRunner",
+    "Provider",
+    "check_specs",
+    "open_graph",
+    "open_session",
+    "session_options",
+    "settings_for",
+]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -41,43 +49,11 @@ _DTYPES = {
 }
 
 
-def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a graph on the CPU.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        BundleError: ONNX Runtime cannot read the graph, or the graph differs from the manifest.
-    """
-    ort = require("onnxruntime", extra="cpu")
-    settings = settings_for(ort, bundle, graph, options)
-    return open_graph(ort, bundle, graph, settings, [(CPU, {})])
-
-
-def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) -> OrtRunner:
-    """Load a model on the CPU that is not a file of a bundle.
-
-    Args:
-        model: A serialized ONNX model.
-        folder: Directory of its external data.
-        graph: Name for messages.
-        options: As for a graph of a bundle.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        BundleError: ONNX Runtime cannot read the model.
-        UnsupportedError: There is not enough memory.
-    """
-    ort = require("onnxruntime", extra="cpu")
-    settings = _session_options(ort, options, gpu=False)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return OrtRunner(ort, _session(ort, model, settings, [(CPU, {})], graph), graph)
-
-
 def settings_for(
     ort: ModuleType, bundle: Bundle, graph: str, options: BackendOptions, *, gpu: bool = False
 ) -> Any:
     """Return the `SessionOptions` of a graph."""
-    settings = _session_options(ort, options, gpu=gpu)
+    settings = session_options(ort, options, gpu=gpu)
     quantization = bundle.manifest.quantization
     if quantization is not None and "fp8" in quantization.precisions(graph):
         # ONNX Runtime's optimizer for Q/DQ nodes treats every 8-bit number as an integer.
@@ -103,12 +79,13 @@ def open_graph(
         UnsupportedError: There is not enough memory.
     """
     path = bundle.file(bundle.manifest.graphs[graph].file)
-    runner = OrtRunner(ort, _session(ort, str(path), settings, providers, graph), graph)
-    _check_specs(bundle, graph, runner.specs)
+    runner = OrtRunner(ort, open_session(ort, str(path), settings, providers, graph), graph)
+    check_specs(bundle, graph, runner.specs)
     return runner
 
 
-def _session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
+def session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> Any:
+    """Return the `SessionOptions` of any graph."""
     settings = ort.SessionOptions()
     # Errors are raised as exceptions. Only the reason why CUDA did not start is logged instead.
     settings.log_severity_level = 3 if gpu else 4
@@ -128,9 +105,15 @@ def _session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> 
     return settings
 
 
-def _session(
+def open_session(
     ort: ModuleType, model: str | bytes, settings: Any, providers: list[Provider], graph: str
 ) -> Any:
+    """Return the `InferenceSession` of a model, which is a file or serialized.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the model.
+        UnsupportedError: There is not enough memory, or ONNX Runtime is too old.
+    """
     _check_version(ort)
     try:
         # No fallback: it prints on stdout, and tries other providers than the requested ones.
@@ -171,8 +154,12 @@ def _keep_weights_on_disk(ort: ModuleType, settings: Any) -> None:
     settings.add_session_config_entry("session.disable_prepacking", "1")  # prepacking copies float32 weights
 
 
-def _check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:
-    """Refuse a file whose interface differs from the manifest, from which inputs are made."""
+def check_specs(bundle: Bundle, graph: str, specs: Specs) -> None:
+    """Refuse a file whose interface differs from the manifest, from which inputs are made.
+
+    Raises:
+        BundleError: It differs.
+    """
     told = bundle.manifest.graphs[graph]
     for kind, ours, theirs in (("input", told.inputs, specs.inputs), ("output", told.outputs, specs.outputs)):
         in_file = {spec.name: spec for spec in theirs}
@@ -243,19 +230,20 @@ class OrtRunner:
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         binding = self._session.io_binding()
-        for name, value in feeds.items():
-            # The OrtValue uses the array's memory and holds a reference to it; a GPU gets a copy.
-            bound = (
-                self._ort.OrtValue.ortvalue_from_numpy(_contiguous(value))
-                if isinstance(value, np.ndarray)
-                else value
-            )
-            binding.bind_ortvalue_input(name, bound)
+        inputs = {name: self._on_device(value) for name, value in feeds.items()}  # alive during the run
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
         names = [spec.name for spec in self._specs.outputs]
         for name in names:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _on_device(self, value: Value) -> Any:
+        """Return a value as an `OrtValue`. It uses a host array's memory and holds a reference to it."""
+        if isinstance(value, np.ndarray):
+            return self._ort.OrtValue.ortvalue_from_numpy(_contiguous(value))
+        return value
 
     def __enter__(self) -> Runner:
         return self

@@ -20,7 +20,7 @@ from visprune.manifest import InputRange
 from visprune.optional import require
 from visprune.runtime.backends.ort import CPU, CUDA, OrtRunner, Provider, open_graph, settings_for
 from visprune.runtime.backends.profiles import Limits, profiles
-from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value
+from visprune.runtime.backends.runner import BackendOptions, Runner, Specs, Value, shape_of
 
 __all__ = ["RTX", "TENSORRT", "BoundedRunner", "open_cuda", "open_tensorrt", "open_tensorrt_rtx"]
 
@@ -124,7 +124,7 @@ class BoundedRunner:
             UnsupportedError: There is not enough memory.
         """
         for name, value in feeds.items():
-            shape = tuple(value.shape() if callable(value.shape) else value.shape)
+            shape = shape_of(value)
             most = self._ranges[name].most if name in self._ranges else shape
             if shape and any(dim > top for dim, top in zip(shape, most, strict=True)):
                 raise InputError(

@@ -25,6 +25,7 @@ __all__ = [
     "Runner",
     "Specs",
     "Value",
+    "shape_of",
     "size_in_bytes",
     "to_numpy",
 ]
@@ -42,7 +43,12 @@ class DeviceArray(Protocol):
 
 @runtime_checkable
 class Croppable(DeviceArray, Protocol):
-    """Keys or values in a buffer that is written in place, so that they can be cropped without a copy."""
+    """Keys or values in a buffer that is written in place, so that they can be cropped without a copy.
+
+    `shareable`: whether a copy of them in host memory is cheap, and another conversation can continue it.
+    """
+
+    shareable: bool
 
     def cropped(self, length: int) -> DeviceArray:
         """Return the first tokens, [1, Hkv, `length`, Dh]."""
@@ -119,8 +125,12 @@ def size_in_bytes(value: Value, dtype: str) -> int:
     found = getattr(value, "nbytes", None)
     if found is not None:
         return int(found)
-    assert not isinstance(value, np.ndarray)
-    return prod(int(dim) for dim in value.shape()) * np.dtype(dtype).itemsize
+    return prod(shape_of(value)) * np.dtype(dtype).itemsize
+
+
+def shape_of(value: Value) -> tuple[int, ...]:
+    """Return the dimensions of a value."""
+    return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
 
 
 def to_numpy(value: Value) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from visprune.runtime.backends.arrays import Array, CacheArray, RankedLogits
 from visprune.runtime.backends.device import Block, Device, DeviceMemoryError
 from visprune.runtime.backends.engine_limits import choose_profile
 from visprune.runtime.backends.recordings import Key, Recordings
-from visprune.runtime.backends.runner import Runner, Specs, Value, to_numpy
+from visprune.runtime.backends.runner import Runner, Specs, Value, shape_of, to_numpy
 
 __all__ = ["TrtRunner", "cache_capacity"]
 
@@ -114,7 +114,7 @@ class TrtRunner:
             UnsupportedError: TensorRT or CUDA failed.
         """
         self._device.enter()
-        fed = {name: _count_value(value) or _shape(value) for name, value in feeds.items()}
+        fed = {name: _count_value(value) or shape_of(value) for name, value in feeds.items()}
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         length = self._begin_cache(feeds) if self._entry.cache_capacity else 0
         fed |= {name: value.buffer_shape for name, value in feeds.items() if isinstance(value, CacheArray)}
@@ -159,7 +159,7 @@ class TrtRunner:
     def _begin_cache(self, feeds: dict[str, Value]) -> int:
         """Replace the past in `feeds` by buffers. Return how many tokens the cache holds after this run."""
         past = {name: value for name, value in feeds.items() if name.startswith(PAST)}
-        lengths = {_shape(value)[2] for value in past.values()}
+        lengths = {shape_of(value)[2] for value in past.values()}
         if len(lengths) != 1:  # tokens are dropped between graphs, never within one that writes in place
             raise self._failure(f"cannot run {self._entry.graph}, whose layers hold different tokens")
         (length,) = lengths
@@ -178,7 +178,7 @@ class TrtRunner:
         """Return the number of tokens in this run, S."""
         for spec in self._interface.inputs:
             if "S" in spec.shape and spec.name in feeds:
-                return _shape(feeds[spec.name])[spec.shape.index("S")]
+                return shape_of(feeds[spec.name])[spec.shape.index("S")]
         return 0
 
     def _buffer(self, name: str, value: Value) -> CacheArray:
@@ -200,7 +200,7 @@ class TrtRunner:
     def _input(self, name: str, value: Value) -> _Tensor:
         """Return an input at the place where the engine reads it, copied there if needed."""
         if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
-            known = np.ascontiguousarray(to_numpy(value), self._dtypes[name]).reshape(_shape(value))
+            known = np.ascontiguousarray(to_numpy(value), self._dtypes[name]).reshape(shape_of(value))
             return _Tensor(known.shape, known)
         if isinstance(value, CacheArray):
             return _Tensor(value.buffer_shape, value.block)
@@ -312,13 +312,9 @@ class TrtRunner:
         )
 
 
-def _shape(value: Value) -> tuple[int, ...]:
-    return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
-
-
 def _count_value(value: Value) -> tuple[int, ...]:
     """Return the value of a count, () for other inputs. Profiles have ranges of a count's value."""
-    return (int(to_numpy(value)),) if _shape(value) == () else ()
+    return (int(to_numpy(value)),) if shape_of(value) == () else ()
 
 
 def _call_or_none(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -128,7 +128,7 @@ def test_mixes(mix, tiny, tmp_path, jsonl, report):
 
 
 def test_the_token_table_as_int8(tiny, tmp_path):
-    from visprune.runtime.backends.ort import open_cpu
+    from visprune.runtime.backends.ort_cpu import open_cpu
     from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
     options = {"vision": "float", "projector": "float", "decoder": "float", "embedding": "int8"}

@@ -11,7 +11,7 @@ import pytest
 
 from visprune.bundle import Bundle
 from visprune.errors import BundleError, MissingExtraError, UnsupportedError
-from visprune.runtime.backends import PROVIDERS, ort
+from visprune.runtime.backends import PROVIDERS, ort_cpu
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
 
 OPTIONS = BackendOptions("cpu", 1)
@@ -19,14 +19,14 @@ OPTIONS = BackendOptions("cpu", 1)
 
 @pytest.fixture
 def embedding(tiny_bundle):
-    with ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS) as runner:
+    with ort_cpu.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS) as runner:
         yield runner
 
 
 def test_specs_are_the_manifests(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     for name, graph in bundle.manifest.graphs.items():
-        with ort.open_cpu(bundle, name, OPTIONS) as runner:
+        with ort_cpu.open_cpu(bundle, name, OPTIONS) as runner:
             assert runner.specs.inputs == graph.inputs
             assert runner.specs.outputs == graph.outputs
 
@@ -57,7 +57,7 @@ def test_strided_arrays_and_scalars(tiny_bundle, embedding):
     got = embedding.infer({"input_ids": strided, "image_features": blank})["inputs_embeds"]
     want = embedding.infer({"input_ids": strided.copy(), "image_features": blank})["inputs_embeds"]
     np.testing.assert_array_equal(to_numpy(got), to_numpy(want))
-    with ort.open_cpu(Bundle.open(tiny_bundle), "token_pruner", OPTIONS) as pruner:
+    with ort_cpu.open_cpu(Bundle.open(tiny_bundle), "token_pruner", OPTIONS) as pruner:
         features = np.random.default_rng(0).random((2, 16, 3)).astype(np.float32)
         out = pruner.infer({"vision_features": features, "keep_tokens": np.array(3)})
         assert to_numpy(out["keep_indices"]).shape == (2, 3)
@@ -76,7 +76,7 @@ def test_a_graph_that_cannot_be_read(tiny_copy):
     data["files"]["onnx/embedding.onnx"]["size"] = size
     (tiny_copy / "visprune.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match="cannot load the graph 'embedding'"):
-        ort.open_cpu(bundle(tiny_copy), "embedding", OPTIONS)
+        ort_cpu.open_cpu(bundle(tiny_copy), "embedding", OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a_graph_that_is_not_the_manifests(tiny_bundle, kind, index, changes, wh
     graphs = {"embedding": replace(graph, **{kind: tuple(specs)})}
     altered = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
     if what is None:
-        ort.open_cpu(altered, "embedding", OPTIONS)
+        ort_cpu.open_cpu(altered, "embedding", OPTIONS)
         return
     with pytest.raises(BundleError, match=what) as caught:
-        ort.open_cpu(altered, "embedding", OPTIONS)
+        ort_cpu.open_cpu(altered, "embedding", OPTIONS)
     assert "graph 'embedding'" in caught.value.what
 
 
@@ -112,7 +112,7 @@ def test_a_version_that_computes_wrongly(tiny_bundle, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.0")
     with pytest.raises(UnsupportedError, match=r"1\.23\.0 is too old"):
-        ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
+        ort_cpu.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
 
 
 def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):
@@ -120,7 +120,7 @@ def test_no_onnxruntime_at_all(tiny_bundle, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError) as caught:
-        ort.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
+        ort_cpu.open_cpu(Bundle.open(tiny_bundle), "embedding", OPTIONS)
     assert "visprune[cpu]" in caught.value.hint
 
 

@@ -15,7 +15,7 @@ import pytest
 from visprune.bundle import Bundle
 from visprune.errors import InputError, MissingExtraError, UnsupportedError, VispruneError
 from visprune.runtime import load
-from visprune.runtime.backends import backend, ort
+from visprune.runtime.backends import backend, ort, ort_cpu
 from visprune.runtime.backends.ort_nvidia import RTX, TENSORRT, BoundedRunner
 from visprune.runtime.backends.profiles import Limits, profiles
 from visprune.runtime.backends.runner import BackendOptions, to_numpy
@@ -155,7 +155,7 @@ def test_inputs_beyond_the_profile_are_refused(bundle):
     """On the CPU, which would take them."""
     ranges = profiles(bundle.manifest, Limits(max_prompt=40, max_cache=60))["embedding"][0].inputs
     with BoundedRunner(
-        ort.open_cpu(bundle, "embedding", BackendOptions("cpu", 1)), "embedding", ranges
+        ort_cpu.open_cpu(bundle, "embedding", BackendOptions("cpu", 1)), "embedding", ranges
     ) as runner:
         blank = np.zeros((0, 8), np.float32)
         out = runner.infer({"input_ids": np.full((1, 40), 5), "image_features": blank})

@@ -345,6 +345,8 @@ class TestResidents:
 class Cut:
     """A cache value that is cut where it is."""
 
+    shareable = False
+
     def __init__(self, length):
         self.length = length
 
