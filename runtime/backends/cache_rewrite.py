@@ -20,21 +20,24 @@ LENGTHS = ("cache.last_index", "cache.length")
 there, new ones included."""
 
 _INT32 = 6  # TensorProto.DataType
+_HEAD_UNIT = 8  # `GroupQueryAttention` refuses heads whose size is no multiple of this
 _MICROSOFT = "com.microsoft"
 _KNOWN = {"scale", "q_num_heads", "kv_num_heads"}  # attributes of `Attention` that are translated
 # Operators that make the causal mask, from its last one; see `visprune.export.graph.layers.causal_mask`.
 _MASK = ("Unsqueeze", "Where", "Greater")
 
 
-def rewrite_cache(content: bytes) -> bytes | None:
+def rewrite_cache(content: bytes, weights: tuple[str, str] | None = None) -> bytes | None:
     """Return a serialized model whose cache is written in place.
 
     Args:
         content: A serialized model.
+        weights: The file of its external data as the model names it, and the name to replace that by.
 
     Returns:
         The rewritten model. None if it cannot be parsed, if not every layer's attention has the form that an
-        export writes (merged heads, cache inside, causal mask), or if the cache is read elsewhere too.
+        export writes (merged heads, cache inside, causal mask) and a head size that the operator takes, if
+        the cache is read elsewhere too, or if there is external data in another file.
     """
     try:
         model = parse(content)
@@ -42,7 +45,10 @@ def rewrite_cache(content: bytes) -> bytes | None:
         return None
     graph = model.graph
     made_by = {output: node for node in graph.node for output in node.output}
-    past = {value.name for value in graph.input if value.name.startswith(PAST)}
+    caches = [value for value in graph.input if value.name.startswith(PAST)]
+    past = {value.name for value in caches}
+    if not all(_fits(value) for value in caches):
+        return None
     layers = [node for node in graph.node if past & set(node.input[4:6])]
     if not layers or not all(_is_plain(node, made_by) for node in layers):
         return None
@@ -54,6 +60,8 @@ def rewrite_cache(content: bytes) -> bytes | None:
     read = [name for node in graph.node for name in node.input]
     if inside != past or present & set(read) or len(past) != sum(name in past for name in read):
         return None
+    if weights is not None and not _rename_weights(graph, *weights):
+        return None
     for name in LENGTHS:
         tensor = graph.input.add(name=name).type.tensor_type
         tensor.elem_type = _INT32
@@ -62,6 +70,13 @@ def rewrite_cache(content: bytes) -> bytes | None:
         model.opset_import.add(domain=_MICROSOFT, version=1)
     found: bytes = model.SerializeToString()
     return found
+
+
+def _fits(cache: Any) -> bool:
+    """Return whether the operator takes the head size of an input of the cache, [1, Hkv, P, Dh]."""
+    dims = cache.type.tensor_type.shape.dim
+    head_dim: int = dims[-1].dim_value if dims else 0
+    return head_dim > 0 and head_dim % _HEAD_UNIT == 0
 
 
 def _is_plain(node: Any, made_by: dict[str, Any]) -> bool:
@@ -88,6 +103,17 @@ def _replace(node: Any) -> None:
     attribute(node, "num_heads", heads)
     attribute(node, "kv_num_heads", kv_heads)
     attribute(node, "scale", scale)
+
+
+def _rename_weights(graph: Any, old: str, new: str) -> bool:
+    """Rename the file of external data. Return False if a tensor has its data in another file."""
+    for tensor in graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                if entry.value != old:
+                    return False
+                entry.value = new
+    return True
 
 
 def _drop_unused(graph: Any) -> None:

@@ -5,7 +5,8 @@ A decoder whose cache can be written in place is rewritten when it is loaded; se
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.cache_names import PAST
@@ -38,11 +39,9 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
     """
     ort = require("onnxruntime", extra="cpu")
     settings = settings_for(ort, bundle, graph, options)
-    file = bundle.file(bundle.manifest.graphs[graph].file)
-    rewritten = rewrite_cache(file.read_bytes()) if _has_float_cache(bundle, graph) else None
+    rewritten = _rewritten(bundle, graph, settings) if _has_float_cache(bundle, graph) else None
     if rewritten is None:
         return open_graph(ort, bundle, graph, settings, [(CPU, {})])
-    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(file.parent))
     runner = InPlaceRunner(ort, open_session(ort, rewritten, settings, [(CPU, {})], graph), graph)
     check_specs(bundle, graph, runner.specs)
     return runner
@@ -66,6 +65,22 @@ def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) 
     settings = session_options(ort, options, gpu=False)
     settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
     return OrtRunner(ort, open_session(ort, model, settings, [(CPU, {})], graph), graph)
+
+
+def _rewritten(bundle: Bundle, graph: str, settings: Any) -> bytes | None:
+    """Return a graph rewritten for a cache in place, or None; set where its weights lie.
+
+    ONNX Runtime follows no links from a model that is no file. So the weights, which the hub's cache keeps
+    behind a link, are named as the file that the link leads to.
+    """
+    told = bundle.manifest.graphs[graph]
+    content = bundle.file(told.file).read_bytes()
+    if told.data is None:
+        return rewrite_cache(content)
+    named = PurePosixPath(told.data).relative_to(PurePosixPath(told.file).parent)
+    file = bundle.file(told.data).resolve()
+    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(file.parent))
+    return rewrite_cache(content, (str(named), file.name))
 
 
 def _has_float_cache(bundle: Bundle, graph: str) -> bool:

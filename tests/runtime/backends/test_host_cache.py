@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from linked import WAYS
 
 from visprune.bundle import Bundle
 from visprune.cache_names import PAST, PRESENT
@@ -78,6 +79,12 @@ def test_the_graph_on_disk_is_standard_and_the_loaded_one_is_not(content, in_pla
     assert b"GroupQueryAttention" not in content
     assert type(in_place) is InPlaceRunner
     assert in_place.specs == standard.specs
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_bundle_whose_files_are_links(way, demo_bundle, name, tmp_path):
+    with ort_cpu.open_cpu(Bundle.open(way(demo_bundle, tmp_path)), name, OPTIONS) as runner:
+        assert type(runner) is InPlaceRunner
 
 
 def test_logits_and_cache_are_those_of_the_standard_graph(in_place, standard):
@@ -182,6 +189,20 @@ class TestLeftAlone:
             graph.output.add(name="copy")
 
         assert self.changed(content, read) is None
+
+    @pytest.mark.parametrize("width", [12, None], ids=["12", "none"])
+    def test_a_head_size_that_the_operator_refuses(self, content, width):
+        def narrow(graph):
+            cache = next(value for value in graph.input if value.name.startswith(PAST))
+            dims = cache.type.tensor_type.shape.dim
+            del dims[-1]
+            if width:
+                dims.add(dim_value=width)
+
+        assert self.changed(content, narrow) is None
+
+    def test_weights_in_another_file(self, content):
+        assert rewrite_cache(content, ("other.onnx_data", "x")) is None
 
     def test_a_missing_protobuf(self, content, monkeypatch):
         monkeypatch.setitem(sys.modules, "google.protobuf.message", None)
