@@ -41,7 +41,7 @@ Stage = Literal["vision", "projector", "prefill", "decode"]
 Binds = Literal["FLOPs", "bytes"]
 """What limits a stage: its work (compute-bound), or the bytes that it moves (memory-bound)."""
 
-_BLOCK = 32  # int4 weights that share a scale, as `visprune quantize` writes them
+_BLOCK = 128  # int4 weights that share a scale, as `visprune quantize` writes them
 _CACHE_PASSES = 3  # attention reads the cache; joining new keys and values to the old reads and writes it
 
 

@@ -2,6 +2,7 @@
 
     int8, fp8       x -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear <- W
     int8-dynamic    DynamicQuantizeMatMul of ONNX Runtime, which finds the range of x at run time
+    int8-weights    MatMulNBits of ONNX Runtime with 8 bits
     int4            MatMulNBits of ONNX Runtime; for TensorRT a blocked DequantizeLinear before the MatMul
 
 ONNX Runtime uses an integer kernel for the first form only if each linear layer has a QuantizeLinear of its
@@ -21,12 +22,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from visprune.quantize.linears import Linear
-from visprune.quantize.numerics import Fp8, Int4, Int8, NumberFormat
+from visprune.quantize.numerics import Blocks, Fp8, Int8, NumberFormat
 
 __all__ = ["FORMS", "MICROSOFT", "Builder", "Weight", "number_format"]
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+
+_BYTE_BLOCK = 128  # inputs that share a scale, for int8-weights: 8 bits gain little from smaller blocks
 
 MakeArray = Callable[[], NDArray[Any]]
 
@@ -39,7 +42,9 @@ def number_format(precision: str, block: int) -> NumberFormat:
         block: Inputs that share a scale; used by int4 only.
     """
     if precision == "int4":
-        return Int4(block)
+        return Blocks(4, block)
+    if precision == "int8-weights":
+        return Blocks(8, _BYTE_BLOCK)
     return Fp8() if precision == "fp8" else Int8()
 
 
@@ -181,18 +186,25 @@ def _int8_dynamic(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale
 
 
 def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:
+    if not to.shares:
+        return _in_blocks(to, linear, weight, bias, scale)
+    blocks = -(-linear.shape[0] // to.block)
+    scales = _scales(to, linear, weight, (blocks, linear.shape[1]))
+    stored = to.lazy(
+        f"{linear.name}.quantized",
+        ir.DataType.INT4,
+        linear.shape,
+        lambda: weight.stored().astype(ml_dtypes.int4),
+    )
+    unrounded = to.node("DequantizeLinear", stored, scales, axis=0, block_size=to.block)
+    return to.biased(to.node("MatMul", linear.x, unrounded), bias)
+
+
+def _in_blocks(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float | None) -> ir.Value:
+    form = weight.form
+    assert isinstance(form, Blocks)
     rows, columns = linear.shape
-    blocks = -(-rows // to.block)
-    if to.shares:
-        scales = _scales(to, linear, weight, (blocks, columns))
-        stored = to.lazy(
-            f"{linear.name}.quantized",
-            ir.DataType.INT4,
-            linear.shape,
-            lambda: weight.stored().astype(ml_dtypes.int4),
-        )
-        unrounded = to.node("DequantizeLinear", stored, scales, axis=0, block_size=to.block)
-        return to.biased(to.node("MatMul", linear.x, unrounded), bias)
+    blocks = -(-rows // form.block)
     scales = to.lazy(
         f"{linear.name}.scales",
         _kind(to.dtype),
@@ -202,8 +214,8 @@ def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float 
     packed = to.lazy(
         f"{linear.name}.quantized",
         ir.DataType.UINT8,
-        (columns, blocks, to.block // 2),
-        lambda: pack(weight.stored(), to.block),
+        (columns, blocks, form.block * form.bits // 8),
+        lambda: pack(weight.stored(), form),
     )
     return to.node(
         "MatMulNBits",
@@ -216,27 +228,37 @@ def _int4(to: Builder, linear: Linear, weight: Weight, bias: Bias, scale: float 
         domain=MICROSOFT,
         K=rows,
         N=columns,
-        bits=4,
-        block_size=to.block,
+        bits=form.bits,
+        block_size=form.block,
         accuracy_level=4,  # rounds activations to int8 in blocks, so that the arithmetic is in integers
     )
 
 
-FORMS: dict[str, Form] = {"int8": _int8, "int8-dynamic": _int8_dynamic, "fp8": _fp8, "int4": _int4}
+FORMS: dict[str, Form] = {
+    "int8": _int8,
+    "int8-dynamic": _int8_dynamic,
+    "int8-weights": _in_blocks,
+    "fp8": _fp8,
+    "int4": _int4,
+}
 """By precision, the function that adds the nodes of a quantized linear layer and returns its output.
 
 Its arguments are the builder, the layer, its weight, its bias and the scale of its activation, which is None
 for precisions without a fixed one."""
 
 
-def pack(stored: NDArray[Any], block: int) -> NDArray[np.uint8]:
-    """Pack four-bit integers [K, N] as `MatMulNBits` reads them: [N, K / block, block / 2] uint8.
+def pack(stored: NDArray[Any], form: Blocks) -> NDArray[np.uint8]:
+    """Pack integers [K, N] as `MatMulNBits` reads them: [N, K / block, block * bits / 8] uint8.
 
-    Each byte holds two numbers, the first in its low bits, and 8 is added to each number.
+    Half of the range is added to each number, so that none is negative. Of 4 bits, each byte holds two
+    numbers, the first in its low bits.
     """
     rows, columns = stored.shape
-    padded = np.pad(stored.astype(np.int8) + 8, ((0, -rows % block), (0, 0)), constant_values=8)
-    blocks = padded.T.astype(np.uint8).reshape(columns, -1, block)
+    half = 1 << (form.bits - 1)
+    padded = np.pad(stored.astype(np.int16) + half, ((0, -rows % form.block), (0, 0)), constant_values=half)
+    blocks = padded.T.astype(np.uint8).reshape(columns, -1, form.block)
+    if form.bits == 8:
+        return np.ascontiguousarray(blocks)
     return np.ascontiguousarray(blocks[..., ::2] | (blocks[..., 1::2] << 4))
 
 

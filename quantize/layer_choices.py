@@ -20,7 +20,7 @@ from visprune.quantize.carriers import find_carrier
 from visprune.quantize.forms import number_format
 from visprune.quantize.linears import Linear, find_linears, part_of
 from visprune.quantize.numerics import Fp8, Int8, NumberFormat, fake_weight, relative_error
-from visprune.quantize.quantize_options import FLOAT, ResolvedOptions
+from visprune.quantize.quantize_options import FLOAT, WEIGHTS_ONLY, ResolvedOptions
 from visprune.quantize.ranges import candidates
 
 __all__ = ["GraphChoices", "LayerChoice", "choose_layers"]
@@ -182,10 +182,10 @@ class _Trial:
     def best_factors(self, precision: str) -> Array | None:
         """Return the factors with the least error at the whole range; None if no factors are best."""
         found: list[tuple[float, Array | None]] = []
-        for exponent in _AWQ if precision == "int4" else _SMOOTH:
+        for exponent in _AWQ if precision in WEIGHTS_ONLY else _SMOOTH:
             factors = self._factors(exponent, precision) if exponent else None
             trial = self if factors is None else self.smoothed(factors)
-            width = None if precision == "int4" else float(trial.seen.amax.max())
+            width = None if precision in WEIGHTS_ONLY else float(trial.seen.amax.max())
             found.append((float(np.square(trial.errors(width)).sum()), factors))
         return min(found, key=lambda pair: pair[0])[1]
 
@@ -194,7 +194,7 @@ class _Trial:
 
         AWQ (section 3.2): mean |x| ^ a. SmoothQuant (equation 4): max |x| ^ a / max |w| ^ (1 - a).
         """
-        if precision == "int4":
+        if precision in WEIGHTS_ONLY:
             logs = exponent * _log(self.seen.mean)
         else:
             weights = np.max([np.abs(weight).max(axis=1) for weight in self.weights], axis=0)

@@ -5,7 +5,7 @@ channel. A scale turns a stored number back into a value: value = scale * stored
 
     int8    -127 .. 127      one scale for each output channel of a weight, one for an activation
     fp8     E4M3, to 448     the same; 4 exponent and 3 mantissa bits (arXiv 2209.05433)
-    int4    -8 .. 7          one scale for each block of inputs of each output channel; weights only
+    blocks  -8 .. 7 or -128 .. 127, one scale for each block of inputs of each output channel; weights only
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Fp8", "Int4", "Int8", "NumberFormat", "fake_weight", "positive", "relative_error"]
+__all__ = ["Blocks", "Fp8", "Int8", "NumberFormat", "fake_weight", "positive", "relative_error"]
 
 Array = NDArray[np.float32]
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# Shares of the range that are tried for each int4 block: clipping a few outliers makes finer steps.
+# Shares of the range that are tried for each block of 4 bits: clipping a few outliers makes finer steps.
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
@@ -95,15 +95,21 @@ class Fp8(_PerChannel):
 
 
 @dataclass(frozen=True, slots=True)
-class Int4:
-    """4-bit integers, with a scale for each block of inputs.
+class Blocks:
+    """Integers of 4 or 8 bits, with a scale for each block of inputs.
 
     Attributes:
+        bits: 4 or 8.
         block: Inputs that share a scale; the last block of a column may be shorter.
     """
 
+    bits: int
     block: int
-    largest: float = 7.0
+
+    @property
+    def largest(self) -> float:
+        """The largest stored number: 7 or 127."""
+        return 2.0 ** (self.bits - 1) - 1
 
     def weight_scales(self, weight: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return a scale for each block, [K / block, N]: of a few, the one with the least squared error."""
@@ -111,17 +117,17 @@ class Int4:
         widest = np.abs(blocks).max(axis=1)
         best = np.full(widest.shape, np.inf, np.float32)
         chosen = np.empty(widest.shape, dtype)
-        for shrink in _SHRINKS:
+        for shrink in _SHRINKS if self.bits == 4 else (1.0,):
             scales = positive(widest * (shrink / self.largest), dtype)
             step = scales.astype(np.float32)[:, None]
-            error = np.square(_to_int4(blocks / step) * step - blocks).sum(axis=1)
+            error = np.square(self._rounded(blocks / step) * step - blocks).sum(axis=1)
             better = error < best
             best[better], chosen[better] = error[better], scales[better]
         return chosen
 
     def round_weight(self, weight: Array, scales: NDArray[Any]) -> NDArray[Any]:
-        """Return the stored numbers, [K, N] int8 with values from -8 to 7."""
-        return _to_int4(weight / self.spread(scales, len(weight))).astype(np.int8)
+        """Return the stored numbers, [K, N] int8 with values from -8 to 7 or from -128 to 127."""
+        return self._rounded(weight / self.spread(scales, len(weight))).astype(np.int8)
 
     def spread(self, scales: NDArray[Any], rows: int) -> Array:
         """Return the scale of each number of the weight, [K, N] float32, K being `rows`."""
@@ -133,10 +139,9 @@ class Int4:
         padded = np.pad(weight, ((0, -rows % self.block), (0, 0)))
         return padded.reshape(-1, self.block, columns)
 
-
-def _to_int4(x: Array) -> Array:
-    rounded: Array = np.clip(np.rint(x), -8, 7)
-    return rounded
+    def _rounded(self, x: Array) -> Array:
+        rounded: Array = np.clip(np.rint(x), -self.largest - 1, self.largest)
+        return rounded
 
 
 def positive(scales: Array, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "PRECISIONS",
     "RANGES",
     "STATIC",
+    "WEIGHTS_ONLY",
     "QuantizeOptions",
     "Range",
     "ResolvedOptions",
@@ -28,7 +29,7 @@ __all__ = [
 
 FLOAT = "float"
 """The precision of a part that is not quantized."""
-PRECISIONS = ("int8", "int8-dynamic", "fp8", "int4")
+PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "fp8", "int4")
 PARTS = ("vision", "projector", "decoder", "head")
 BLOCK_SIZES = (32, 64, 128)
 
@@ -38,7 +39,8 @@ RANGES: tuple[Range, ...] = ("search", "max", "percentile", "entropy")
 
 STATIC = ("int8", "fp8")
 """Precisions that round activations to a fixed range, which is found on samples."""
-
+WEIGHTS_ONLY = ("int8-weights", "int4")
+"""Precisions that leave activations float."""
 
 Part = Annotated[
     str | None,
@@ -52,15 +54,18 @@ class QuantizeOptions:
     """Options of a quantization. They are checked here as far as that is possible without a bundle.
 
     The parts are by default quantized to `precision`, and the output matrix of the language model (`head`) as
-    its layers (`decoder`). The error of a graph's output is relative (L2), on held-out samples; infinity is
-    no limit.
+    its layers (`decoder`). For ONNX Runtime, the head of int4 and int8-dynamic decoders is int8-weights: it
+    is computed for one token at a time, which this form does fastest, and errors in it count most.
+
+    The error of a graph's output is relative (L2), on held-out samples; infinity is no limit.
 
     Raises:
         UsageError: An option has a value that is not offered.
     """
 
     precision: Annotated[
-        str, Option("int8, int8-dynamic, fp8 or int4.", metavar="NAME", flags=("--precision", "-p"))
+        str,
+        Option("int8, int8-dynamic, int8-weights, fp8 or int4.", metavar="NAME", flags=("--precision", "-p")),
     ]
     calibration: Annotated[
         str | Path | None,
@@ -79,7 +84,7 @@ class QuantizeOptions:
     ] = FLOAT
     block_size: Annotated[
         int, Option("For int4, the number of inputs that share a scale: 32, 64 or 128.")
-    ] = 32
+    ] = 128
     ranges: Annotated[
         Range,
         Option("How ranges of activations are found: search, max, percentile or entropy.", metavar="HOW"),
@@ -174,7 +179,7 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> ResolvedO
         "vision": options.vision or options.precision,
         "projector": options.projector or options.precision,
         "decoder": decoder,
-        "head": options.head or decoder,
+        "head": options.head or _head(decoder, platform),
     }
     parts = {part: _float_or_precision(part, precision, dtype) for part, precision in wanted.items()}
     chosen = {**parts, "embedding": options.embedding}
@@ -198,6 +203,13 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> ResolvedO
     )
 
 
+def _head(decoder: str, platform: Target) -> str:
+    """Return the precision of the head that goes with one of the decoder."""
+    if decoder in ("int4", "int8-dynamic") and "int8-weights" in platform.quantized:
+        return "int8-weights"
+    return decoder
+
+
 def _float_or_precision(part: str, precision: str, dtype: str) -> str:
     """Return a precision, or `FLOAT` if it is a name of the bundle's float type, such as fp32."""
     wanted = DTYPES.get(precision)
@@ -217,6 +229,7 @@ def _unsupported(precision: str, part: str, name: str, offered: tuple[str, ...])
         "fp8": "its GPU has no 8-bit floating point, which begins with SM89",
         "int4": "4-bit weights are not proven with its TensorRT",
         "int8-dynamic": "TensorRT needs ranges that are known beforehand",
+        "int8-weights": "the operator is ONNX Runtime's own",
     }[precision]
     return UnsupportedError(
         f"The target {name} cannot take {precision} (for {part}): {why}.",

@@ -40,8 +40,8 @@ def quantize(
     Args:
         bundle: A float bundle, pruned or not.
         output: The directory to make.
-        precision: Precision of the parts without an option of their own: "int8", "int8-dynamic", "fp8" or
-            "int4".
+        precision: Precision of the parts without an option of their own: "int8", "int8-dynamic",
+            "int8-weights", "fp8" or "int4".
         judge: Asks both bundles questions with known answers, for the report.
         progress: Called as the work goes on.
         **options: The other fields of `QuantizeOptions`.

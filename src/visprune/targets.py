@@ -117,7 +117,7 @@ TARGETS = {
     t.name: t
     for t in (
         Target("onnxruntime", "ONNX Runtime on a CPU or an NVIDIA GPU",
-               "native", 23, "float32", ("int8", "int8-dynamic", "fp8", "int4")),
+               "native", 23, "float32", ("int8", "int8-dynamic", "int8-weights", "fp8", "int4")),
         Target("jetpack6", "Jetson Orin with JetPack 6",
                "primitive", 19, "float16", ("int8",), "tensorrt", ("10.3", "11"), (87,)),
         Target("jetpack7-orin", "Jetson Orin with JetPack 7.2 or newer",

@@ -67,7 +67,7 @@ class TestWeights:
             1,
             1,
         ]
-        assert weight_bytes("int4", 2) == 0.5 + 2 / 32
+        assert weight_bytes("int4", 2) == 0.5 + 2 / 128
         whole, half = (memory_of(pruned(), new=1, precision=p) for p in ("fp16", "int8"))
         assert half.decoder * 2 == whole.decoder
         assert half.embedding == whole.embedding

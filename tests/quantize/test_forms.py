@@ -11,9 +11,11 @@ pytest.importorskip("onnx_ir")
 from small_graphs import drawn, ir, model, node, onnx, operators, planned, run, settings, write
 
 from visprune.quantize.forms import pack
+from visprune.quantize.numerics import Blocks
 
 K, N, ROWS = 64, 24, 5
 LARGEST = {"int8": 127, "fp8": 448}
+WEIGHTS_ONLY = ("int8-weights", "int4")
 # Errors relative to the largest output. For float16, ONNX Runtime multiplies in float32 or in float16.
 TOLERANCE = {"float32": 2e-6, "float16": 3e-3}
 
@@ -28,15 +30,16 @@ def e4m3(x):
 
 def weight_as_stored(weight, precision, dtype, block):
     """Return a weight after rounding, in float32. Its scales have the graph's type."""
-    if precision == "int4":
+    if precision in WEIGHTS_ONLY:
         out = np.empty_like(weight)
+        largest, shrinks = (7, (1.0, 0.95, 0.9, 0.85, 0.8)) if precision == "int4" else (127, (1.0,))
         for n in range(weight.shape[1]):
             for k in range(0, len(weight), block):
                 part = weight[k : k + block, n]
                 tried = []
-                for shrink in (1.0, 0.95, 0.9, 0.85, 0.8):
-                    scale = np.float32(dtype.type(np.abs(part).max() * np.float32(shrink / 7)))
-                    rounded = np.clip(np.rint(part / scale), -8, 7) * scale
+                for shrink in shrinks:
+                    scale = np.float32(dtype.type(np.abs(part).max() * np.float32(shrink / largest)))
+                    rounded = np.clip(np.rint(part / scale), -largest - 1, largest) * scale
                     tried.append((float(np.square(rounded - part).sum()), rounded))
                 out[k : k + block, n] = min(tried, key=lambda pair: pair[0])[1]
         return out
@@ -54,14 +57,14 @@ def activation_as_seen(x, precision, scale, dtype, block, quotient="float32"):
         step = np.float32((high - low) / 255)
         zero = np.rint(-low / step)
         return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
-    if precision == "int4" and block:  # activations are rounded in blocks at accuracy level 4
+    if precision in WEIGHTS_ONLY and block:  # activations are rounded in blocks at accuracy level 4
         out = np.empty_like(x)
         for k in range(0, x.shape[-1], block):
             part = x[..., k : k + block]
             step = np.abs(part).max(axis=-1, keepdims=True) / np.float32(127)
             out[..., k : k + block] = np.rint(part / np.where(step, step, 1)) * step
         return out
-    if precision == "int4":
+    if precision in WEIGHTS_ONLY:
         return x
     step = np.float32(dtype.type(scale))
     divided = (x / step).astype(quotient).astype(np.float32)
@@ -83,6 +86,7 @@ def make(dtype, layers, biased):
 
 def check(precision, dtype, folder, *, layers=1, biased=True, shares=False, block=32, optimized=True):
     """Write layers in a precision, run them, compare each with NumPy, and return the path of the graph."""
+    block = 128 if precision == "int8-weights" else block
     made, constants = make(dtype, layers, biased)
     x = drawn(1, ROWS, K, dtype=dtype)
     scale = float(np.abs(x).max()) / LARGEST.get(precision, 127) * 0.9  # some values are clipped
@@ -97,12 +101,12 @@ def check(precision, dtype, folder, *, layers=1, biased=True, shares=False, bloc
             own = np.nextafter(own, kind.type(np.inf))
         weight = weight_as_stored(constants[name].astype(np.float32), precision, kind, block)
         bias = constants[f"{name}.bias"].astype(np.float32) if biased else 0.0
-        # Where a processor has no kernel that rounds the activations of int4, they stay as they are.
+        # Where a processor has no kernel that rounds the activations in blocks, they stay as they are.
         possible = [
             activation_as_seen(seen, precision, own, kind, 0 if shares else block, quotient)
             for quotient in ("float32", dtype)  # ONNX Runtime before 1.32, and since 1.32
         ]
-        possible += [seen] if precision == "int4" else []
+        possible += [seen] if precision in WEIGHTS_ONLY else []
         assert got.dtype == kind
         assert min(distance(got, rounded @ weight + bias) for rounded in possible) < TOLERANCE[dtype]
     return path
@@ -113,9 +117,8 @@ def distance(got, expected):
 
 
 CASES = [
-    *((precision, "onnxruntime", "float32") for precision in ("int8", "int8-dynamic", "int4")),
-    ("fp8", "onnxruntime", "float32"),
-    *((precision, "onnxruntime", "float16") for precision in ("int8", "fp8", "int4")),
+    *((precision, "onnxruntime", "float32") for precision in ("int8", "int8-dynamic", "fp8", *WEIGHTS_ONLY)),
+    *((precision, "onnxruntime", "float16") for precision in ("int8", "fp8", *WEIGHTS_ONLY)),
     *((precision, "tensorrt", dtype) for precision in ("int8", "fp8", "int4") for dtype in TOLERANCE),
 ]
 
@@ -163,7 +166,7 @@ def test_packing_is_that_of_the_kernels_own_quantizer(rows, block):
     state.quantize_matmul_4bits(packed, weight, scales, zeros, block, N, rows, True)
     spread = np.repeat(scales.reshape(N, blocks).T, block, axis=0)[:rows]
     numbers = np.clip(np.rint(weight / spread), -8, 7).astype(np.int8)
-    ours = pack(numbers, block)
+    ours = pack(numbers, Blocks(4, block))
     assert ours.shape == packed.shape
     one, other = (unpacked(each)[:, :rows] for each in (ours, packed))
     np.testing.assert_array_equal(one, numbers.T)
@@ -177,16 +180,18 @@ def unpacked(packed):
     return pairs.reshape(len(packed), -1).astype(int) - 8
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [64, 96, 100])
-def test_packed_numbers_are_read_as_they_are(rows, tmp_path):
+def test_packed_numbers_are_read_as_they_are(rows, bits, tmp_path):
     """With a row of the identity matrix as float activation, the output is the weights."""
-    numbers = np.random.default_rng(0).integers(-8, 8, (rows, N)).astype(np.int8)
+    half = 1 << (bits - 1)
+    numbers = np.random.default_rng(0).integers(-half, half, (rows, N)).astype(np.int8)
     scales = np.abs(drawn(N, -(-rows // 32))) + 0.1
     product = node(
         "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
-        K=rows, N=N, bits=4, block_size=32, accuracy_level=0,
+        K=rows, N=N, bits=bits, block_size=32, accuracy_level=0,
     )  # fmt: skip
-    made = model([product], {"x": ["S", rows]}, ["y"], {"w": pack(numbers, 32), "s": scales})
+    made = model([product], {"x": ["S", rows]}, ["y"], {"w": pack(numbers, Blocks(bits, 32)), "s": scales})
     made.opset_imports["com.microsoft"] = 1
     ir.save(made, tmp_path / "graph.onnx")
     (got,) = run(tmp_path / "graph.onnx", {"x": np.eye(rows, dtype=np.float32)})

@@ -14,6 +14,7 @@ from visprune.quantize.linears import find_linears
 KERNELS = {
     "int8": {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"},
     "int8-dynamic": {"DynamicQuantizeMatMul"},
+    "int8-weights": {"MatMulNBits"},
     "int4": {"MatMulNBits"},
 }
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}
@@ -27,7 +28,8 @@ def optimized(path, folder):
 
 
 def kernels(graph, precision):
-    return sum(one.op_type in KERNELS[precision] for one in graph.node)
+    """Count the kernels of a precision, and those of the head."""
+    return sum(one.op_type in KERNELS[precision] | KERNELS["int8-weights"] for one in graph.node)
 
 
 def float_products(graph):

@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("ml_dtypes")
 
 from visprune.quantize.forms import number_format
-from visprune.quantize.numerics import Fp8, Int4, Int8, fake_weight, positive, relative_error
+from visprune.quantize.numerics import Blocks, Fp8, Int8, fake_weight, positive, relative_error
 
-PRECISIONS = ("int8", "fp8", "int4")
+PRECISIONS = ("int8", "int8-weights", "fp8", "int4")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
-FINEST = {"int8": 0.5 / 127, "fp8": 1 / 16, "int4": 0.5 / 7}
+FINEST = {"int8": 0.5 / 127, "int8-weights": 0.5 / 127, "fp8": 1 / 16, "int4": 0.5 / 7}
 
 
 def e4m3(code):
@@ -94,7 +94,7 @@ def test_fp8_weights(dtype):
 @pytest.mark.parametrize("block", [32, 64, 128])
 @pytest.mark.parametrize("rows", [32, 128, 200])
 def test_int4_weights_have_a_scale_for_each_block(rows, block):
-    form, dtype = Int4(block), np.dtype(np.float32)
+    form, dtype = Blocks(4, block), np.dtype(np.float32)
     weight = drawn((rows, 5))
     scales = form.weight_scales(weight, dtype)
     stored = form.round_weight(weight, scales)
@@ -141,7 +141,7 @@ def test_a_weight_on_the_grid_is_stored_exactly():
     integers = rng.integers(-7, 8, (64, 6)).astype(np.float32)
     integers[0] = integers[32] = 7
     dtype = np.dtype(np.float32)
-    np.testing.assert_allclose(fake_weight(Int4(32), integers * 0.5, dtype), integers * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(fake_weight(Blocks(4, 32), integers * 0.5, dtype), integers * 0.5, rtol=1e-6)
     integers[0] = 127
     np.testing.assert_allclose(fake_weight(Int8(), integers * 0.5, dtype), integers * 0.5, rtol=1e-6)
     codes = GRID[rng.integers(0, len(GRID), (64, 6))].astype(np.float32)

@@ -59,6 +59,7 @@ def test_an_output_that_is_there(tiny, tmp_path, jsonl, refused):
         ("jetpack6", "fp8", "jetpack6 cannot take fp8 .*SM89"),
         ("jetpack6", "int4", "jetpack6 cannot take int4 .*not proven"),
         ("jetpack6", "int8-dynamic", "jetpack6 cannot take int8-dynamic .*beforehand"),
+        ("jetpack6", "int8-weights", "jetpack6 cannot take int8-weights .*ONNX Runtime's own"),
         ("rtx", "int8-dynamic", "rtx cannot take int8-dynamic"),
     ],
 )
@@ -77,6 +78,23 @@ def test_what_else_targets_have_not():
         for precision in platform.quantized:
             dtype = "float32" if precision == "int8-dynamic" else platform.dtype
             assert resolve(QuantizeOptions(precision), platform, dtype).parts["vision"] == precision, name
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "head"),
+    [
+        ({"precision": "int4"}, "onnxruntime", "int8-weights"),
+        ({"precision": "int8-dynamic"}, "onnxruntime", "int8-weights"),
+        ({"precision": "int8", "decoder": "int4"}, "onnxruntime", "int8-weights"),
+        ({"precision": "int8"}, "onnxruntime", "int8"),
+        ({"precision": "int4", "decoder": "float"}, "onnxruntime", "float"),
+        ({"precision": "int4", "head": "int4"}, "onnxruntime", "int4"),
+        ({"precision": "int4"}, "rtx", "int4"),
+    ],
+)
+def test_the_head_that_goes_with_a_decoder(options, name, head):
+    platform = TARGETS[name]
+    assert resolve(QuantizeOptions(**options), platform, platform.dtype).parts["head"] == head
 
 
 def test_fp8_begins_with_sm89():
