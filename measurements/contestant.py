@@ -1,7 +1,9 @@
 """A subprocess that holds one model and repeats on demand; `rounds.py` starts it and sends it requests.
 
     python measurements/contestant.py bundle PATH [--provider cuda] [--ratio 1.0]
+    python measurements/contestant.py bundle PATH --provider openvino
     python measurements/contestant.py transformers PATH [--dtype float16] [--device cuda] [--compiled]
+    python measurements/contestant.py llama PATH --types Q8_0+Q4_0
 
 Requests are lines on stdin, and replies are lines of JSON on stdout. The first reply, once the model is
 loaded, has the memory of the process. The reply to each request has its memory, and the milliseconds of one
@@ -18,28 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from measure import Memory, pixels, prompt
-
-
-@dataclass(slots=True)
-class Repetition:
-    """Result of a prefill and greedy decoding.
-
-    Attributes:
-        logits: Logits of the first new token, [V].
-        tokens: All new tokens.
-        ms: Milliseconds to the first token, of each stage until then, and of each later token ("decode").
-    """
-
-    logits: Any
-    tokens: list[int]
-    ms: dict[str, float]
-
-
-Repeat = Callable[[], Repetition]
+from repetition import Contender, Repeat, Repetition, elapsed
 
 _STAGES = {
     "vision_encoder": "vision",
@@ -48,20 +34,17 @@ _STAGES = {
 }  # other graphs are "prefill"
 
 
-def elapsed(start: float) -> float:
-    """Return the milliseconds since a reading of the clock."""
-    return (time.perf_counter() - start) * 1e3
-
-
-def bundle(args: argparse.Namespace) -> Repeat:
+def bundle(args: argparse.Namespace) -> Contender:
     """Load a bundle; a repetition is a new conversation that starts with pixels and token ids."""
     import visprune
+    from visprune.runtime.backends import PROVIDERS
     from visprune.runtime.backends.runner import to_numpy
     from visprune.runtime.loading import threads_for
     from visprune.runtime.session import Session
     from visprune.runtime.vision.kept_tokens import keep_for
     from visprune.runtime.vision.pictures import Picture
 
+    PROVIDERS["openvino"] = "openvino_runner:open_openvino"
     threads = threads_for(args.provider, args.threads)
     pipeline = visprune.load(args.path, provider=args.provider, threads=threads)
     manifest, executor = pipeline.manifest, pipeline.loaded.executor
@@ -83,10 +66,10 @@ def bundle(args: argparse.Namespace) -> Repeat:
         ms["decode"] = elapsed(start) / args.steps
         return Repetition(to_numpy(done.logits).reshape(-1), tokens, ms)
 
-    return repeat
+    return Contender(repeat)
 
 
-def transformers_model(args: argparse.Namespace) -> Repeat:
+def transformers_model(args: argparse.Namespace) -> Contender:
     """Load a checkpoint in transformers; it sees all visual tokens, and its modules give the same stages."""
     import torch
     import transformers
@@ -107,7 +90,7 @@ def transformers_model(args: argparse.Namespace) -> Repeat:
     stages.watch("prefill", model.model.language_model, model.lm_head)
     inputs = {"input_ids": ids, "pixel_values": picture}
     if args.compiled:
-        return _compiled(model, inputs, stages, args.steps)
+        return Contender(_compiled(model, inputs, stages, args.steps))
 
     def repeat() -> Repetition:
         cache = transformers.DynamicCache(config=model.config.text_config)
@@ -125,7 +108,17 @@ def transformers_model(args: argparse.Namespace) -> Repeat:
             tokens.append(int(token))
         return Repetition(logits, tokens, ms | {"decode": elapsed(start) / args.steps})
 
-    return repeat
+    return Contender(repeat)
+
+
+def llama_server(args: argparse.Namespace) -> Contender:
+    """Start the server of llama.cpp."""
+    from llama import llama
+
+    return llama(Path(args.path), args.types, args.threads, args.steps)
+
+
+KINDS = {"bundle": bundle, "transformers": transformers_model, "llama": llama_server}
 
 
 def _compiled(model: Any, inputs: dict[str, Any], stages: Stages, steps: int) -> Repeat:
@@ -213,7 +206,7 @@ class Stages:
 def main() -> None:
     """Load the model, then repeat until stdin is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("bundle", "transformers"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("path")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int, default=16, help="tokens that are decoded after the first")
@@ -222,18 +215,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--types", help="of llama.cpp's vision file and text file, such as Q8_0+Q4_0")
     args = parser.parse_args()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # so that text that a library prints is no reply
-        repeat = bundle(args) if args.kind == "bundle" else transformers_model(args)
+        made = KINDS[args.kind](args)
         gc.collect()
-        print(json.dumps({"memory": asdict(Memory.of())}), file=replies, flush=True)
+        print(json.dumps({"memory": asdict(Memory.of(made.process))}), file=replies, flush=True)
         for line in sys.stdin:
-            done = repeat()
-            reply = {"ms": done.ms, "memory": asdict(Memory.of())}
+            done = made.repeat()
+            reply = {"ms": done.ms, "memory": asdict(Memory.of(made.process))}
             if line.strip() == "answer":
                 reply |= {"tokens": done.tokens, "logits": done.logits.tolist()}
             print(json.dumps(reply), file=replies, flush=True)
+        made.close()
 
 
 if __name__ == "__main__":

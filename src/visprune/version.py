@@ -1,3 +1,3 @@
 """Version of visprune, in a module that imports nothing."""
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
