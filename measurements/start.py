@@ -5,8 +5,9 @@
 
 Each start is a process of its own that answers with one token, whose end of line is the first thing that it
 writes. In a round each checkout starts once, in turns of order, so that other load on the machine affects all
-alike. The first round warms the disk cache and does not count. Figures are medians over rounds, with the
-interquartile range as a share of the median; ratios are medians over rounds of this / other in a round.
+alike. The first round warms the disk cache and compiles the modules; it does not count. Figures are medians
+over rounds, with the interquartile range as a share of the median; ratios are medians over rounds of
+this / other in a round.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def start(checkout: Path, arguments: list[str]) -> Start:
         RuntimeError: It ended without one.
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # modules of an installed package are compiled too
     begun = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "visprune", "run", *arguments],

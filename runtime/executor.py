@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from visprune.errors import BundleError, UsageError
 from visprune.manifest import Graph, Stage, TensorSpec
+from visprune.runtime.backends.opening import Opening
 from visprune.runtime.backends.runner import Runner, Value, size_in_bytes, to_numpy
 from visprune.runtime.bounded import BoundedCache
 
@@ -35,7 +36,8 @@ class Execution:
     Attributes:
         values: Wanted values that were assigned, except those of single images.
         images: For each image, the wanted values that its stages assigned.
-        timings_ms: Milliseconds of each stage that ran, by graph, in order.
+        timings_ms: Milliseconds of each stage that ran, by graph, in order; and of waiting for graphs that
+            were still being opened, as `opening`.
         images_cached: Number of images whose features were in the cache of pictures.
     """
 
@@ -193,13 +195,23 @@ class Executor:
                     else _empty_input(step.specs[value])
                     for tensor, value in stage.inputs.items()
                 }
+                runner = self._runner(stage.graph, timings)
                 start = time.perf_counter()
-                outputs = self._runners[stage.graph].infer(feeds)
+                outputs = runner.infer(feeds)
                 timings[stage.graph] = timings.get(stage.graph, 0.0) + (time.perf_counter() - start) * 1e3
                 values |= {value: outputs[tensor] for tensor, value in stage.outputs.items()}
                 del feeds, outputs  # they hold references to values that are freed next
             for value in step.done_after:
                 values.pop(value, None)
+
+    def _runner(self, graph: str, timings: dict[str, float]) -> Runner:
+        """Return the runner of a graph. The time until it is open is added to the timing `opening`."""
+        runner = self._runners[graph]
+        if isinstance(runner, Opening) and not runner.over:
+            start = time.perf_counter()
+            runner = runner.wait()
+            timings["opening"] = timings.get("opening", 0.0) + (time.perf_counter() - start) * 1e3
+        return runner
 
 
 def _split(steps: Sequence[_Step]) -> tuple[list[_Step], list[_Step]]:

@@ -70,7 +70,8 @@ class Generation:
         images_cached: Number of these images that were not encoded, because their features or their visual
             tokens were cached.
         timings_ms: Milliseconds of `preprocess` (images and text), of each graph of the prefill by its name
-            (the decoder is `prefill`), of `decode` (all later tokens), `decode_per_token`, and `total`.
+            (the decoder is `prefill`), of `decode` (all later tokens), `decode_per_token`, and `total`; also
+            of `opening`, the wait for graphs, if some were still being opened.
     """
 
     text: str

@@ -9,8 +9,9 @@ from pathlib import Path
 from visprune.bundle import Bundle
 from visprune.cores import usable_cores
 from visprune.errors import UsageError
-from visprune.runtime.backends import ENGINES, backend, check_low_memory, graph_opener
-from visprune.runtime.backends.runner import BackendOptions
+from visprune.runtime.backends import AT_ONCE, ENGINES, backend, check_low_memory, graph_opener
+from visprune.runtime.backends.opening import begin_to_open
+from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.bounded import BoundedCache
 from visprune.runtime.interfaces import check_interfaces
 from visprune.runtime.loaded_model import Caches
@@ -23,13 +24,14 @@ __all__ = ["check_threads", "load", "threads_for"]
 _MAX_THREADS = 1024  # more than any machine needs; ONNX Runtime starts as many threads as it is told to
 
 
-def load(
+def load(  # noqa: PLR0913 - all are independent
     path: str | Path,
     *,
     provider: str = "cpu",
     threads: int | None = None,
     low_memory: bool = False,
     verify: bool = True,
+    wait: bool = True,
     picture_cache: int = 0,
     prefix_cache: int = 0,
     on_file: Callable[[str, int], None] | None = None,
@@ -46,6 +48,8 @@ def load(
             when others need the GPU's memory.
         verify: Compare every file with its hash. A file that was verified before and has not changed since
             is not read again.
+        wait: Return when all graphs are open. Otherwise, on the CPU, a graph that is still being opened is
+            waited for when it runs first, and an error of its file or for lack of memory is raised there.
         picture_cache: Bytes in which to keep the features of the last images, as they are before the pruner.
             A question about one of them, at any ratio, then needs no run of the vision encoder.
         prefix_cache: Bytes in which `Pipeline.answer` keeps the keys and values of the last conversations. A
@@ -75,11 +79,16 @@ def load(
         verify_files(bundle, on_file)
     options = BackendOptions(provider, threads or usable_cores(), low_memory)
     open_graph = graph_opener(bundle, options)
+    graphs = {stage.graph: None for stage in bundle.manifest.stages}
+    runners: dict[str, Runner]
     with ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(open_graph(name))
-            for name in {stage.graph: None for stage in bundle.manifest.stages}
-        }
+        if provider in AT_ONCE:
+            openings = begin_to_open(open_graph, graphs, options.threads)
+            for opening in openings.values():
+                stack.enter_context(opening)
+            runners = {name: one.wait() if wait else one for name, one in openings.items()}
+        else:
+            runners = {name: stack.enter_context(open_graph(name)) for name in graphs}
         caches = Caches(BoundedCache(picture_cache), Prefixes(prefix_cache))
         pipeline = Pipeline(bundle, runners, options, caches)
         stack.pop_all()  # the pipeline closes the runners from here on

@@ -13,6 +13,7 @@ from visprune.bundle import Bundle
 from visprune.cache_names import past_names
 from visprune.errors import BundleError
 from visprune.manifest import SUPPLIED, Manifest
+from visprune.runtime.backends import ENGINES
 from visprune.runtime.backends.host_cache import capacity_for
 from visprune.runtime.backends.runner import BackendOptions, Runner
 from visprune.runtime.conversation import Chat
@@ -86,7 +87,7 @@ class Pipeline:
             read_tokenizer(bundle),
             read_template(bundle),
             read_pictures(bundle),
-            cache_capacities(manifest, runners),
+            cache_capacities(manifest, runners) if options.provider in ENGINES else (),
             caches,
         )
 

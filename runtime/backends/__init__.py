@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visprune.bundle import Bundle
     from visprune.runtime.backends.runner import BackendOptions, Runner
 
-__all__ = ["ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "graph_opener"]
+__all__ = ["AT_ONCE", "ENGINES", "LOW_MEMORY", "PROVIDERS", "backend", "check_low_memory", "graph_opener"]
 
 PROVIDERS = {
     "cpu": "visprune.runtime.backends.ort_cpu:open_cpu",
@@ -33,6 +33,9 @@ PROVIDERS = {
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
 """Providers that run the engines of a bundle instead of its graphs."""
+
+AT_ONCE = ("cpu",)
+"""Providers whose graphs are opened in several threads at once."""
 
 LOW_MEMORY = ("cpu", *ENGINES)
 """Providers that have a low-memory mode (see `BackendOptions`)."""

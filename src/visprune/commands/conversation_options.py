@@ -108,8 +108,13 @@ class ConversationOptions(BackendChoice):
         )
 
 
-def open_pipeline(bundle: Path, options: ConversationOptions, picture_cache: int = 0) -> Pipeline:
-    """Load a bundle, with a spinner on the terminal, and so many bytes for features of images."""
+def open_pipeline(
+    bundle: Path, options: ConversationOptions, picture_cache: int = 0, *, wait: bool = True
+) -> Pipeline:
+    """Load a bundle, with a spinner on the terminal, and so many bytes for features of images.
+
+    `wait` is that of `visprune.load`.
+    """
     from visprune.runtime import load
 
     with busy(f"Loading {bundle}") as update:
@@ -118,6 +123,7 @@ def open_pipeline(bundle: Path, options: ConversationOptions, picture_cache: int
             provider=options.provider,
             threads=options.threads,
             low_memory=options.low_memory,
+            wait=wait,
             picture_cache=picture_cache,
             on_file=lambda name, count: update(f"Checking {name} ({in_bytes(count)}), once"),
         )

@@ -98,7 +98,7 @@ def run(  # noqa: PLR0913 - a command line's options
     targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
     schema = _read_schema(json_schema) if json_schema else None
 
-    with open_pipeline(bundle, options) as pipeline:
+    with open_pipeline(bundle, options, wait=False) as pipeline:
         answering: AnswerOptions = {**checked.answer, "schema": schema}
         turn = pipeline.prepare(told, ratio=options.ratio, keep_tokens=options.keep_tokens, **answering)
         stream = pipeline.answer(turn)
