@@ -37,6 +37,8 @@ CPU = "CPUExecutionProvider"
 Provider: TypeAlias = tuple[str, dict[str, str]]
 """Name of an execution provider of ONNX Runtime, and its options."""
 
+_SPIN_US = "200"  # ONNX Runtime before 1.26 does not know the setting
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -96,8 +98,10 @@ def session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> A
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if options.low_memory:
         _keep_weights_on_disk(ort, settings)
-    # Each graph has its own thread pool. Between runs its threads must not spin while another graph runs.
+    # Each graph has its own thread pool. Between runs its threads must not spin while another graph runs, and
+    # during a run not for longer than it takes to wake them: another thread may need the core.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     if sums_may_overflow():
         settings.add_session_config_entry("session.x64quantprecision", "1")
     # A memory pattern is stored for each new set of shapes, and decoding has new shapes at every token.
