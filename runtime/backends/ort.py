@@ -106,6 +106,9 @@ def session_options(ort: ModuleType, options: BackendOptions, *, gpu: bool) -> A
         settings.add_session_config_entry("session.x64quantprecision", "1")
     # A memory pattern is stored for each new set of shapes, and decoding has new shapes at every token.
     settings.enable_mem_pattern = False
+    # An arena keeps the activations of the largest run, for each graph. Without it the graphs use the memory
+    # of one another: the prefill that of the vision encoder.
+    settings.enable_cpu_mem_arena = gpu
     return settings
 
 

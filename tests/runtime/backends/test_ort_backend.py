@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,6 +141,31 @@ def test_running_out_of_memory_is_said(embedding, said):
     embedding._session = SimpleNamespace(io_binding=embedding._session.io_binding, run_with_iobinding=fail)
     with pytest.raises(UnsupportedError, match="not enough memory for the graph 'embedding'"):
         embedding.infer({"input_ids": np.array([[5]]), "image_features": np.zeros((0, 8), np.float32)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_activations_are_not_kept_after_a_run(tmp_path):
+    helper = pytest.importorskip("onnx").helper
+    made, count = helper.TensorProto.FLOAT, 50_000_000
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info("shape", helper.TensorProto.INT64, [1])]
+    outputs = [helper.make_tensor_value_info("sum", made, [])]
+    graph = helper.make_graph(nodes, "large", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with ort_cpu.open_model(model.SerializeToString(), tmp_path, "large", OPTIONS) as runner:
+        runner.infer({"shape": np.array([1])})
+        before = _resident()
+        runner.infer({"shape": np.array([count])})
+        assert _resident() - before < count  # a quarter of the bytes of `large`
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def test_every_provider_can_be_imported():
