@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU.
 
-A decoder whose cache can be written in place is rewritten when it is loaded; see `cache_rewrite`.
+A decoder whose cache can be written in place is rewritten when it is loaded; see `cache_rewrite`. What stays
+mapped of the weights, and was read only to be copied, is dropped from memory; see `mapped`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from visprune.cache_names import PAST
 from visprune.optional import require
 from visprune.runtime.backends.cache_rewrite import rewrite_cache
 from visprune.runtime.backends.host_cache import InPlaceRunner
+from visprune.runtime.backends.mapped import drop_pages
 from visprune.runtime.backends.ort import (
     CPU,
     OrtRunner,
@@ -41,9 +43,12 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
     settings = settings_for(ort, bundle, graph, options)
     rewritten = _rewritten(bundle, graph, settings) if _has_float_cache(bundle, graph) else None
     if rewritten is None:
-        return open_graph(ort, bundle, graph, settings, [(CPU, {})])
-    runner = InPlaceRunner(ort, open_session(ort, rewritten, settings, [(CPU, {})], graph), graph)
-    check_specs(bundle, graph, runner.specs)
+        runner = open_graph(ort, bundle, graph, settings, [(CPU, {})])
+    else:
+        runner = InPlaceRunner(ort, open_session(ort, rewritten, settings, [(CPU, {})], graph), graph)
+        check_specs(bundle, graph, runner.specs)
+    if weights := bundle.manifest.graphs[graph].data:
+        drop_pages(bundle.file(weights))
     return runner
 
 

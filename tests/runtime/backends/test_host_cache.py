@@ -87,6 +87,19 @@ def test_a_bundle_whose_files_are_links(way, demo_bundle, name, tmp_path):
         assert type(runner) is InPlaceRunner
 
 
+def test_the_largest_weight_comes_first(content, bundle, name):
+    file = bundle.file(bundle.manifest.graphs[name].data).name
+    graph = onnx_messages.parse(rewrite_cache(content, (file, file))).graph
+    entries = {one.name: {e.key: e.value for e in one.external_data} for one in graph.initializer}
+    sizes = {name: int(entry.get("length", 0)) for name, entry in entries.items()}
+    read = [max((sizes.get(name, 0) for name in node.input), default=0) for node in graph.node]
+    assert read[0] == max(sizes.values()) > 0
+    made = [tuple(node.output) for node in graph.node]
+    before = [tuple(node.output) for node in onnx_messages.parse(content).graph.node]
+    assert made[0] != before[0]
+    assert made[1:] == [one for one in before if one in made and one != made[0]]  # those of the mask are gone
+
+
 def test_logits_and_cache_are_those_of_the_standard_graph(in_place, standard):
     ours, theirs = Steps(in_place), Steps(standard)
     counts = [5, 1, 1, 3, *[1] * 3, capacity_for(10), 1]  # the last but one needs larger buffers
