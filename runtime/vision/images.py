@@ -7,11 +7,13 @@ resizing and normalising are in `preprocess`.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,8 +29,20 @@ MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels: 256 MiB as RGB. Pillow warns of larger ones."""
 
 # Pillow also reads formats that start other programs (EPS runs Ghostscript) or are no usual image formats.
-# An untrusted file should not be able to choose one of those.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+# An untrusted file should not be able to choose one of those. Each format has its plugin in Pillow.
+_PLUGINS = {
+    "JPEG": "Jpeg",
+    "MPO": "Mpo",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "PPM": "Ppm",
+    "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K",
+    "ICO": "Ico",
+}
 _FORMATS_HINT = "Give a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000 or ICO picture."
 
 
@@ -136,16 +150,26 @@ def _read(stream: IO[bytes], label: str, max_pixels: int | None) -> Image.Image:
 @contextmanager
 def _opened(stream: IO[bytes], label: str) -> Iterator[Image.Image]:
     """Open an image; anything that goes wrong with it is an InputError."""
-    Image.init()  # registers all plugins, because a format that this build of Pillow lacks is a KeyError
-    formats = [name for name in _FORMATS if name in Image.OPEN]
     with (
         _as_input_errors(label),
         warnings.catch_warnings(),
     ):
         # Pillow warns of a large image when it reads the header; some plugins again when they load it.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(stream, formats=formats) as image:
+        with Image.open(stream, formats=_formats()) as image:
             yield image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Load the plugins of the formats, and return those that this build of Pillow has.
+
+    Pillow itself would load all of its plugins, which takes several times as long.
+    """
+    for plugin in _PLUGINS.values():
+        with suppress(ImportError):
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    return tuple(name for name in _PLUGINS if name in Image.OPEN)  # Pillow raises KeyError for others
 
 
 @contextmanager
