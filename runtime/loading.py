@@ -25,7 +25,7 @@ _MAX_THREADS = 1024  # more than any machine needs; ONNX Runtime starts as many 
 
 
 def load(  # noqa: PLR0913 - all are independent
-    path: str | Path,
+    path: str | Path | Bundle,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -39,7 +39,7 @@ def load(  # noqa: PLR0913 - all are independent
     """Load a bundle.
 
     Args:
-        path: Directory of the bundle.
+        path: Directory of the bundle, or the bundle as it was opened.
         provider: Backend that runs the graphs: "cpu", "cuda", "ort-tensorrt" or "ort-tensorrt-rtx";
             "tensorrt" or "tensorrt-rtx" for a bundle with engines.
         threads: Processor threads, 1 to 1024; by default as many as this process may use.
@@ -66,7 +66,7 @@ def load(  # noqa: PLR0913 - all are independent
             engines for it, or there is too little memory.
         MissingExtraError: The provider's package is not installed.
     """
-    bundle = Bundle.open(path)
+    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
     backend(provider)
     if threads is not None:
         check_threads(threads)

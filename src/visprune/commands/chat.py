@@ -56,12 +56,12 @@ def chat(
     """
     room = read_bytes("--picture-cache", picture_cache)
     checked = options.check(bundle, max_new_tokens)
-    with open_pipeline(bundle, options, room) as pipeline:
+    with open_pipeline(checked.bundle, options, room) as pipeline:
         talk = _Talk(
             pipeline.chat(**checked.chat),
             checked.pictures,
             checked.answer,
-            about_pictures=None if as_json else checked.keep.describe(checked.manifest),
+            about_pictures=None if as_json else checked.keep.describe(checked.bundle.manifest),
         )
         if not as_json:
             note(_GREETING)

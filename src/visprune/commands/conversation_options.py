@@ -14,7 +14,7 @@ from visprune.units import in_bytes
 if TYPE_CHECKING:
     from PIL import Image
 
-    from visprune.manifest import Manifest
+    from visprune.bundle import Bundle
     from visprune.runtime import Pipeline
     from visprune.runtime.options import AnswerOptions, ChatOptions
     from visprune.runtime.vision.kept_tokens import Keep
@@ -27,14 +27,14 @@ class CheckedOptions:
     """Options that fit a bundle, as the runtime takes them.
 
     Attributes:
-        manifest: Manifest of the bundle.
+        bundle: The bundle.
         keep: How many visual tokens are kept.
         chat: Options of the conversation.
         answer: Options of each answer.
         pictures: The images of `--image`, decoded.
     """
 
-    manifest: Manifest
+    bundle: Bundle
     keep: Keep
     chat: ChatOptions
     answer: AnswerOptions
@@ -100,7 +100,7 @@ class ConversationOptions(BackendChoice):
             check_prompt(prompt, opened.manifest)
         check_texts(opened, system=self.system, stop=limits.stop)
         return CheckedOptions(
-            opened.manifest,
+            opened,
             keep_for(opened.manifest, ratio=self.ratio, keep_tokens=self.keep_tokens),
             ChatOptions(system=self.system, ratio=self.ratio, keep_tokens=self.keep_tokens),
             AnswerOptions(max_new_tokens=max_new_tokens, sampling=sampling, stop=limits.stop),
@@ -109,7 +109,7 @@ class ConversationOptions(BackendChoice):
 
 
 def open_pipeline(
-    bundle: Path, options: ConversationOptions, picture_cache: int = 0, *, wait: bool = True
+    bundle: Bundle, options: ConversationOptions, picture_cache: int = 0, *, wait: bool = True
 ) -> Pipeline:
     """Load a bundle, with a spinner on the terminal, and so many bytes for features of images.
 
@@ -117,7 +117,7 @@ def open_pipeline(
     """
     from visprune.runtime import load
 
-    with busy(f"Loading {bundle}") as update:
+    with busy(f"Loading {bundle.path}") as update:
         return load(
             bundle,
             provider=options.provider,

@@ -82,7 +82,7 @@ def run(  # noqa: PLR0913 - a command line's options
             "Leave --image, --video and --system out.",
         )
     checked = options.check(bundle, max_new_tokens, prompt)
-    manifest = checked.manifest
+    manifest = checked.bundle.manifest
     videos = [Video(decode_frames(one, frames)) for one in video or []]
     told = _conversation(messages, options.system, prompt or "", [*checked.pictures, *videos], manifest)
     pictures = [part for message in told for part in message.visual if isinstance(part, Image.Image)]
@@ -98,7 +98,7 @@ def run(  # noqa: PLR0913 - a command line's options
     targets = _overlay_targets(overlay, len(pictures), manifest.pruning, force=force) if overlay else []
     schema = _read_schema(json_schema) if json_schema else None
 
-    with open_pipeline(bundle, options, wait=False) as pipeline:
+    with open_pipeline(checked.bundle, options, wait=False) as pipeline:
         answering: AnswerOptions = {**checked.answer, "schema": schema}
         turn = pipeline.prepare(told, ratio=options.ratio, keep_tokens=options.keep_tokens, **answering)
         stream = pipeline.answer(turn)
