@@ -55,11 +55,16 @@ def method_of(manifest: Manifest) -> str:
 
 
 def precision_of(manifest: Manifest) -> str:
-    """Return the precision of the linear layers: fp32 or fp16; if quantized, all of them, joined by +."""
+    """Return the precision of the linear layers: fp32 or fp16; if quantized, all of them, joined by +.
+
+    A head in int8-weights is not named: it is what `visprune quantize` gives to a decoder by default.
+    """
     float_name = WIDTHS.get(manifest.dtype, manifest.dtype)
     if manifest.quantization is None:
         return float_name
     parts = {part: name for part, name in manifest.quantization.parts.items() if part != "embedding"}
+    if parts.get("head") == "int8-weights":
+        del parts["head"]
     return "+".join(dict.fromkeys(float_name if name == "float" else name for name in parts.values()))
 
 

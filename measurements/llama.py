@@ -23,7 +23,11 @@ from repetition import Contender, Repetition
 
 __all__ = ["llama"]
 
-_VISION = re.compile(rb"image slice encoded in (\d+) ms")  # in the server's log
+# Lines of the server's log begin with minutes, seconds, milliseconds and microseconds.
+_TIME = rb"^(\d+)\.(\d+)\.(\d+)\.(\d+) .*"
+_VISION = [
+    re.compile(_TIME + end, re.MULTILINE) for end in (rb"encoding mtmd batch", rb"decoding image batch 1/")
+]
 _LOADING_S = 120
 
 
@@ -53,7 +57,7 @@ def llama(folder: Path, types: str, threads: int, steps: int) -> Contender:
         said = json.loads(urllib.request.urlopen(request).read())
         with log.open("rb") as lines:
             lines.seek(seen)
-            vision_ms = float(_VISION.findall(lines.read())[-1])
+            vision_ms = _vision_ms(lines.read())
         times = said["timings"]
         ms = {
             "first token": times["prompt_ms"],
@@ -64,6 +68,15 @@ def llama(folder: Path, types: str, threads: int, steps: int) -> Contender:
         return Repetition(None, said["tokens"], ms)
 
     return Contender(repeat, str(server.pid), server.terminate)
+
+
+def _vision_ms(log: bytes) -> float:
+    """Return the time from the encoding of an image to the prefill of its tokens."""
+    times = []
+    for pattern in _VISION:
+        minutes, seconds, milliseconds, microseconds = map(int, pattern.findall(log)[-1])
+        times.append((60 * minutes + seconds) * 1e3 + milliseconds + microseconds / 1e3)
+    return times[1] - times[0]
 
 
 def _free_port() -> int:
@@ -102,6 +115,7 @@ def _request(address: str, steps: int) -> urllib.request.Request:
         },
         "n_predict": steps + 1,
         "temperature": 0,
+        "top_k": 1,
         "ignore_eos": True,
         "cache_prompt": False,
         "return_tokens": True,
