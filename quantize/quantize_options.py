@@ -32,6 +32,8 @@ FLOAT = "float"
 PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "fp8", "int4")
 PARTS = ("vision", "projector", "decoder", "head")
 BLOCK_SIZES = (32, 64, 128)
+TENSORRT_BLOCK_SIZES = (64, 128)
+"""Block sizes of int4 that TensorRT documents for weights."""
 
 Range = Literal["search", "max", "percentile", "entropy"]
 """How the range of an activation is found; see `visprune.quantize.ranges`."""
@@ -83,7 +85,7 @@ class QuantizeOptions:
         str, Option("Precision of the token table: float, or int8 with a scale for each token.")
     ] = FLOAT
     block_size: Annotated[
-        int, Option("For int4, the number of inputs that share a scale: 32, 64 or 128.")
+        int, Option("For int4, the number of inputs that share a scale: 64 or 128; also 32 in ONNX Runtime.")
     ] = 128
     ranges: Annotated[
         Range,
@@ -188,6 +190,15 @@ def resolve(options: QuantizeOptions, platform: Target, dtype: str) -> ResolvedO
     for part, precision in parts.items():
         if precision != FLOAT and precision not in platform.quantized:
             raise _unsupported(precision, part, platform.name, platform.quantized)
+    if (
+        "int4" in parts.values()
+        and platform.builds_engines
+        and options.block_size not in TENSORRT_BLOCK_SIZES
+    ):
+        raise UnsupportedError(
+            f"TensorRT has no int4 in blocks of {options.block_size} (target {platform.name}).",
+            f"Give --block-size {' or '.join(map(str, TENSORRT_BLOCK_SIZES))}, or leave it out.",
+        )
     if options.embedding != FLOAT and platform.builds_engines:
         raise UnsupportedError(
             f"The token table cannot be int8 for the target {platform.name}: TensorRT looks up floats only.",
@@ -227,7 +238,6 @@ def _float_or_precision(part: str, precision: str, dtype: str) -> str:
 def _unsupported(precision: str, part: str, name: str, offered: tuple[str, ...]) -> UnsupportedError:
     why = {
         "fp8": "its GPU has no 8-bit floating point, which begins with SM89",
-        "int4": "4-bit weights are not proven with its TensorRT",
         "int8-dynamic": "TensorRT needs ranges that are known beforehand",
         "int8-weights": "the operator is ONNX Runtime's own",
     }[precision]

@@ -25,6 +25,9 @@ __all__ = ["quantize_embedding", "write_quantized"]
 
 # As in an export: smaller tensors stay inside the graph's file, where optimizers of graphs can see them.
 _EXTERNAL_BYTES = 1024
+# `DequantizeLinear` has 4-bit integers and blocks from this opset on. Of the operators of an export, none
+# computes something else in it than in the opset of a target.
+_INT4_OPSET = 21
 
 
 def write_quantized(
@@ -53,6 +56,8 @@ def write_quantized(
         has_factors = linear.name in choices.rows or linear.name in choices.columns
         if layer.precision != FLOAT or has_factors:
             _replace_layer(builder, linear, choices)
+    if resolved.for_engines and any(layer.precision == "int4" for layer in choices.layers.values()):
+        model.opset_imports[""] = max(model.opset_imports[""], _INT4_OPSET)
     if any(node.domain == MICROSOFT for node in model.graph):
         model.opset_imports.setdefault(MICROSOFT, 1)
     return _save(model, folder, graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -101,6 +102,8 @@ class TestPlan:
         plan = make_plan(pruned(), ORIN, "int4", PlannedPrompt())
         assert any("DS-10712-001" in line for line in plan.sources)
         assert any("Assumed: 2 GiB" in line for line in plan.sources)
+        assert not any("builds no" in line for line in plan.findings)
+        plan = make_plan(pruned(), replace(ORIN, not_built=("int4",)), "int4", PlannedPrompt())
         assert "This version of visprune builds no int4 engine for SM87." in plan.findings
 
     def test_refusals(self):

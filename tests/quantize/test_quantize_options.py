@@ -57,7 +57,6 @@ def test_an_output_that_is_there(tiny, tmp_path, jsonl, refused):
     ("name", "precision", "match"),
     [
         ("jetpack6", "fp8", "jetpack6 cannot take fp8 .*SM89"),
-        ("jetpack6", "int4", "jetpack6 cannot take int4 .*not proven"),
         ("jetpack6", "int8-dynamic", "jetpack6 cannot take int8-dynamic .*beforehand"),
         ("jetpack6", "int8-weights", "jetpack6 cannot take int8-weights .*ONNX Runtime's own"),
         ("rtx", "int8-dynamic", "rtx cannot take int8-dynamic"),
@@ -95,6 +94,18 @@ def test_what_else_targets_have_not():
 def test_the_head_that_goes_with_a_decoder(options, name, head):
     platform = TARGETS[name]
     assert resolve(QuantizeOptions(**options), platform, platform.dtype).parts["head"] == head
+
+
+def test_tensorrt_has_no_small_blocks():
+    for name, platform in TARGETS.items():
+        options = QuantizeOptions("int4", block_size=32)
+        if not platform.builds_engines:
+            assert resolve(options, platform, platform.dtype).block_size == 32
+            continue
+        with pytest.raises(UnsupportedError, match=rf"no int4 in blocks of 32 \(target {name}\)"):
+            resolve(options, platform, platform.dtype)
+        mixed = QuantizeOptions("int8", block_size=32)  # no part has blocks
+        assert resolve(mixed, platform, platform.dtype).parts["decoder"] == "int8"
 
 
 def test_fp8_begins_with_sm89():

@@ -76,7 +76,39 @@ def test_what_int8_is_spelled_in(made):
                 assert constants[node.input[1]].shape == (() if weight is None else weight.shape[1:])
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int4", "int8-dynamic"])
+def test_int4_is_what_tensorrt_documents(tmp_path_factory, tmp_path):
+    """Opset 21 and blocks in a `DequantizeLinear` of [K, N] along K; TensorRT-RTX compiles it for SM86."""
+    output = tmp_path_factory.mktemp("demo") / "float"
+    whole = export(method="fopru-rank", ratio=0.5, target="jetpack6", verify=False, output=output)
+    options = {"precision": "int8", "decoder": "int4", "block_size": 64, "samples": 4, "timing": False}
+    made = quantize(whole, tmp_path / "made", **options)
+    for name, graph in made.manifest.graphs.items():
+        path = made.file(graph.file)
+        onnx.checker.check_model(path)
+        loaded = onnx.load(path)
+        (opset,) = (one.version for one in loaded.opset_import if one.domain == "")
+        kinds = {one.name: one for one in loaded.graph.initializer}
+        four_bits = {name for name, one in kinds.items() if one.data_type == onnx.TensorProto.INT4}
+        blocked = [
+            node
+            for node in loaded.graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in four_bits
+        ]
+        assert opset == (21 if name == "decoder_model_merged" else 19)
+        assert bool(blocked) == (name == "decoder_model_merged")
+        for node in blocked:
+            said = {one.name: one.i for one in node.attribute}
+            assert said == {"axis": 0, "block_size": 64}
+            rows, columns = kinds[node.input[0]].dims
+            assert tuple(kinds[node.input[1]].dims) == (rows // 64, columns)
+    assert all(error.relative_l2 < 0.15 for error in made.manifest.quantization.errors)
+    pytest.importorskip("tensorrt_rtx")
+    from rtx_engines import check
+
+    check(made, ["decoder_model_merged"], sm=86)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8-weights", "int8-dynamic"])
 def test_there_is_no_other_precision(precision, bundle, lines, tmp_path):
     there = set(tmp_path.iterdir())
     with pytest.raises(UnsupportedError, match=f"jetpack6 cannot take {precision}"):

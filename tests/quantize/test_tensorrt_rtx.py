@@ -36,7 +36,8 @@ def made(rtx, tmp_path_factory):
     def make(precision):
         if precision not in bundles:
             output = tmp_path_factory.mktemp("made") / precision
-            bundles[precision] = quantize(rtx, output, precision=precision, timing=False, samples=4)
+            options = {"block_size": 64, "timing": False, "samples": 4}  # the demo model is 192 wide
+            bundles[precision] = quantize(rtx, output, precision=precision, **options)
         return bundles[precision]
 
     return make
