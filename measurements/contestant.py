@@ -220,15 +220,17 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)  # so that text that a library prints is no reply
         made = KINDS[args.kind](args)
-        gc.collect()
-        print(json.dumps({"memory": asdict(Memory.of(made.process))}), file=replies, flush=True)
-        for line in sys.stdin:
-            done = made.repeat()
-            reply = {"ms": done.ms, "memory": asdict(Memory.of(made.process))}
-            if line.strip() == "answer":
-                reply |= {"tokens": done.tokens, "logits": done.logits.tolist()}
-            print(json.dumps(reply), file=replies, flush=True)
-        made.close()
+        try:
+            gc.collect()
+            print(json.dumps({"memory": asdict(Memory.of(made.process))}), file=replies, flush=True)
+            for line in sys.stdin:
+                done = made.repeat()
+                reply = {"ms": done.ms, "memory": asdict(Memory.of(made.process))}
+                if line.strip() == "answer":
+                    reply |= {"tokens": done.tokens, "logits": done.logits.tolist()}
+                print(json.dumps(reply), file=replies, flush=True)
+        finally:
+            made.close()
 
 
 if __name__ == "__main__":
