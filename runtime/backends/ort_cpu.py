@@ -7,7 +7,6 @@ mapped of the weights, and was read only to be copied, is dropped from memory; s
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from visprune.bundle import Bundle
 from visprune.cache_names import PAST
@@ -41,14 +40,18 @@ def open_cpu(bundle: Bundle, graph: str, options: BackendOptions) -> OrtRunner:
     """
     ort = require("onnxruntime", extra="cpu")
     settings = settings_for(ort, bundle, graph, options)
-    rewritten = _rewritten(bundle, graph, settings) if _has_float_cache(bundle, graph) else None
+    data = bundle.manifest.graphs[graph].data
+    weights = bundle.file(data).resolve() if data else None
+    rewritten = _rewritten(bundle, graph, weights) if _has_float_cache(bundle, graph) else None
     if rewritten is None:
         runner = open_graph(ort, bundle, graph, settings, [(CPU, {})])
     else:
+        if weights is not None:
+            settings.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.parent))
         runner = InPlaceRunner(ort, open_session(ort, rewritten, settings, [(CPU, {})], graph), graph)
         check_specs(bundle, graph, runner.specs)
-    if weights := bundle.manifest.graphs[graph].data:
-        drop_pages(bundle.file(weights))
+    if weights is not None:
+        drop_pages(weights)
     return runner
 
 
@@ -72,20 +75,18 @@ def open_model(model: bytes, folder: Path, graph: str, options: BackendOptions) 
     return OrtRunner(ort, open_session(ort, model, settings, [(CPU, {})], graph), graph)
 
 
-def _rewritten(bundle: Bundle, graph: str, settings: Any) -> bytes | None:
-    """Return a graph rewritten for a cache in place, or None; set where its weights lie.
+def _rewritten(bundle: Bundle, graph: str, weights: Path | None) -> bytes | None:
+    """Return a graph rewritten for a cache in place, or None.
 
     ONNX Runtime follows no links from a model that is no file. So the weights, which the hub's cache keeps
     behind a link, are named as the file that the link leads to.
     """
     told = bundle.manifest.graphs[graph]
     content = bundle.file(told.file).read_bytes()
-    if told.data is None:
+    if told.data is None or weights is None:
         return rewrite_cache(content)
     named = PurePosixPath(told.data).relative_to(PurePosixPath(told.file).parent)
-    file = bundle.file(told.data).resolve()
-    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(file.parent))
-    return rewrite_cache(content, (str(named), file.name))
+    return rewrite_cache(content, (str(named), weights.name))
 
 
 def _has_float_cache(bundle: Bundle, graph: str) -> bool:

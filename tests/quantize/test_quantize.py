@@ -105,7 +105,8 @@ def test_the_demo_model_in_each_precision(precision, demo, demo_in, report):
     assert len(made.manifest.quantization.errors) == 3
     assert all(error.relative_l2 < BOUNDS[precision] for error in made.manifest.quantization.errors)
     assert not made.manifest.parity.verified
-    assert sum(graph["bytes"][1] for graph in said["graphs"]) < 0.4 * size(demo)
+    share = 0.4 if precision == "int8-weights" else 0.35  # its blocks of 128 are padded: layers are 192 wide
+    assert sum(graph["bytes"][1] for graph in said["graphs"]) < share * size(demo)
     # int4 uses samples if there are any, the others without ranges do not.
     assert (said["samples"], said["held_out"]) == (0 if precision in WITHOUT_SAMPLES else 6, 2)
     assert said["answers"]["samples"] == 2

@@ -14,7 +14,7 @@ from visprune.runtime import load
 from visprune.runtime.backends import onnx_messages, ort_cpu
 from visprune.runtime.backends.cache_rewrite import rewrite_cache
 from visprune.runtime.backends.host_cache import HostCacheArray, InPlaceRunner, capacity_for
-from visprune.runtime.backends.ort import CPU, open_graph, settings_for
+from visprune.runtime.backends.ort import CPU, OrtRunner, open_graph, settings_for
 from visprune.runtime.backends.runner import BackendOptions, shape_of, to_numpy
 from visprune.runtime.session import Session, cache_capacities, session_values
 from visprune.runtime.vision.kept_tokens import keep_for
@@ -98,6 +98,16 @@ def test_the_largest_weight_comes_first(content, bundle, name):
     before = [tuple(node.output) for node in onnx_messages.parse(content).graph.node]
     assert made[0] != before[0]
     assert made[1:] == [one for one in before if one in made and one != made[0]]  # those of the mask are gone
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_standard_graph_of_a_bundle_whose_files_are_links(
+    way, demo_bundle, name, tmp_path, standard, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "google.protobuf.message", None)  # then nothing is rewritten
+    with ort_cpu.open_cpu(Bundle.open(way(demo_bundle, tmp_path)), name, OPTIONS) as runner:
+        assert type(runner) is OrtRunner
+        np.testing.assert_allclose(Steps(runner).feed(3), Steps(standard).feed(3), rtol=1e-6, atol=1e-6)
 
 
 def test_logits_and_cache_are_those_of_the_standard_graph(in_place, standard):
